@@ -1,0 +1,39 @@
+"""graphc: one array frontend, run eagerly with autograd or as a static graph compiled to Numba kernels."""
+from . import eager as eager
+from .core.aval import Aval as Aval
+from .core.dims import Dim as Dim
+from .core.dims import dim as dim
+from .core.dtypes import (
+    bool_,
+    float32,
+    float64,
+    int8,
+    int16,
+    int32,
+    int64,
+    uint8,
+    uint16,
+    uint32,
+    uint64,
+)
+from .core.errors import (
+    ArgumentError,
+    AutogradError,
+    AxisError,
+    CompileError,
+    DataError,
+    DeviceError,
+    DTypeError,
+    FeedError,
+    FetchError,
+    GraphcError,
+    GraphError,
+    InternalError,
+    ModeError,
+    ShapeError,
+)
+from .core.random import initial_seed, manual_seed
+from .core.record import eagerly, enable_grad, no_grad, record_sources
+from .core.tensor import Buffer, Parameter, Tensor, as_tensor, from_numpy, tensor
+from .ops import *  # noqa: F403
+from .eager import autograd

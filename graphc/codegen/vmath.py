@@ -1,0 +1,813 @@
+"""The maths library: every transcendental of the loop IR as a short run of ordinary scalar operations.
+
+Here live `expand`, which rewrites a kernel so that no op marked ``math`` is left, the expansion of each
+function (`EXPANSIONS`) and the error each one is tested to keep (`ULP_BOUND`). What is *not* here: how an
+operation is printed or compiled (`emit.py` and the targets).
+
+An expansion is branch-free (`select`, never `If`), stays in its own width (no float64 or int64 in float32 code)
+and names fma where it wants one, so the plain Python, Numba and CUDA targets compute the same bits and LLVM
+vectorises the loop around it. NaN, infinities, signed zeros and denormals come out as NumPy has them; one
+exception: sin, cos and tan are NaN beyond `TRIG_LIMIT`, where three words of pi/2 no longer carry the reduction.
+
+The polynomials are minimax fits made for these forms (Remez exchange on 50-digit values, coefficients rounded one
+after another and the rest refitted); the comment above each pair gives the form, the interval and the largest
+relative error of the function in float32 and float64.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ..core.errors import InternalError
+from .loopir import (
+    SCALAR_OPS,
+    Call,
+    Const,
+    Expr,
+    For,
+    Gemm,
+    If,
+    Kernel,
+    Let,
+    Load,
+    Note,
+    Set,
+    Stmt,
+    Store,
+    Var,
+    map_expr,
+    print_expr,
+    subexprs,
+    walk_exprs,
+    walk_stmts,
+)
+
+# ---------------------------------------------------------------- what the tests hold us to
+
+# largest error in units in the last place of the result, over the whole range: (float32, float64)
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "exp": (1.5, 1.5), "exp2": (1.5, 1.5), "expm1": (1.5, 1.5), "log": (1.5, 1.5), "log2": (1.5, 1.5),
+    "log10": (1.5, 1.5), "log1p": (1.5, 1.5), "sin": (1.5, 1.5), "cos": (1.5, 1.5), "tan": (2.0, 2.0),
+    "tanh": (1.5, 1.5), "sinh": (2.0, 2.0), "cosh": (2.0, 2.0), "asin": (2.0, 2.0), "acos": (2.0, 2.0),
+    "atan": (2.0, 2.0), "erf": (1.5, 2.0), "sigmoid": (1.5, 2.0), "pow": (2.0, 2.0), "atan2": (2.0, 2.0),
+}
+ULP_BOUND: dict[tuple[str, str], float] = {
+    (name, dtype): bound
+    for name, pair in _BOUNDS.items() for dtype, bound in zip(("float32", "float64"), pair)}
+
+TRIG_LIMIT: dict[str, float] = {"float32": 2.0 ** 22, "float64": 2.0 ** 48}     # sin, cos, tan: NaN from here on
+
+
+# ---------------------------------------------------------------- formats
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A binary float format, and the constants that are rounded to it. Pairs are ``(hi, lo)``: hi + lo = value."""
+    float: str
+    int: str
+    mantissa: int                             # stored bits
+    bias: int
+    tiny: float                               # x + x**2 == x below it, and x is small for every odd function
+    exp_range: tuple[float, float]            # beyond it exp has reached 0 and inf
+    exp2_range: tuple[float, float]
+    exp_half_max: float                       # sinh and cosh are inf from here on
+    expm1_min: float                          # expm1 is -1 from here down
+    tanh_max: float                           # tanh is 1 from here on
+    erf_max: float
+    ln2: tuple[float, float]                  # hi has zeros at its end: an exponent times hi is exact
+    log2e: tuple[float, float]
+    log10e: tuple[float, float]
+    log10_2: tuple[float, float]
+    half_pi: tuple[float, float, float]
+    third_log2: tuple[float, float]           # 2/3 log2(e)
+    poly: dict[str, tuple[float, ...]]
+
+    @property
+    def magic(self) -> float:
+        """1.5 * 2**mantissa: adding it rounds to an integer, which is left in the low bits of the sum."""
+        return 1.5 * 2.0 ** self.mantissa
+
+    @property
+    def sqrt_half(self) -> int:
+        """The bits of sqrt(1/2): log splits x there into m * 2**e."""
+        return 0x3f3504f3 if self.mantissa == 23 else 0x3fe6a09e667f3bcd
+
+
+_POLY: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    # e**r = 1 + r + r**2 Q(r), |r| <= ln 2: 2**-26.0, 2**-55.9
+    "exp": ((0.5000003576278687, 0.1666661649942398, 0.04166116937994957, 0.008335904218256474,
+             0.0014106094604358077, 0.0001964389521162957),
+            (0.4999999999999993, 0.1666666666666658, 0.04166666666669552, 0.008333333333328627,
+             0.0013888888884493803, 0.00019841269857577033, 2.4801590381593895e-05, 2.755731043289454e-06,
+             2.755625056255745e-07, 2.505376325504149e-08, 2.1055459579201096e-09, 1.5997320234244113e-10)),
+    # log((1+s)/(1-s)) = 2s + s z Q(z), z = s**2, |s| <= 3 - 2 sqrt 2: 2**-29.2, 2**-58.5
+    "log": ((0.6666677594184875, 0.39977580308914185, 0.29870927333831787),
+            (0.6666666666666734, 0.3999999999941653, 0.28571428742069443, 0.22222198599502996,
+             0.18183563197047123, 0.15314074715428697, 0.14795746178967703)),
+    # log2((1+s)/(1-s)) = log2(e) (2s + 2/3 s z) + s z**2 Q(z): 2**-35.2, 2**-71.9
+    "pow": ((0.5770801901817322, 0.4118497669696808, 0.33782699704170227),
+            (0.5770780163555851, 0.4121985831113461, 0.3205988979126236, 0.2623081986836517, 0.22195226828139702,
+             0.19240141220803092, 0.16844951796213847, 0.1728351356489357)),
+    # sin r = r + r z Q(z), z = r**2, |r| <= pi/4: 2**-27.9, 2**-57.9
+    "sin": ((-0.16666655242443085, 0.008332187309861183, -0.00019517897453624755),
+            (-0.1666666666666663, 0.00833333333332184, -0.00019841269829358503, 2.75573135384969e-06,
+             -2.5050734385363488e-08, 1.589543300798114e-10)),
+    # cos r = 1 - z/2 + z**2 Q(z): 2**-33.0, 2**-63.9
+    "cos": ((0.04166664555668831, -0.0013887309469282627, 2.4432327336398885e-05),
+            (0.041666666666666595, -0.0013888888888873307, 2.4801587288965325e-05, -2.755731420314184e-07,
+             2.087570315289566e-09, -1.1358617935527081e-11)),
+    # tan r = r + r z Q(z): 2**-25.7, 2**-53.4
+    "tan": ((0.33333155512809753, 0.1333884447813034, 0.05340704321861267, 0.024446509778499603,
+             0.003092127153649926, 0.009402588941156864),
+            (0.33333333333332765, 0.1333333333341647, 0.053968253925718926, 0.02186948963351575,
+             0.008863218791678843, 0.003592292707124014, 0.0014547341723275787, 0.0005951727845178456,
+             0.00022203625418268914, 0.00013728799021001169, -2.7542413781633745e-05, 9.059367721477257e-05,
+             -4.55370336757393e-05, 2.1033166376969734e-05)),
+    # tanh x = x (1 + z Q(z)), |x| <= 9/16: 2**-29.4, 2**-59.9
+    "tanh": ((-0.3333331346511841, 0.13332433998584747, -0.05383520573377609, 0.020997382700443268,
+              -0.006164670456200838),
+             (-0.3333333333333328, 0.13333333333323635, -0.05396825396197404, 0.021869488333566903,
+              -0.008863231729454924, 0.0035920830936338596, -0.0014554845967958718, 0.0005882023522112072,
+              -0.00023276007718685808, 8.241907218684224e-05, -1.89372601528992e-05)),
+    # sinh x = x + x z Q(z), |x| <= 1: 2**-31.5, 2**-61.7
+    "sinh": ((0.1666666716337204, 0.008333311416208744, 0.00019842635083477944, 2.7839255380968098e-06),
+             (0.16666666666666669, 0.008333333333332915, 0.00019841269841589247, 2.755731910848396e-06,
+              2.5052130675817178e-08, 1.605668707280784e-10, 7.775693126071584e-13)),
+    # asin x = x + x z Q(z), |x| <= 1/2: 2**-27.6, 2**-54.7
+    "asin": ((0.16666753590106964, 0.07495252043008804, 0.0454760417342186, 0.024152088910341263,
+              0.04221181571483612),
+             (0.16666666666665383, 0.07500000000342946, 0.04464285682351769, 0.030381959331996333,
+              0.022371753444474722, 0.017359773353222988, 0.013884564401550002, 0.01217359077168556,
+              0.006509083468642807, 0.01958002813776863, -0.016305882465350304, 0.031968708186790915)),
+    # atan x = x + x z Q(z), |x| <= 1: 2**-25.8, 2**-54.4
+    "atan": ((-0.33333152532577515, 0.19993767142295837, -0.14211001992225647, 0.10665768384933472,
+              -0.07551655918359756, 0.04320463538169861, -0.016363102942705154, 0.002919393125921488),
+             (-0.3333333333333186, 0.19999999999755197, -0.14285714271340044, 0.11111110678820059,
+              -0.09090901236032174, 0.07692212936723453, -0.06665860428697173, 0.05877308311500131,
+              -0.05239236099970964, 0.04673962091475861, -0.04092674454374293, 0.034068582816301485,
+              -0.0258280147606881, 0.016979457700794814, -0.00918577182921686, 0.003856709506958484,
+              -0.0011643712546164546, 0.0002230960975921638, -2.0266824959152435e-05)),
+    # erf x = x + x Q(z), |x| <= 1: 2**-29.4, 2**-56.0
+    "erf": ((0.12837916612625122, -0.3761262595653534, 0.11283578723669052, -0.026853347197175026,
+             0.005187162198126316, -0.0007997853099368513, 7.806903886375949e-05),
+            (0.12837916709551256, -0.37612638903183343, 0.11283791670936949, -0.026866170641958943,
+             0.005223977596735584, -0.0008548325485075352, 0.00012055280501978386, -1.4924465806427153e-05,
+             1.6444153405045663e-06, -1.6184018690884265e-07, 1.3616842378277772e-08, -7.608121975916439e-10)),
+    # erf x = 1 - Q(x)**8, 0.98 <= x <= 4 and 6: 2**-27.8, 2**-57.1
+    "erfc": ((1.0003318786621094, -0.14275451004505157, -0.06587110459804535, -0.006710743997246027,
+              0.010052922181785107, -0.0014308854006230831, -5.4142186854733154e-05, 1.6771517039160244e-05),
+             (0.9999999773923262, -0.14104717196845376, -0.06963130850793192, -0.0020872298801797055,
+              0.006588993372993549, 0.00018030641460039295, -0.0004974675046783409, 6.748909513950839e-05,
+              1.5360498868153244e-05, -1.3341708227907093e-05, 6.233059738085941e-06, -2.0772567514214315e-06,
+              5.047454958526524e-07, -9.16973428018628e-08, 1.2581544834186652e-08, -1.2809546263405835e-09,
+              9.167799048229103e-11, -4.11305582195661e-12, 8.67973115557695e-14)),
+}
+
+_F32 = Format(
+    "float32", "int32", 23, 127, 2.0 ** -13,
+    exp_range=(-104.0, 89.0), exp2_range=(-151.0, 129.0), exp_half_max=90.0, expm1_min=-18.0, tanh_max=9.5,
+    erf_max=4.0,
+    ln2=(0.693145751953125, 1.428606765330187e-06), log2e=(1.4426950216293335, 1.925963033500011e-08),
+    log10e=(0.4342944920063019, -1.0103049952192578e-08), log10_2=(0.3010300099849701, -1.432098883924482e-08),
+    half_pi=(1.5707963705062866, -4.371138828673793e-08, -1.7151245100058819e-15),
+    third_log2=(0.9617967009544373, -7.028461812552678e-09),
+    poly={name: single for name, (single, _) in _POLY.items()})
+_F64 = Format(
+    "float64", "int64", 52, 1023, 2.0 ** -27,
+    exp_range=(-746.0, 710.0), exp2_range=(-1076.0, 1025.0), exp_half_max=711.0, expm1_min=-38.0, tanh_max=20.0,
+    erf_max=6.0,
+    ln2=(0.6931471805601177, -1.7239444525614835e-13), log2e=(1.4426950408889634, 2.0355273740931033e-17),
+    log10e=(0.4342944819032518, 1.098319650216765e-17), log10_2=(0.3010299956639812, -2.8037281277851704e-18),
+    half_pi=(1.5707963267948966, 6.123233995736766e-17, -1.4973849048591698e-33),
+    third_log2=(0.9617966939259756, 5.0577616648125907e-17),
+    poly={name: double for name, (_, double) in _POLY.items()})
+FORMATS: dict[str, Format] = {"float32": _F32, "float64": _F64}
+
+
+# ---------------------------------------------------------------- expressions with operators
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Value:
+    """An expression with arithmetic; a Python number beside it becomes a constant of its dtype."""
+    expr: Expr
+
+    def __add__(self, other: Number) -> Value:
+        return _call("add", self, other)
+
+    def __radd__(self, other: Number) -> Value:
+        return _call("add", other, self)
+
+    def __sub__(self, other: Number) -> Value:
+        return _call("sub", self, other)
+
+    def __rsub__(self, other: Number) -> Value:
+        return _call("sub", other, self)
+
+    def __mul__(self, other: Number) -> Value:
+        return _call("mul", self, other)
+
+    def __rmul__(self, other: Number) -> Value:
+        return _call("mul", other, self)
+
+    def __truediv__(self, other: Number) -> Value:
+        return _call("div", self, other)
+
+    def __rtruediv__(self, other: Number) -> Value:
+        return _call("div", other, self)
+
+    def __and__(self, other: Number) -> Value:
+        return _call("land" if self.expr.dtype == "bool" else "and", self, other)
+
+    def __or__(self, other: Number) -> Value:
+        return _call("lor" if self.expr.dtype == "bool" else "or", self, other)
+
+    def __lshift__(self, other: Number) -> Value:
+        return _call("shl", self, other)
+
+    def __rshift__(self, other: Number) -> Value:
+        return _call("shr", self, other)
+
+    def __neg__(self) -> Value:
+        return _call("neg", self)
+
+    def __abs__(self) -> Value:
+        return _call("abs", self)
+
+    def __lt__(self, other: Number) -> Value:
+        return _call("lt", self, other)
+
+    def __gt__(self, other: Number) -> Value:
+        return _call("gt", self, other)
+
+
+Number = Value | float | int
+Pair = tuple[Value, Value]                    # an unevaluated sum hi + lo, |lo| a last place of hi or so
+
+
+def _call(op: str, *args: Number, dtype: str | None = None) -> Value:
+    """``op`` over ``args``; the first `Value` that is no condition gives the numbers their dtype."""
+    operands = args[1:] if op == "select" else args
+    shared = next(a.expr.dtype for a in operands if isinstance(a, Value))
+    exprs = tuple(a.expr if isinstance(a, Value) else _number(a, shared) for a in args)
+    return Value(Call(op, exprs, "bool" if SCALAR_OPS[op].result == "bool" else dtype or shared))
+
+
+def _number(value: float | int, dtype: str) -> Const:
+    return Const(float(value) if dtype in FORMATS else int(value), dtype)
+
+
+def fma(a: Number, b: Number, c: Number) -> Value:
+    return _call("fma", a, b, c)
+
+
+def select(cond: Value, a: Number, b: Number) -> Value:
+    return _call("select", cond, a, b)
+
+
+def equal(a: Value, b: Number) -> Value:
+    return _call("eq", a, b)
+
+
+def differ(a: Value, b: Number) -> Value:
+    return _call("ne", a, b)
+
+
+# ---------------------------------------------------------------- the builder
+
+@dataclass(slots=True)
+class Block:
+    """The statements of one block as they are written, and the names of values already computed in it."""
+    taken: set[str]                           # every name of the kernel
+    mutable: frozenset[str]                   # those of them that are Set
+    known: dict[str, Var]                     # text of an expression -> its Let; holds for the rest of the block
+    passing: dict[str, Var] = field(default_factory=dict)       # the same for what a store may change: one statement
+    out: list[Stmt] = field(default_factory=list)
+
+    def inner(self) -> Block:
+        return Block(self.taken, self.mutable, dict(self.known))
+
+    def let(self, e: Expr, stem: str) -> Expr:
+        """``e`` as something that costs nothing to use twice."""
+        if isinstance(e, Const) or (isinstance(e, Var) and e.name not in self.mutable):
+            return e
+        names = self.known if self.is_stable(e) else self.passing
+        key = print_expr(e)
+        if key not in names:
+            names[key] = Var(self.fresh(stem), e.dtype)
+            self.out.append(Let(names[key].name, e))
+        return names[key]
+
+    def fresh(self, stem: str) -> str:
+        n = len(self.taken)
+        while (name := f"{stem}_{n}") in self.taken:
+            n += 1
+        self.taken.add(name)
+        return name
+
+    def is_stable(self, e: Expr) -> bool:
+        if isinstance(e, Load) or (isinstance(e, Var) and e.name in self.mutable):
+            return False
+        return all(self.is_stable(part) for part in subexprs(e))
+
+
+@dataclass(frozen=True, slots=True)
+class Builder:
+    """What an expansion writes with: its number format, and Lets named after its function."""
+    block: Block
+    stem: str
+    format: Format
+
+    def let(self, v: Value) -> Value:
+        return Value(self.block.let(v.expr, self.stem))
+
+    def number(self, value: float) -> Value:
+        return Value(Const(value, self.format.float))
+
+    def poly(self, name: str, x: Value) -> Value:
+        """``c0 + x (c1 + x (c2 + ...))`` of the format's coefficients ``name``."""
+        *low, y = self.format.poly[name]
+        total: Number = y
+        for c in reversed(low):
+            total = fma(total, x, c)
+        assert isinstance(total, Value)
+        return total
+
+    def bits(self, x: Value) -> Value:
+        return _call("bitcast", x, dtype=self.format.int)
+
+    def from_bits(self, i: Value) -> Value:
+        return _call("bitcast", i, dtype=self.format.float)
+
+    def round(self, x: Value, scale: float, offset: int = 0) -> Pair:
+        """k = x*scale rounded to an integer, as a float; and k + offset as the low bits of an int."""
+        magic = self.format.magic + offset
+        t = self.let(fma(x, scale, magic))
+        return self.let(t - magic), self.bits(t)
+
+    def to_float(self, i: Value) -> Value:
+        """A small integer as a float. AVX2 converts no int64, so there: 1.5*2**52 + i by its bits, less 1.5*2**52."""
+        if self.format is _F32:
+            return _call("cast", i, dtype="float32")
+        return self.from_bits(i + 0x4338000000000000) - self.format.magic
+
+
+# ---------------------------------------------------------------- exponentials
+
+def _clamp(b: Builder, x: Value, lo: float, hi: float) -> Value:
+    """x into lo..hi; NaN stays."""
+    return b.let(_at_most(b, b.let(select(x < lo, lo, x)), hi))
+
+
+def _at_most(b: Builder, x: Value, hi: float) -> Value:
+    return b.let(select(x > hi, hi, x))
+
+
+def _less_2ln2(b: Builder, k: Value, x: Value) -> Value:
+    """x - 2k ln 2"""
+    hi, lo = b.format.ln2
+    return b.let(fma(k, -2 * lo, fma(k, -2 * hi, x)))
+
+
+def _e_to(b: Builder, r: Value) -> Value:
+    """e**r for |r| <= ln 2: 1 + (r + r**2 Q(r))"""
+    return fma(r * r, b.poly("exp", r), r) + 1.0
+
+
+def _scale(b: Builder, i: Value) -> Value:
+    """2**k, from the bits of k + bias: squared it reaches every result, denormals and overflow with one rounding."""
+    return b.let(b.from_bits(i << b.format.mantissa))
+
+
+def _half_scale(b: Builder, i: Value) -> Value:
+    """4**k / 2, from the bits of k + bias//2"""
+    return b.let(b.from_bits(i << (b.format.mantissa + 1)))
+
+
+def _exp_factors(b: Builder, x: Value) -> Pair:
+    """e**x = y s**2, with s = 2**k and y = e**(x - 2k ln 2)"""
+    k, i = b.round(x, b.format.log2e[0] / 2, b.format.bias)
+    return _e_to(b, _less_2ln2(b, k, x)), _scale(b, i)
+
+
+def exp(b: Builder, x: Value) -> Value:
+    y, s = _exp_factors(b, _clamp(b, x, *b.format.exp_range))
+    return y * s * s
+
+
+def exp2(b: Builder, x: Value) -> Value:
+    return _exp2_pair(b, _clamp(b, x, *b.format.exp2_range))
+
+
+def _exp2_pair(b: Builder, x: Value, low: Value | None = None) -> Value:
+    """2**(x + low): s**2 e**(ln 2 (x - 2k + low)), s = 2**k"""
+    k, i = b.round(x, 0.5, b.format.bias)
+    r = fma(k, -2.0, x)
+    r = r if low is None else r + low
+    s = _scale(b, i)
+    return _e_to(b, b.let(r * _sum(b.format.ln2))) * s * s
+
+
+def _sum(pair: tuple[float, float]) -> float:
+    return pair[0] + pair[1]
+
+
+def expm1(b: Builder, x: Value) -> Value:
+    # 2 (h e**r - 1/2) = 2 (h w + (h r + (h - 1/2))), h = 4**k / 2, e**r = 1 + r + w
+    f = b.format
+    c = _clamp(b, x, f.expm1_min, f.exp_range[1])
+    k, i = b.round(c, f.log2e[0] / 2, f.bias // 2)
+    r = _less_2ln2(b, k, c)
+    h = _half_scale(b, i)
+    w = r * r * b.poly("exp", r)
+    y = b.let(fma(h, w, fma(h, r, h - 0.5)))
+    return select(abs(x) < f.tiny / 2 ** 13, x, y + y)                           # denormals and -0
+
+
+def tanh(b: Builder, x: Value) -> Value:
+    # |x| small: x (1 + z Q(z)); else 1 - 2 / (e**2a + 1) = 1 - 1 / (h e**r + 1/2)
+    f = b.format
+    z = b.let(x * x)
+    small = x * fma(z, b.poly("tanh", z), 1.0)
+    a = b.let(abs(x))
+    twice = _at_most(b, b.let(a + a), 2 * f.tanh_max)
+    k, i = b.round(twice, f.log2e[0] / 2, f.bias // 2)
+    large = 1.0 - 1.0 / fma(_e_to(b, _less_2ln2(b, k, twice)), _half_scale(b, i), 0.5)
+    return select(a < 0.5625, small, _with_sign(b, x, large))
+
+
+def _with_sign(b: Builder, x: Value, y: Value) -> Value:
+    """y with the sign of x, where x is not zero"""
+    y = b.let(y)
+    return select(x < 0.0, -y, y)
+
+
+def _exp_half(b: Builder, a: Value) -> Value:
+    """e**a / 2 for a >= 0"""
+    y, s = _exp_factors(b, _at_most(b, a, b.format.exp_half_max))
+    return b.let(y * s * (s * 0.5))
+
+
+def sinh(b: Builder, x: Value) -> Value:
+    a = b.let(abs(x))
+    h = _exp_half(b, a)
+    z = b.let(x * x)
+    small = fma(x * z, b.poly("sinh", z), x)
+    return select(a < 1.0, small, _with_sign(b, x, h - 0.25 / h))
+
+
+def cosh(b: Builder, x: Value) -> Value:
+    h = _exp_half(b, b.let(abs(x)))
+    return h + 0.25 / h
+
+
+def sigmoid(b: Builder, x: Value) -> Value:
+    # 1 / (1 + e) or e / (1 + e), e = e**-|x|: nothing overflows, and the denormal tail stays
+    lo = b.format.exp_range[0]
+    n = b.let(-abs(x))
+    y, s = _exp_factors(b, b.let(select(n < lo, lo, n)))
+    e = b.let(y * s * s)
+    return select(x < 0.0, e, 1.0) / (e + 1.0)
+
+
+# ---------------------------------------------------------------- logarithms
+
+def _split(b: Builder, x: Value) -> Pair:
+    """x = m 2**e with sqrt(1/2) <= m < sqrt 2: (e as an int, m - 1), for normal x > 0"""
+    return _split_bits(b, b.let(b.bits(x) - b.format.sqrt_half))
+
+
+def _split_bits(b: Builder, i: Value) -> Pair:
+    f = b.format
+    m = (i & ((1 << f.mantissa) - 1)) + f.sqrt_half
+    return i >> f.mantissa, b.let(b.from_bits(m) - 1.0)
+
+
+def _split_any(b: Builder, x: Value) -> Pair:
+    """`_split` for denormals too, e as a float: x 2**mantissa is normal, and its exponent is that much too large"""
+    f = b.format
+    denormal = b.let(x < 2.0 ** (1 - f.bias))
+    i = b.bits(select(denormal, x * 2.0 ** f.mantissa, x))
+    e, m1 = _split_bits(b, b.let(i - f.sqrt_half))
+    return b.let(b.to_float(e - select(denormal, Value(Const(f.mantissa, f.int)), 0))), m1
+
+
+def _log_tail(b: Builder, f: Value) -> Value:
+    """w of log(1+f) = f - w: w = f**2/2 - s (f**2/2 + s**2 Q(s**2)), s = f / (2 + f)"""
+    minus_s = b.let(f / (-2.0 - f))
+    z = b.let(minus_s * minus_s)
+    h = b.let(f * 0.5 * f)
+    return b.let(fma(minus_s, fma(z, b.poly("log", z), h), h))
+
+
+def _log_of(b: Builder, x: Value, y: Value) -> Value:
+    """y = log x as it stands for 0 < x < inf; -inf at 0, NaN below"""
+    outside = select(equal(x, 0.0), b.number(-math.inf), math.nan)
+    return select(x > 0.0, select(x < math.inf, y, x), outside)
+
+
+def _natural_log(b: Builder, k: Value, f: Value) -> Value:
+    """k ln 2 + log(1+f)"""
+    hi, lo = b.format.ln2
+    return fma(k, hi, f - fma(k, -lo, _log_tail(b, f)))
+
+
+def log(b: Builder, x: Value) -> Value:
+    return _log_of(b, x, _natural_log(b, *_split_any(b, x)))
+
+
+def log2(b: Builder, x: Value) -> Value:
+    k, f = _split_any(b, x)
+    hi, lo = b.format.log2e
+    return _log_of(b, x, k + fma(f, hi, fma(f, lo, _log_tail(b, f) * -hi)))
+
+
+def log10(b: Builder, x: Value) -> Value:
+    k, f = _split_any(b, x)
+    (hi, lo), (two, two_lo) = b.format.log10e, b.format.log10_2
+    return _log_of(b, x, fma(k, two, fma(f, hi, fma(k, two_lo, fma(f, lo, _log_tail(b, f) * -hi)))))
+
+
+def log1p(b: Builder, x: Value) -> Value:
+    # u + d = 1 + x exactly; u = m 2**e, so 1 + x = 2**e (1 + f), f = (m - 1) + d 2**-e
+    fmt = b.format
+    u = b.let(x + 1.0)
+    part = b.let(u - 1.0)
+    d = (1.0 - (u - part)) + (x - part)
+    e, m1 = _split(b, u)
+    e = b.let(e)
+    shrink = b.from_bits((fmt.bias << fmt.mantissa) - (e << fmt.mantissa))
+    f = b.let(fma(d, shrink, m1))
+    y = _natural_log(b, b.let(b.to_float(e)), f)
+    return select(equal(x, 0.0), x, _log_of(b, u, y))                               # -0
+
+
+# ---------------------------------------------------------------- powers
+
+def _sum2(b: Builder, big: Value, small: Value) -> Pair:
+    """big + small = hi + lo exactly, for |big| >= |small| or big = 0"""
+    hi = b.let(big + small)
+    return hi, small - (hi - big)
+
+
+def _times(b: Builder, x: Pair, y: Pair) -> Pair:
+    hi = b.let(x[0] * y[0])
+    return hi, b.let(fma(x[1], y[0], fma(x[0], y[1], fma(x[0], y[0], -hi))))
+
+
+def _constant(b: Builder, pair: tuple[float, float]) -> Pair:
+    return b.number(pair[0]), b.number(pair[1])
+
+
+def _log2_pair(b: Builder, x: Value) -> Pair:
+    """log2 x as hi + lo, for 0 < x < inf: k + log2(e) (2s + 2/3 s z) + s z**2 Q(z), s = f / (2 + f), z = s**2"""
+    k, f = _split_any(b, x)
+    d = b.let(f + 2.0)
+    inverse = b.let(1.0 / d)
+    s = b.let(f * inverse)
+    minus_s = b.let(-s)
+    rest = fma(minus_s, f - (d - 2.0), fma(minus_s, d, f))                       # f - s (2 + f)
+    s2 = (s, b.let(rest * inverse))
+    z = b.let(s * s)
+    log2e = b.format.log2e
+    hi, lo = _times(b, _constant(b, (2 * log2e[0], 2 * log2e[1])), s2)
+    third = b.format.third_log2
+    if b.format is _F32:
+        cube: Pair = (s * z * fma(z, b.poly("pow", z), third[0]), lo)
+    else:
+        z2 = (z, b.let(fma(b.let(s + s), s2[1], fma(s, s, -z))))
+        c, c_lo = _sum2(b, b.number(third[0]), b.let(fma(z, b.poly("pow", z), third[1])))
+        t, t_lo = _times(b, _times(b, (c, b.let(c_lo)), z2), s2)
+        cube = (t, lo + t_lo)
+    hi, mid = _sum2(b, hi, b.let(cube[0]))
+    top, low = _sum2(b, k, hi)
+    top, low = _sum2(b, top, b.let(low + (mid + cube[1])))
+    return top, b.let(low)
+
+
+def pow(b: Builder, x: Value, y: Value) -> Value:
+    # |x|**y = 2**(y log2 |x|), then the cases of IEEE pow
+    a = b.let(abs(x))
+    finite = b.let(a < math.inf)
+    log_hi, log_lo = _log2_pair(b, a)
+    log_hi = b.let(select(finite, select(equal(a, 0.0), b.number(-math.inf), log_hi), a))
+    p = b.let(y * log_hi)
+    p_lo = fma(y, log_lo, fma(y, log_hi, -p))
+    c = _clamp(b, p, *b.format.exp2_range)
+    size = _exp2_pair(b, c, select(equal(c, p), p_lo, 0.0))
+    floor = b.let(_call("floor", y))
+    half = b.let(y * 0.5)
+    whole = b.let(equal(floor, y))
+    odd = whole & differ(_call("floor", half), half)
+    one = equal(y, 0.0) | equal(x, 1.0) | (equal(a, 1.0) & whole)                # 1**nan, nan**0, (-1)**inf
+    size = select(one, 1.0, size)
+    size = b.let(select((x < 0.0) & finite & differ(floor, y), math.nan, size))
+    return select(odd & (b.bits(x) < 0), -size, size)
+
+
+# ---------------------------------------------------------------- circular functions
+
+def _quarter_turns(b: Builder, x: Value) -> Pair:
+    """x = k pi/2 + r, |r| <= pi/4: (r, k as low bits); three words of pi/2, each step rounded once"""
+    k, i = b.round(x, 2 / math.pi)
+    r = x
+    for word in b.format.half_pi:
+        r = fma(k, -word, r)
+    return b.let(r), b.let(i)
+
+
+def _within_limit(b: Builder, x: Value, y: Value) -> Value:
+    return select(abs(x) < TRIG_LIMIT[b.format.float], y, math.nan)
+
+
+def _sin_of_turns(b: Builder, r: Value, i: Value) -> Value:
+    """sin(r + i pi/2): sin r, cos r, -sin r, -cos r for i = 0, 1, 2, 3 (mod 4)"""
+    z = b.let(r * r)
+    sine = fma(r * z, b.poly("sin", z), r)
+    cosine = fma(z * z, b.poly("cos", z), fma(z, -0.5, 1.0))
+    y = b.let(select(equal(i & 1, 0), b.let(sine), b.let(cosine)))
+    return select(equal(i & 2, 0), y, -y)
+
+
+def sin(b: Builder, x: Value) -> Value:
+    y = _within_limit(b, x, _sin_of_turns(b, *_quarter_turns(b, x)))
+    return select(equal(x, 0.0), x, y)                                           # -0
+
+
+def cos(b: Builder, x: Value) -> Value:
+    r, i = _quarter_turns(b, x)
+    return _within_limit(b, x, _sin_of_turns(b, r, b.let(i + 1)))
+
+
+def tan(b: Builder, x: Value) -> Value:
+    # tan r, or -1 / tan r after an odd number of quarter turns
+    r, i = _quarter_turns(b, x)
+    z = b.let(r * r)
+    t = b.let(fma(r * z, b.poly("tan", z), r))
+    return _within_limit(b, x, select(equal(i & 1, 0), t, -1.0 / t))
+
+
+def _asin_parts(b: Builder, x: Value) -> tuple[Value, Value]:
+    """|x| > 1/2, and p: asin x = p, or pi/2 - 2p = asin |x| where |x| > 1/2, from sqrt((1 - |x|) / 2)"""
+    a = b.let(abs(x))
+    big = b.let(a > 0.5)
+    z = b.let(select(big, fma(a, -0.5, 0.5), x * x))
+    s = b.let(select(big, _call("sqrt", z), x))
+    return big, b.let(fma(s * z, b.poly("asin", z), s))
+
+
+def asin(b: Builder, x: Value) -> Value:
+    big, p = _asin_parts(b, x)
+    hi, lo = b.format.half_pi[:2]
+    return select(big, _with_sign(b, x, fma(p, -2.0, lo) + hi), p)
+
+
+def acos(b: Builder, x: Value) -> Value:
+    # pi/2 - p, 2p or pi - 2p
+    big, p = _asin_parts(b, x)
+    hi, lo = b.format.half_pi[:2]
+    far = select(x < 0.0, fma(p, -2.0, 2 * lo) + 2 * hi, p + p)
+    return select(big, far, hi - (p - lo))
+
+
+def _atan_unit(b: Builder, q: Value) -> Value:
+    """atan q for |q| <= 1"""
+    z = b.let(q * q)
+    return b.let(fma(q * z, b.poly("atan", z), q))
+
+
+def atan(b: Builder, x: Value) -> Value:
+    # atan x, or pi/2 - atan 1/|x| with the sign of x
+    hi, lo = b.format.half_pi[:2]
+    a = b.let(abs(x))
+    big = b.let(a > 1.0)
+    p = _atan_unit(b, b.let(select(big, 1.0, x) / select(big, a, 1.0)))
+    return select(big, _with_sign(b, x, hi - (p - lo)), p)
+
+
+def atan2(b: Builder, y: Value, x: Value) -> Value:
+    # the angle of (|x|, |y|) from the nearer axis, then its quadrant
+    hi, lo = b.format.half_pi[:2]
+    ax, ay = b.let(abs(x)), b.let(abs(y))
+    steep = b.let(ay > ax)
+    num, den = b.let(select(steep, ax, ay)), b.let(select(steep, ay, ax))
+    diagonal = select(equal(den, 0.0), b.number(0.0), 1.0)   # 0/0 is 0 here, inf/inf is 1
+    p = _atan_unit(b, b.let(select(equal(num, den), diagonal, num / den)))
+    p = b.let(select(steep, hi - (p - lo), p))
+    p = select(b.bits(x) < 0, 2 * hi - (p - 2 * lo), p)
+    sign = b.bits(y) & -(1 << (31 if b.format is _F32 else 63))
+    return b.from_bits(b.bits(p) | sign)
+
+
+# ---------------------------------------------------------------- the error function
+
+def erf(b: Builder, x: Value) -> Value:
+    # |x| < 1: x + x Q(x**2); else 1 - Q(|x|)**8
+    z = b.let(x * x)
+    small = fma(x, b.poly("erf", z), x)
+    a = b.let(abs(x))
+    q = b.poly("erfc", _at_most(b, a, b.format.erf_max))
+    for _ in range(2):
+        q = b.let(q)
+        q = q * q
+    q = b.let(q)
+    return select(a < 1.0, small, _with_sign(b, x, fma(-q, q, 1.0)))
+
+
+EXPANSIONS: dict[str, Callable[..., Value]] = {
+    "exp": exp, "exp2": exp2, "expm1": expm1, "log": log, "log2": log2, "log10": log10, "log1p": log1p,
+    "sin": sin, "cos": cos, "tan": tan, "tanh": tanh, "sinh": sinh, "cosh": cosh, "asin": asin, "acos": acos,
+    "atan": atan, "erf": erf, "sigmoid": sigmoid, "pow": pow, "atan2": atan2,
+}
+
+
+# ---------------------------------------------------------------- the pass
+
+def expand(kernel: Kernel) -> Kernel:
+    """Rewrite every transcendental of ``kernel`` into Lets before the statement that uses it.
+
+    Raises
+    ------
+    InternalError
+        A transcendental of a dtype other than float32 and float64.
+    """
+    if not any(_is_math(e) for e in walk_exprs(kernel.body)):
+        return kernel
+    bound = {name for s in walk_stmts(kernel.body) for name in _binds(s)}
+    taken = bound | {b.name for b in kernel.buffers} | {*kernel.sizes, "chunk", "begin", "end", kernel.name}
+    mutable = frozenset(s.name for s in walk_stmts(kernel.body) if isinstance(s, Set))
+    block = Block(taken, mutable, {})
+    return Kernel(kernel.name, kernel.buffers, kernel.sizes, kernel.extent, kernel.grain,
+                  _expand_body(block, kernel.body), kernel.cost)
+
+
+def _is_math(e: Expr) -> bool:
+    return isinstance(e, Call) and SCALAR_OPS[e.op].math
+
+
+def _binds(s: Stmt) -> Sequence[str]:
+    match s:
+        case Let() | Set():
+            return (s.name,)
+        case For():
+            return (s.var,)
+    return ()
+
+
+def _expand_body(block: Block, body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+    for s in body:
+        block.passing.clear()
+        block.out.append(_expand_stmt(block, s))
+    return tuple(block.out)
+
+
+def _expand_stmt(block: Block, s: Stmt) -> Stmt:
+    """``s`` without transcendentals; the Lets it now needs are written to ``block``."""
+    match s:
+        case Let():
+            before = len(block.out)
+            value = _expand_expr(block, s.value)
+            if len(block.out) > before:
+                value = _rename_last(block, value, Var(s.name, s.value.dtype))
+            return Let(s.name, value)
+        case Set():
+            return Set(s.name, _expand_expr(block, s.value))
+        case Store():
+            return Store(s.buffer, _expand_expr(block, s.index), _expand_expr(block, s.value))
+        case For():
+            start, stop = _expand_expr(block, s.start), _expand_expr(block, s.stop)
+            return For(s.var, start, stop, _expand_body(block.inner(), s.body))
+        case If():
+            cond = _expand_expr(block, s.cond)
+            return If(cond, _expand_body(block.inner(), s.then), _expand_body(block.inner(), s.orelse))
+        case Gemm() | Note():
+            return s
+    raise InternalError(f"not a statement: {s!r}")
+
+
+def _expand_expr(block: Block, e: Expr) -> Expr:
+    return map_expr(e, lambda part: _expand_call(block, part) if _is_math(part) else part)
+
+
+def _expand_call(block: Block, e: Expr) -> Expr:
+    assert isinstance(e, Call)
+    if e.dtype not in FORMATS:
+        raise InternalError(f"{e.op} of {e.dtype}: transcendentals are float32 or float64; cast before")
+    args = tuple(block.let(a, e.op) for a in e.args)
+    key = print_expr(Call(e.op, args, e.dtype))
+    if key not in block.known:
+        b = Builder(block, e.op, FORMATS[e.dtype])
+        result = block.let(EXPANSIONS[e.op](b, *map(Value, args)).expr, e.op)
+        assert isinstance(result, Var)
+        block.known[key] = result
+    return block.known[key]
+
+
+def _rename_last(block: Block, value: Expr, name: Var) -> Expr:
+    """Spare ``name = value`` a copy: take the Let of ``value`` back, if it is the last; ``name`` stands for it now."""
+    last = block.out[-1]
+    if not isinstance(value, Var) or not isinstance(last, Let) or last.name != value.name:
+        return value
+    block.out.pop()
+    block.known.update({key: name for key, var in block.known.items() if var.name == last.name})
+    return last.value

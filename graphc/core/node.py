@@ -1,0 +1,165 @@
+"""The record of one call: `Node` in a static graph, `TapeNode` on the eager tape, and what a gradient rule sees of either.
+
+Both kinds answer the same three questions of the reverse walk: `op`, `edges` (where each input came from) and `open()`
+(the Context for the rules). Neither knows how it is executed.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from .aval import Aval
+from .errors import AutogradError
+from .op import Op
+
+
+class Value(NamedTuple):
+    """Output ``index`` of ``node``."""
+    node: Any
+    index: int
+
+    @property
+    def aval(self) -> Aval:
+        aval: Aval = self.node.avals[self.index]
+        return aval
+
+    def __repr__(self) -> str:
+        node = self.node
+        name = getattr(node, "name", None) or node.op.name
+        return f"%{name}" if self.index == 0 else f"%{name}:{self.index}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Node:
+    """One op in a static graph. Frozen; identity is equality.
+
+    Attributes
+    ----------
+    op, inputs, attrs
+        The call.
+    avals
+        One `Aval` per output.
+    name
+        Unique in its graph, scope included.
+    origins
+        The user's lines (``file:line``) this node stands for; merging nodes merges them.
+    after
+        Nodes that must have run before (control dependencies).
+    graph
+        The user's graph that it was recorded in; None for nodes that passes made.
+    differentiable
+        False when recorded under `no_grad`: the reverse walk does not enter.
+    """
+    op: Op
+    inputs: tuple[Value, ...]
+    attrs: Mapping[str, Any]
+    avals: tuple[Aval, ...]
+    name: str = ""
+    origins: tuple[str, ...] = ()
+    after: tuple[Node, ...] = ()
+    graph: Any = None
+    differentiable: bool = True
+
+    @property
+    def edges(self) -> tuple[Value | None, ...]:
+        return self.inputs if self.differentiable else (None,) * len(self.inputs)
+
+    def open(self) -> Context:
+        from .tensor import symbol
+        return Context(self.attrs, tuple(v.aval.shape for v in self.inputs), tuple(map(symbol, self.inputs)),
+                       tuple(symbol(Value(self, i)) for i in range(len(self.avals))))
+
+    def __repr__(self) -> str:
+        return f"<{self.name or self.op.name} = {self.op.name}({', '.join(map(repr, self.inputs))})>"
+
+
+class Context:
+    """What a gradient rule may read of the call: attributes, input shapes, and the inputs and outputs it declared."""
+    __slots__ = ("attrs", "inputs", "outputs", "shapes")
+
+    def __init__(self, attrs: Mapping[str, Any], shapes: tuple[Any, ...], inputs: tuple[Any, ...],
+                 outputs: tuple[Any, ...]) -> None:
+        self.attrs, self.shapes, self.inputs, self.outputs = attrs, shapes, inputs, outputs
+
+    @property
+    def x(self) -> Any:
+        return self.inputs[0]
+
+    @property
+    def y(self) -> Any:
+        return self.inputs[1]
+
+    @property
+    def z(self) -> Any:
+        return self.inputs[2]
+
+    @property
+    def out(self) -> Any:
+        return self.outputs[0]
+
+    def __getattr__(self, name: str) -> Any:        # c.axis, c.stride: the op's attributes by name
+        try:
+            return self.attrs[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class Saved(NamedTuple):
+    """A value kept for the backward pass: its array, and the Storage version it had."""
+    data: Any
+    storage: Any
+    version: int
+
+
+FREED: Any = object()
+
+
+class TapeNode:
+    """One call on the eager tape.
+
+    ``edges[k]`` says where input ``k`` came from: a TapeNode (its only output), a `Value` (one of several outputs), a
+    leaf Tensor, or None when no gradient is wanted there. ``saved`` has one entry per input, then one per output;
+    None where the op's rules do not read it.
+    """
+    __slots__ = ("__weakref__", "attrs", "edges", "hooks", "op", "saved", "shapes", "where")
+
+    def __init__(self, op: Op, edges: tuple[Any, ...], attrs: Mapping[str, Any], shapes: tuple[Any, ...],
+                 saved: Any, where: str | None = None) -> None:
+        self.op, self.edges, self.attrs, self.shapes, self.saved, self.where = op, edges, attrs, shapes, saved, where
+        self.hooks: dict[int, list[Callable[[Any], Any]]] | None = None
+
+    def open(self) -> Context:
+        """The Context, saved values checked: AutogradError when one was changed in place or already freed."""
+        from .tensor import rewrap
+        if self.saved is None:
+            return Context(self.attrs, self.shapes, (), ())
+        if self.saved is FREED:
+            raise AutogradError(
+                f"{self._place()}: backward through the same tape a second time, but its saved values were freed; "
+                "pass retain_graph=True to the first backward()")
+        n = len(self.edges)
+        saved = [self._check(s, i, n) for i, s in enumerate(self.saved)]
+        inputs = tuple(s if not isinstance(s, Saved) else rewrap(s, self.edges[i]) for i, s in enumerate(saved[:n]))
+        several = len(saved) - n > 1
+        outputs = tuple(s and rewrap(s, Value(self, i) if several else self) for i, s in enumerate(saved[n:]))
+        return Context(self.attrs, self.shapes, inputs, outputs)
+
+    def _check(self, saved: Any, position: int, n_inputs: int) -> Any:
+        if isinstance(saved, Saved) and saved.storage is not None and saved.storage.version != saved.version:
+            what = f"input {position}" if position < n_inputs else "the output"
+            at = f" at {saved.storage.written_at}" if saved.storage.written_at else ""
+            raise AutogradError(
+                f"{self._place()}: {what} is needed for the gradient but was changed in place{at} "
+                f"(version {saved.storage.version}, expected {saved.version}); work on a copy: x = x.clone()")
+        return saved
+
+    def _place(self) -> str:
+        return f"{self.op.name}" + (f" at {self.where}" if self.where else "")
+
+    def free(self) -> None:
+        if self.saved is not None:
+            self.saved = FREED
+
+    def __repr__(self) -> str:
+        return f"<{self.op.name}_backward>"

@@ -1,0 +1,155 @@
+"""Op: everything graphc knows about one operation, as one literal; and the registry of all of them.
+
+An op's literal lives in `graphc/ops/`. The rest of graphc asks the op and keeps no lists of names.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .aval import Aval
+from .errors import InternalError
+
+Rule = Callable[..., Any]                      # (cotangent, Context) -> gradient of one input
+Trait = Literal[
+    "commutative",      # swapping the two inputs changes nothing: CSE sorts them
+    "source",           # has no inputs of its own: placeholder, constant, read
+    "random",           # draws from the generator: never merged, never folded
+    "effect",           # an update of a Variable: kept when fetched, ordered by control dependencies
+    "view",             # eager result shares the input's buffer
+    "cheap",            # a few instructions per element: recompute rather than store
+]
+
+
+# ---------------------------------------------------------------- how codegen sees an op
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """Element by element over equal shapes after broadcasting: ``template(b, *scalars, **attrs) -> scalar``."""
+    template: Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """One output element from its index: ``element(b, index, *inputs, **attrs) -> scalar``.
+
+    ``inputs[k].at(index)`` reads an input element and ``.shape`` gives its sizes as index expressions. Views, padding,
+    gathers and generators are all pulls; they fuse into their consumers as maps do.
+    """
+    element: Callable[..., Any]
+    view: bool = False          # reads exactly one element of its input and computes nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """A reduction over ``attrs["axis"]``.
+
+    ``init(b, dtype)`` gives the start state, ``step(b, state, x, position) -> state`` takes one element in,
+    ``finish(b, state) -> scalar`` ends. ``merge(b, s, t)`` joins two partial states when the fold may be reassociated
+    (in a tree fixed by shapes).
+    """
+    init: Callable[..., Any]
+    step: Callable[..., Any]
+    finish: Callable[..., Any] = field(default=lambda b, s: s[0])
+    merge: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Loops:
+    """A builder of loops: ``build(k, inputs, outputs, **attrs)`` writes them with the kernel builder ``k``."""
+    build: Callable[..., Any]
+
+
+Lowering = Map | Pull | Fold | Loops
+
+
+# ---------------------------------------------------------------- the op
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Op:
+    """One operation.
+
+    Attributes
+    ----------
+    name
+        Unique; NumPy's or PyTorch's where it has one.
+    infer
+        ``infer(*avals, **attrs) -> Aval`` (a tuple of them with several outputs); raises ShapeError or DTypeError.
+    run
+        ``run(*arrays, **attrs) -> array(s)`` in NumPy: the eager kernel and the reference of every executor.
+    vjp
+        One rule per input, ``rule(g, c) -> gradient``, written in public ops (None: not differentiable), or one
+        `EachInput` for ops of any number of inputs. ``c`` is a `Context`. With several outputs ``g`` is a tuple in
+        which None is zero.
+    saves
+        What the rules read: "x", "y", "z" for the first three inputs, "*" for all, "out" for the outputs.
+    lower
+        How codegen sees the op.
+    promote
+        How operands are brought to one dtype before the call: "same" (common dtype), "float" (and floating),
+        None (left alone).
+    outputs
+        Number of outputs; 0 when it depends on the attributes (then `run` and `infer` return tuples).
+    cost
+        Rough scalar operations per output element, for cost models.
+    """
+    name: str
+    infer: Callable[..., Any]
+    run: Callable[..., Any]
+    vjp: tuple[Rule | None, ...] | EachInput | None = None
+    saves: tuple[str, ...] = ()
+    lower: Lowering | None = None
+    promote: Literal["same", "float"] | None = None
+    outputs: int = 1
+    traits: frozenset[Trait] = frozenset()
+    cost: float = 1.0
+    compiled: bool = False      # eager calls of large arrays go to the compiled kernel through the Executor port
+    check: Callable[..., Any] | None = None     # check(*inputs, **attrs) -> bool tensor that must be true at run time
+
+    def __post_init__(self) -> None:
+        if self.name in _REGISTRY:
+            raise InternalError(f"op {self.name} is registered twice")
+        _REGISTRY[self.name] = self
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}>"
+
+    def rule(self, index: int) -> Rule | None:
+        """The gradient rule of input ``index``."""
+        if self.vjp is None:
+            return None
+        if isinstance(self.vjp, EachInput):
+            each = self.vjp.rule
+            return lambda g, c: each(g, c, index)
+        return self.vjp[index] if index < len(self.vjp) else None
+
+    def infer_all(self, avals: Iterable[Aval], attrs: dict[str, Any]) -> tuple[Aval, ...]:
+        out = self.infer(*avals, **attrs)
+        return out if isinstance(out, tuple) else (out,)
+
+
+@dataclass(frozen=True, slots=True)
+class EachInput:
+    """One gradient rule for every input: ``rule(g, c, index) -> gradient``."""
+    rule: Callable[..., Any]
+
+
+_REGISTRY: dict[str, Op] = {}
+
+
+def get_op(name: str) -> Op:
+    """The registered op called ``name``."""
+    return _REGISTRY[name]
+
+
+def all_ops() -> tuple[Op, ...]:
+    """Every registered op, by name."""
+    return tuple(_REGISTRY[n] for n in sorted(_REGISTRY))
+
+
+def saved_positions(op: Op, n_inputs: int) -> tuple[int, ...]:
+    """The inputs that the op's gradient rules read."""
+    if "*" in op.saves:
+        return tuple(range(n_inputs))
+    return tuple(i for i, k in enumerate(("x", "y", "z")) if k in op.saves)

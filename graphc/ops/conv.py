@@ -1,0 +1,547 @@
+"""Convolution and pooling in two dimensions, with their adjoints as ops of their own.
+
+Convolution is bilinear, so its two gradients are ops whose gradients are again these three. Lowering: each image's
+windows are gathered into a matrix of columns in scratch memory and multiplied by BLAS, images in parallel.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from ..core import record
+from ..core.aval import Aval
+from ..core.dims import Shape, Size, format_shape, same_size
+from ..core.errors import ArgumentError, DTypeError, ShapeError
+from ..core.op import Loops, Op
+from ..core.tensor import Tensor, as_tensor
+from .basic import together
+
+Array = np.ndarray[Any, Any]
+Pair = tuple[int, int]
+PARTIALS = 8              # partial sums of a weight gradient: fixed, so results do not depend on threads
+
+
+def pair(name: str, value: int | tuple[int, int], least: int = 1) -> Pair:
+    """``value`` for height and width."""
+    out = (value, value) if isinstance(value, int) else tuple(value)
+    if len(out) != 2 or any(not isinstance(v, int) or v < least for v in out):
+        raise record.located(ArgumentError(f"{name}: expected an int or a pair of ints of at least {least}, not {value!r}"))
+    return out[0], out[1]
+
+
+def _out_size(n: Size, kernel: int, stride: int, padding: int, dilation: int) -> Size:
+    return (n + (2 * padding - dilation * (kernel - 1) - 1)) // stride + 1
+
+
+def _windows(x: Array, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, fill: float = 0) -> Array:
+    """A view (n, c, oh, ow, kh, kw) of all windows."""
+    if padding != (0, 0):
+        (p, q) = padding
+        x = np.pad(x, ((0, 0), (0, 0), (p, p), (q, q)), constant_values=fill)
+    spans = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation))
+    view = sliding_window_view(x, spans, (2, 3))  # type: ignore[call-overload]
+    return view[:, :, ::stride[0], ::stride[1], ::dilation[0], ::dilation[1]]
+
+
+def _add_windows(windows: Array, shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair) -> Array:
+    """The adjoint of `_windows`: each window element added back where it came from."""
+    n, c, oh, ow, kh, kw = windows.shape
+    (p, q), (h, w) = padding, shape[2:]
+    out = np.zeros((n, c, h + 2 * p, w + 2 * q), windows.dtype)
+    for i in range(kh):
+        for j in range(kw):
+            y, x = i * dilation[0], j * dilation[1]
+            out[:, :, y:y + stride[0] * (oh - 1) + 1:stride[0], x:x + stride[1] * (ow - 1) + 1:stride[1]] += windows[..., i, j]
+    return out[:, :, p:p + h, q:q + w]
+
+
+# ---------------------------------------------------------------- convolution
+
+def _conv_check(name: str, x: Aval, w: Aval, groups: int) -> None:
+    if x.ndim != 4 or w.ndim != 4:
+        raise ShapeError(f"{name}: input {format_shape(x.shape)} and weight {format_shape(w.shape)}; expected (n, c, h, w) "
+                         "and (out, c/groups, kh, kw)")
+    if x.dtype.kind != "f" or x.dtype != w.dtype:
+        raise DTypeError(f"{name}: input {x.dtype.name} and weight {w.dtype.name}; both must be float32 or float64")
+    if w.shape[0] % groups:
+        raise ShapeError(f"{name}: {w.shape[0]} output channels do not divide into {groups} groups")
+
+
+def _conv_infer(x: Aval, w: Aval, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Aval:
+    _conv_check("conv2d", x, w, groups)
+    if same_size(x.shape[1], w.shape[1] * groups) is None:
+        raise ShapeError(f"conv2d: input {format_shape(x.shape)} has {x.shape[1]} channels, weight {format_shape(w.shape)} "
+                         f"with {groups} group(s) wants {w.shape[1] * groups}")
+    out = tuple(_out_size(x.shape[2 + i], w.shape[2 + i], stride[i], padding[i], dilation[i]) for i in (0, 1))  # type: ignore[arg-type]
+    if any(isinstance(s, int) and s <= 0 for s in out):
+        raise ShapeError(f"conv2d: a kernel of {format_shape(w.shape[2:])} does not fit into {format_shape(x.shape[2:])} "
+                         f"with padding {padding}")
+    return Aval((x.shape[0], w.shape[0], *out), x.dtype)
+
+
+def _grouped(x: Array, groups: int, axis: int) -> Array:
+    return x.reshape(*x.shape[:axis], groups, x.shape[axis] // groups, *x.shape[axis + 1:])
+
+
+def _columns(x: Array, kernel: Pair, groups: int, stride: Pair, padding: Pair, dilation: Pair) -> Array:
+    """(n, groups, c/groups * kh * kw, oh * ow)"""
+    win = _windows(x, kernel, stride, padding, dilation)
+    n, c, oh, ow, kh, kw = win.shape
+    return win.transpose(0, 1, 4, 5, 2, 3).reshape(n, groups, c // groups * kh * kw, oh * ow)
+
+
+def _conv_run(x: Array, w: Array, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Array:
+    o, _, kh, kw = w.shape
+    if x.shape[1] != w.shape[1] * groups:
+        raise ValueError("channels")
+    oh, ow = (_out_size(x.shape[2 + i], w.shape[2 + i], stride[i], padding[i], dilation[i]) for i in (0, 1))
+    cols = _columns(x, (kh, kw), groups, stride, padding, dilation)
+    return np.matmul(w.reshape(groups, o // groups, -1), cols).reshape(x.shape[0], o, oh, ow)
+
+
+def _conv_dx_run(g: Array, w: Array, stride: Pair, padding: Pair, dilation: Pair, groups: int, size: Pair) -> Array:
+    n, o, oh, ow = g.shape
+    _, cg, kh, kw = w.shape
+    gg = g.reshape(n, groups, o // groups, oh * ow)
+    cols = np.matmul(w.reshape(groups, o // groups, -1).swapaxes(1, 2), gg)
+    win = cols.reshape(n, groups * cg, kh, kw, oh, ow).transpose(0, 1, 4, 5, 2, 3)
+    return np.ascontiguousarray(_add_windows(win, (n, groups * cg, *size), stride, padding, dilation))
+
+
+def _conv_dw_run(x: Array, g: Array, stride: Pair, padding: Pair, dilation: Pair, groups: int, kernel: Pair) -> Array:
+    n, o, oh, ow = g.shape
+    cols = _columns(x, kernel, groups, stride, padding, dilation)[..., :oh * ow]
+    gg = g.reshape(n, groups, o // groups, oh * ow)
+    return np.matmul(gg, cols.swapaxes(2, 3)).sum(0).reshape(o, x.shape[1] // groups, *kernel)
+
+
+def _valid(k: Any, tap: Any, size: Any, out: Any, stride: int, padding: int, dilation: int) -> tuple[Any, Any]:
+    """The range of output positions whose input position ``o*stride + tap*dilation - padding`` is inside 0..size."""
+    offset = k.index_sub(k.index_mul(tap, dilation), padding)                       # input position of o = 0
+    low = k.index_div(k.maximum(k.index_sub(stride - 1, offset), k.index(0)), stride)
+    high = k.index_div(k.maximum(k.index_add(k.index_sub(size, offset), stride - 1), k.index(0)), stride)
+    return k.let(k.minimum(low, out)), k.let(k.minimum(high, out))
+
+
+def _gather_columns(k: Any, x: Any, cols: Any, image: Any, c0: Any, channels: int, kernel: Pair, out: Any, stride: Pair,
+                    padding: Pair, dilation: Pair) -> None:
+    """cols[c*kh*kw + i*kw + j, oh*ow] = x[image, c0 + c, oh*s + i*d - p, ow*s + j*d - p], 0 outside."""
+    (kh, kw), (oh, ow), (_, total, h, w) = kernel, out, x.shape
+    zero = k.const(0, x.dtype)
+    with k.loop(k.index(0), k.index(channels)) as c:
+        plane = k.let(k.index_mul(k.index_add(k.index_mul(image, total), k.index_add(c0, c)), k.index_mul(h, w)))
+        with k.loop(k.index(0), k.index(kh)) as i:
+            top, bottom = _valid(k, i, h, oh, stride[0], padding[0], dilation[0]) if padding[0] else (k.index(0), oh)
+            with k.loop(k.index(0), k.index(kw)) as j:
+                left, right = _valid(k, j, w, ow, stride[1], padding[1], dilation[1]) if padding[1] else (k.index(0), ow)
+                tap = k.index_add(k.index_mul(k.index_add(k.index_mul(c, kh), i), kw), j)
+                base = k.let(k.index_mul(tap, k.index_mul(oh, ow)))
+                if padding[0] or padding[1]:
+                    _fill(k, cols, base, k.index(0), k.index_mul(top, ow), zero)
+                    _fill(k, cols, base, k.index_mul(bottom, ow), k.index_mul(oh, ow), zero)
+                with k.loop(top, bottom) as y:
+                    row = k.let(k.index_add(base, k.index_mul(y, ow)))
+                    source = k.index_add(k.index_mul(y, stride[0]), k.index_sub(k.index_mul(i, dilation[0]), padding[0]))
+                    start = k.let(k.index_add(k.index_add(plane, k.index_mul(source, w)),
+                                              k.index_sub(k.index_mul(j, dilation[1]), padding[1])))
+                    if padding[1]:
+                        _fill(k, cols, row, k.index(0), left, zero)
+                        _fill(k, cols, row, right, ow, zero)
+                    with k.loop(left, right) as z:
+                        cols.store_flat(k.index_add(row, z), x.at_flat(k.index_add(start, k.index_mul(z, stride[1]))))
+
+
+def _fill(k: Any, buffer: Any, base: Any, start: Any, stop: Any, value: Any) -> None:
+    with k.loop(start, stop) as z:
+        buffer.store_flat(k.index_add(base, z), value)
+
+
+def _scatter_columns(k: Any, cols: Any, out: Any, image: Any, c0: Any, channels: int, kernel: Pair, grid: Any, stride: Pair,
+                     padding: Pair, dilation: Pair) -> None:
+    """The adjoint of `_gather_columns`: columns added into the image, taps in order."""
+    (kh, kw), (oh, ow), (_, total, h, w) = kernel, grid, out.shape
+    with k.loop(k.index(0), k.index(channels)) as c:
+        plane = k.let(k.index_mul(k.index_add(k.index_mul(image, total), k.index_add(c0, c)), k.index_mul(h, w)))
+        _fill(k, out, plane, k.index(0), k.index_mul(h, w), k.const(0, out.dtype))
+        with k.loop(k.index(0), k.index(kh)) as i:
+            top, bottom = _valid(k, i, h, oh, stride[0], padding[0], dilation[0]) if padding[0] else (k.index(0), oh)
+            with k.loop(k.index(0), k.index(kw)) as j:
+                left, right = _valid(k, j, w, ow, stride[1], padding[1], dilation[1]) if padding[1] else (k.index(0), ow)
+                tap = k.index_add(k.index_mul(k.index_add(k.index_mul(c, kh), i), kw), j)
+                base = k.let(k.index_mul(tap, k.index_mul(oh, ow)))
+                with k.loop(top, bottom) as y:
+                    row = k.let(k.index_add(base, k.index_mul(y, ow)))
+                    target = k.index_add(k.index_mul(y, stride[0]), k.index_sub(k.index_mul(i, dilation[0]), padding[0]))
+                    start = k.let(k.index_add(k.index_add(plane, k.index_mul(target, w)),
+                                              k.index_sub(k.index_mul(j, dilation[1]), padding[1])))
+                    with k.loop(left, right) as z:
+                        at = k.index_add(start, k.index_mul(z, stride[1]))
+                        out.store_flat(at, k.add(out.at_flat(at), cols.at_flat(k.index_add(row, z))))
+
+
+def _conv_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> None:
+    (x, w), (y,) = inputs, outputs
+    o, cg, kh, kw = (k.known(s) for s in w.shape)
+    n, _, oh, ow = y.shape
+    depth, pixels, og = cg * kh * kw, k.index_mul(oh, ow), o // groups
+    plain = (kh, kw) == (1, 1) and stride == (1, 1) and padding == (0, 0)
+    with k.parallel(n, work=k.estimate(pixels, k.index(2 * o * depth)), partials=2 * PARTIALS) as image:
+        cols = x if plain else k.scratch(x.dtype, k.index_mul(depth, pixels))
+        for g in range(groups):
+            if not plain:
+                _gather_columns(k, x, cols, image, k.index(g * cg), cg, (kh, kw), (oh, ow), stride, padding, dilation)
+            source = k.index_mul(k.index_add(k.index_mul(image, groups), g), k.index_mul(cg, pixels)) if plain else k.slice0(cols)
+            k.gemm(k.index(og), pixels, k.index(depth), w.block(k.index(g * og * depth), k.index(depth)), cols.block(source, pixels),
+                   y.block(k.index_mul(k.index_add(k.index_mul(image, o), g * og), pixels), pixels))
+
+
+def _conv_dx_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int, size: Pair) -> None:
+    (g, w), (dx,) = inputs, outputs
+    o, cg, kh, kw = (k.known(s) for s in w.shape)
+    n, _, oh, ow = g.shape
+    depth, pixels, og = cg * kh * kw, k.index_mul(oh, ow), o // groups
+    with k.parallel(n, work=k.estimate(pixels, k.index(2 * o * depth)), partials=2 * PARTIALS) as image:
+        cols = k.scratch(g.dtype, k.index_mul(depth, pixels))
+        for i in range(groups):
+            k.gemm(k.index(depth), pixels, k.index(og), w.block(k.index(i * og * depth), k.index(depth), True),
+                   g.block(k.index_mul(k.index_add(k.index_mul(image, o), i * og), pixels), pixels),
+                   cols.block(k.slice0(cols), pixels))
+            _scatter_columns(k, cols, dx, image, k.index(i * cg), cg, (kh, kw), (oh, ow), stride, padding, dilation)
+
+
+def _conv_dw_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int, kernel: Pair) -> None:
+    (x, g), (dw,) = inputs, outputs
+    o, cg, kh, kw = (k.known(s) for s in dw.shape)
+    n, _, oh, ow = g.shape
+    depth, pixels, og = cg * kh * kw, k.index_mul(oh, ow), o // groups
+    total = o * depth
+    partial = k.temporary(x.dtype, k.index(PARTIALS * total))
+    grain = k.index_div(k.index_add(n, PARTIALS - 1), PARTIALS)
+    with k.parallel_chunks(n, grain) as (chunk, begin, end):
+        cols = k.scratch(x.dtype, k.index_mul(depth, pixels))
+        first = k.let(k.index_mul(chunk, total))
+        _fill(k, partial, first, k.index(0), k.index(total), k.const(0, x.dtype))
+        with k.loop(begin, end) as image:
+            for i in range(groups):
+                _gather_columns(k, x, cols, image, k.index(i * cg), cg, kernel, (oh, ow), stride, padding, dilation)
+                k.gemm(k.index(og), k.index(depth), pixels,
+                       g.block(k.index_mul(k.index_add(k.index_mul(image, o), i * og), pixels), pixels),
+                       cols.block(k.slice0(cols), pixels, True),
+                       partial.block(k.index_add(first, i * og * depth), k.index(depth)), accumulate=True)
+    chunks = k.index_div(k.index_add(n, k.index_sub(grain, 1)), k.maximum(grain, k.index(1)))
+    with k.parallel(k.index(total), work=float(PARTIALS)) as j:
+        acc = k.variable(k.const(0, x.dtype))
+        with k.loop(k.index(0), chunks) as c:
+            acc.set(k.add(acc.get(), partial.at_flat(k.index_add(k.index_mul(c, total), j))))
+        dw.store_flat(j, acc.get())
+
+
+def _attrs(c: Any) -> dict[str, Any]:
+    return {key: c.attrs[key] for key in ("stride", "padding", "dilation", "groups")}
+
+
+conv2d_op = Op(
+    "conv2d",
+    infer=_conv_infer,
+    run=_conv_run,
+    vjp=(lambda g, c: record.apply(conv2d_dx_op, g, c.y, **_attrs(c), size=c.shapes[0][2:]),
+         lambda g, c: record.apply(conv2d_dw_op, c.x, g, **_attrs(c), kernel=c.shapes[1][2:])),
+    saves=("x", "y"),
+    lower=Loops(_conv_loops),
+    cost=100.0,
+    compiled=True,
+)
+
+conv2d_dx_op = Op(
+    "conv2d_dx",                         # the gradient with respect to the input
+    infer=lambda g, w, stride, padding, dilation, groups, size: Aval((g.shape[0], w.shape[1] * groups, *size), g.dtype),
+    run=_conv_dx_run,
+    vjp=(lambda g, c: record.apply(conv2d_op, g, c.y, **_attrs(c)),
+         lambda g, c: record.apply(conv2d_dw_op, g, c.x, **_attrs(c), kernel=c.shapes[1][2:])),
+    saves=("x", "y"),
+    lower=Loops(_conv_dx_loops),
+    cost=100.0,
+    compiled=True,
+)
+
+conv2d_dw_op = Op(
+    "conv2d_dw",                         # the gradient with respect to the weight
+    infer=lambda x, g, stride, padding, dilation, groups, kernel: Aval((g.shape[1], x.shape[1] // groups, *kernel), x.dtype),
+    run=_conv_dw_run,
+    vjp=(lambda g, c: record.apply(conv2d_dx_op, c.y, g, **_attrs(c), size=c.shapes[0][2:]),
+         lambda g, c: record.apply(conv2d_op, c.x, g, **_attrs(c))),
+    saves=("x", "y"),
+    lower=Loops(_conv_dw_loops),
+    cost=100.0,
+    compiled=True,
+)
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int | Pair = 1, padding: int | Pair = 0,
+           dilation: int | Pair = 1, groups: int = 1) -> Tensor:
+    """Cross-correlation of (n, c, h, w) with weight (out, c/groups, kh, kw).
+
+    Returns
+    -------
+    Tensor
+        (n, out, oh, ow) with ``oh = (h + 2*padding - dilation*(kh - 1) - 1) // stride + 1``.
+
+    Raises
+    ------
+    ShapeError
+        If channels do not match or the kernel does not fit.
+    """
+    x, weight = together("conv2d", x, weight)
+    out = record.apply(conv2d_op, x, weight, stride=pair("stride", stride), padding=pair("padding", padding, 0),
+                       dilation=pair("dilation", dilation), groups=groups)
+    return out if bias is None else out + bias.reshape((1, -1, 1, 1))  # type: ignore[attr-defined]
+
+
+# ---------------------------------------------------------------- pooling
+
+def _pool_infer(name: str, x: Aval, kernel: Pair, stride: Pair, padding: Pair) -> Shape:
+    if x.ndim != 4:
+        raise ShapeError(f"{name}: input {format_shape(x.shape)}; expected (n, c, h, w)")
+    if any(2 * p > k for p, k in zip(padding, kernel)):
+        raise ShapeError(f"{name}: padding {padding} is more than half of the kernel {kernel}")
+    out = tuple(_out_size(x.shape[2 + i], kernel[i], stride[i], padding[i], 1) for i in (0, 1))
+    if any(isinstance(s, int) and s <= 0 for s in out):
+        raise ShapeError(f"{name}: a window of {kernel} does not fit into {format_shape(x.shape[2:])}")
+    return (*x.shape[:2], *out)
+
+
+def _max_pool_run(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Array, Array]:
+    low = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
+    win = _windows(x, kernel, stride, padding, (1, 1), low)
+    best, where = win[..., 0, 0].copy(), np.zeros(win.shape[:4], np.int32)
+    for k in range(1, kernel[0] * kernel[1]):
+        candidate = win[..., k // kernel[1], k % kernel[1]]
+        wins = (candidate > best) | (np.isnan(candidate) & ~np.isnan(best)) if x.dtype.kind == "f" else candidate > best
+        np.copyto(best, candidate, where=wins)
+        where[wins] = k
+    return best, where
+
+
+def _position(k: Any, o: Any, tap: Any, stride: int, padding: int) -> Any:
+    return k.index_sub(k.index_add(k.index_mul(o, stride), tap), padding)
+
+
+def _max_pool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pair, padding: Pair) -> None:
+    (x,), (best, where) = inputs, outputs
+    n, c, oh, ow = best.shape
+    h, w = x.shape[2:]
+    low = k.lowest(x.dtype)
+    with k.parallel(k.index_mul(k.index_mul(n, c), oh), work=k.estimate(ow, k.index(4 * kernel[0] * kernel[1]))) as row:
+        plane, y = k.let(k.index_div(row, oh)), k.let(k.index_mod(row, oh))
+        with k.loop(k.index(0), ow) as z:
+            value, tap = low, k.const(0, "int32")
+            for i in range(kernel[0]):
+                for j in range(kernel[1]):
+                    a, b = _position(k, y, k.index(i), stride[0], padding[0]), _position(k, z, k.index(j), stride[1], padding[1])
+                    inside = k.inside((a, h, padding[0]), (b, w, padding[1]))
+                    a, b = k.clip(a, h, padding[0]), k.clip(b, w, padding[1])
+                    v = k.let(x.at_flat(k.index_add(k.index_mul(k.index_add(k.index_mul(plane, h), a), w), b)))
+                    if inside is not None:
+                        v = k.let(k.select(inside, v, low))
+                    wins = k.gt(v, value)
+                    if x.dtype[0] == "f":
+                        wins = k.lor(wins, k.land(k.isnan(v), k.lnot(k.isnan(value))))
+                    first = i == j == 0
+                    tap = tap if first else k.let(k.select(wins, k.const(i * kernel[1] + j, "int32"), tap))
+                    value = v if first else k.let(k.select(wins, v, value))
+            at = k.let(k.index_add(k.index_mul(row, ow), z))
+            best.store_flat(at, value)
+            where.store_flat(at, tap)
+
+
+max_pool2d_op = Op(
+    "max_pool2d",                        # the largest of each window, and which element of the window it was
+    infer=lambda x, kernel, stride, padding: (Aval(_pool_infer("max_pool2d", x, kernel, stride, padding), x.dtype),
+                                              Aval(_pool_infer("max_pool2d", x, kernel, stride, padding), np.dtype(np.int32))),
+    run=_max_pool_run,
+    vjp=(lambda g, c: record.apply(max_unpool2d_op, g[0], c.outputs[1], kernel=c.kernel, stride=c.stride, padding=c.padding,
+                                   size=c.shapes[0][2:]),),
+    saves=("out",),
+    lower=Loops(_max_pool_loops),
+    outputs=2,
+    cost=8.0,
+    compiled=True,
+)
+
+
+def _unpool_run(g: Array, where: Array, kernel: Pair, stride: Pair, padding: Pair, size: Pair) -> Array:
+    n, c, oh, ow = g.shape
+    win = np.zeros((n, c, oh, ow, kernel[0] * kernel[1]), g.dtype)
+    np.put_along_axis(win, where[..., None].astype(np.int64), g[..., None], -1)
+    return np.ascontiguousarray(_add_windows(win.reshape(n, c, oh, ow, *kernel), (n, c, *size), stride, padding, (1, 1)))
+
+
+def _covering(k: Any, position: Any, size: Any, kernel: int, stride: int, padding: int) -> list[tuple[Any, Any, Any]]:
+    """The windows that hold an input position: (window, tap, whether it exists), ceil(kernel/stride) of them."""
+    q = k.let(k.index_add(position, padding))
+    last = k.let(k.index_div(q, stride))
+    out = []
+    for back in range(-(-kernel // stride)):
+        o = k.index_sub(last, back)
+        tap = k.let(k.index_sub(q, k.index_mul(o, stride)))
+        exists = k.land(k.land(k.ge(o, k.index(0)), k.lt(o, size)), k.lt(tap, k.index(kernel)))
+        out.append((k.let(k.minimum(k.maximum(o, k.index(0)), k.index_sub(size, 1))), tap, k.let(exists)))
+    return out
+
+
+def _unpool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pair, padding: Pair, size: Pair) -> None:
+    """Each input element adds up the gradients of the windows it won."""
+    (g, where), (dx,) = inputs, outputs
+    n, c, h, w = dx.shape
+    oh, ow = g.shape[2:]
+    with k.parallel(k.index_mul(k.index_mul(n, c), h), work=k.estimate(w, k.index(6))) as row:
+        plane, y = k.let(k.index_div(row, h)), k.let(k.index_mod(row, h))
+        rows = _covering(k, y, oh, kernel[0], stride[0], padding[0])
+        with k.loop(k.index(0), w) as z:
+            total = k.const(0, g.dtype)
+            for o, i, exists in rows:
+                for p, j, there in _covering(k, z, ow, kernel[1], stride[1], padding[1]):
+                    at = k.let(k.index_add(k.index_mul(k.index_add(k.index_mul(plane, oh), o), ow), p))
+                    tap = k.cast(k.index_add(k.index_mul(i, kernel[1]), j), "int32")
+                    won = k.land(k.land(exists, there), k.eq(where.at_flat(at), tap))
+                    part = k.select(won, g.at_flat(at), k.const(0, g.dtype))
+                    total = part if len(rows) == 1 and kernel[1] <= stride[1] else k.let(k.add(total, part))
+            dx.store_flat(k.index_add(k.index_mul(row, w), z), total)
+
+
+def _pick_window_run(x: Array, where: Array, kernel: Pair, stride: Pair, padding: Pair) -> Array:
+    win = _windows(x, kernel, stride, padding, (1, 1))
+    flat = win.reshape(*win.shape[:4], -1)
+    return np.take_along_axis(flat, where[..., None].astype(np.int64), -1)[..., 0]
+
+
+def _pick_window_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pair, padding: Pair) -> None:
+    (x, where), (out,) = inputs, outputs
+    n, c, oh, ow = out.shape
+    h, w = x.shape[2:]
+    with k.parallel(k.index_mul(k.index_mul(n, c), oh), work=k.estimate(ow, k.index(6))) as row:
+        plane, y = k.let(k.index_div(row, oh)), k.let(k.index_mod(row, oh))
+        with k.loop(k.index(0), ow) as z:
+            at = k.let(k.index_add(k.index_mul(row, ow), z))
+            tap = k.let(k.cast(where.at_flat(at), "int64"))
+            a = _position(k, y, k.index_div(tap, kernel[1]), stride[0], padding[0])
+            b = _position(k, z, k.index_mod(tap, kernel[1]), stride[1], padding[1])
+            a, b = k.clip(a, h, 1), k.clip(b, w, 1)
+            out.store_flat(at, x.at_flat(k.index_add(k.index_mul(k.index_add(k.index_mul(plane, h), a), w), b)))
+
+
+max_unpool2d_op = Op(
+    "max_unpool2d",                      # the adjoint of max_pool2d: gradients to the winners
+    infer=lambda g, where, kernel, stride, padding, size: Aval((*g.shape[:2], *size), g.dtype),
+    run=_unpool_run,
+    vjp=(lambda g, c: record.apply(pick_window_op, g, c.y, kernel=c.kernel, stride=c.stride, padding=c.padding), None),
+    saves=("y",),
+    lower=Loops(_unpool_loops),
+    cost=8.0,
+    compiled=True,
+)
+
+pick_window_op = Op(
+    "pick_window",                       # of each window the element that won before
+    infer=lambda x, where, kernel, stride, padding: Aval(where.shape, x.dtype),
+    run=_pick_window_run,
+    vjp=(lambda g, c: record.apply(max_unpool2d_op, g, c.y, kernel=c.kernel, stride=c.stride, padding=c.padding,
+                                   size=c.shapes[0][2:]), None),
+    saves=("y",),
+    lower=Loops(_pick_window_loops),
+    cost=8.0,
+)
+
+
+def _avg_pool_run(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> Array:
+    return (_windows(x, kernel, stride, padding, (1, 1)).sum((4, 5)) / x.dtype.type(kernel[0] * kernel[1])).astype(x.dtype)
+
+
+def _avg_pool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pair, padding: Pair) -> None:
+    (x,), (out,) = inputs, outputs
+    n, c, oh, ow = out.shape
+    h, w = x.shape[2:]
+    area = k.const(float(kernel[0] * kernel[1]), x.dtype)
+    with k.parallel(k.index_mul(k.index_mul(n, c), oh), work=k.estimate(ow, k.index(2 * kernel[0] * kernel[1]))) as row:
+        plane, y = k.let(k.index_div(row, oh)), k.let(k.index_mod(row, oh))
+        with k.loop(k.index(0), ow) as z:
+            total = None
+            for i in range(kernel[0]):
+                for j in range(kernel[1]):
+                    a, b = _position(k, y, k.index(i), stride[0], padding[0]), _position(k, z, k.index(j), stride[1], padding[1])
+                    inside = k.inside((a, h, padding[0]), (b, w, padding[1]))
+                    a, b = k.clip(a, h, padding[0]), k.clip(b, w, padding[1])
+                    v = x.at_flat(k.index_add(k.index_mul(k.index_add(k.index_mul(plane, h), a), w), b))
+                    v = v if inside is None else k.select(inside, v, k.const(0, x.dtype))
+                    total = v if total is None else k.add(total, v)
+            out.store_flat(k.index_add(k.index_mul(row, ow), z), k.div(total, area))
+
+
+def _avg_unpool_run(g: Array, kernel: Pair, stride: Pair, padding: Pair, size: Pair) -> Array:
+    share = g / g.dtype.type(kernel[0] * kernel[1])
+    win = np.broadcast_to(share[..., None, None], (*g.shape, *kernel))
+    return np.ascontiguousarray(_add_windows(win, (*g.shape[:2], *size), stride, padding, (1, 1)))
+
+
+def _avg_unpool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pair, padding: Pair, size: Pair) -> None:
+    (g,), (dx,) = inputs, outputs
+    n, c, h, w = dx.shape
+    oh, ow = g.shape[2:]
+    area = k.const(float(kernel[0] * kernel[1]), g.dtype)
+    with k.parallel(k.index_mul(k.index_mul(n, c), h), work=k.estimate(w, k.index(6))) as row:
+        plane, y = k.let(k.index_div(row, h)), k.let(k.index_mod(row, h))
+        rows = _covering(k, y, oh, kernel[0], stride[0], padding[0])
+        with k.loop(k.index(0), w) as z:
+            total = k.const(0, g.dtype)
+            for o, _, exists in rows:
+                for p, _, there in _covering(k, z, ow, kernel[1], stride[1], padding[1]):
+                    at = k.index_add(k.index_mul(k.index_add(k.index_mul(plane, oh), o), ow), p)
+                    part = k.select(k.land(exists, there), k.div(g.at_flat(at), area), k.const(0, g.dtype))
+                    total = k.let(k.add(total, part))
+            dx.store_flat(k.index_add(k.index_mul(row, w), z), total)
+
+
+def _float_pool(name: str, x: Aval, kernel: Pair, stride: Pair, padding: Pair) -> Aval:
+    if x.dtype.kind != "f":
+        raise DTypeError(f"{name}: takes floats, not {x.dtype.name}")
+    return Aval(_pool_infer(name, x, kernel, stride, padding), x.dtype)
+
+
+avg_pool2d_op = Op(
+    "avg_pool2d",                        # the mean of each window, padding counted in
+    infer=lambda x, kernel, stride, padding: _float_pool("avg_pool2d", x, kernel, stride, padding),
+    run=_avg_pool_run,
+    vjp=(lambda g, c: record.apply(avg_unpool2d_op, g, kernel=c.kernel, stride=c.stride, padding=c.padding,
+                                   size=c.shapes[0][2:]),),
+    lower=Loops(_avg_pool_loops),
+    cost=8.0,
+    compiled=True,
+)
+
+avg_unpool2d_op = Op(
+    "avg_unpool2d",                      # the adjoint of avg_pool2d
+    infer=lambda g, kernel, stride, padding, size: Aval((*g.shape[:2], *size), g.dtype),
+    run=_avg_unpool_run,
+    vjp=(lambda g, c: record.apply(avg_pool2d_op, g, kernel=c.kernel, stride=c.stride, padding=c.padding),),
+    lower=Loops(_avg_unpool_loops),
+    cost=8.0,
+    compiled=True,
+)
+
+
+def _pool_attrs(kernel_size: int | Pair, stride: int | Pair | None, padding: int | Pair) -> dict[str, Pair]:
+    kernel = pair("kernel_size", kernel_size)
+    return {"kernel": kernel, "stride": kernel if stride is None else pair("stride", stride),
+            "padding": pair("padding", padding, 0)}
+
+
+def max_pool2d(x: Any, kernel_size: int | Pair, stride: int | Pair | None = None, padding: int | Pair = 0) -> Tensor:
+    """The largest element of each window of (n, c, h, w); NaN wins; the gradient goes to the first largest."""
+    return record.apply(max_pool2d_op, as_tensor(x), **_pool_attrs(kernel_size, stride, padding))[0]
+
+
+def avg_pool2d(x: Any, kernel_size: int | Pair, stride: int | Pair | None = None, padding: int | Pair = 0) -> Tensor:
+    """The mean of each window of (n, c, h, w); padding counts as zeros, as in PyTorch."""
+    return record.apply(avg_pool2d_op, as_tensor(x), **_pool_attrs(kernel_size, stride, padding))

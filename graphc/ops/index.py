@@ -1,0 +1,335 @@
+"""Indexing: `x[...]` in all its forms, gathers and their adjoints, one-of-many picks for losses."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..core import record
+from ..core.aval import Aval, broadcast, normalize_axis
+from ..core.dims import Dim, Shape, Size, at_least, format_shape
+from ..core.dtypes import bool_, int64
+from ..core.errors import AxisError, DTypeError, ModeError, ShapeError
+from ..core.op import EachInput, Loops, Op, Pull
+from ..core.tensor import Tensor, as_tensor
+from .basic import cast
+from .shape import reshape, slice_op
+
+Array = np.ndarray[Any, Any]
+
+
+# ---------------------------------------------------------------- integer arrays as indices
+
+def _index_shape(x: Aval, indices: tuple[Aval, ...], axes: tuple[int, ...]) -> Shape:
+    for i in indices:
+        if i.dtype.kind not in "iu":
+            raise DTypeError(f"index: an index is {i.dtype.name}; integers or bools only")
+    picked = broadcast("index", *(i.shape for i in indices))
+    rest = [(a, s) for a, s in enumerate(x.shape) if a not in axes]
+    if axes == tuple(range(axes[0], axes[0] + len(axes))):               # side by side: the result's axes stay there
+        return (*(s for a, s in rest if a < axes[0]), *picked, *(s for a, s in rest if a > axes[0]))
+    return (*picked, *(s for _, s in rest))
+
+
+def _window(ndim: int, axes: tuple[int, ...], indices: tuple[Array, ...]) -> tuple[Any, ...]:
+    out: list[Any] = [slice(None)] * ndim
+    for a, i in zip(axes, indices):
+        out[a] = i
+    return tuple(out)
+
+
+def _split_index(b: Any, index: Any, ndim: int, axes: tuple[int, ...], picked: int) -> tuple[list[Any], list[Any]]:
+    """The output index as (index into the broadcast indices, index of the untouched axes)."""
+    front = axes[0] if axes == tuple(range(axes[0], axes[0] + len(axes))) else 0
+    return list(index[front:front + picked]), [*index[:front], *index[front + picked:]]
+
+
+def _index_element(b: Any, index: Any, x: Any, *indices: Any, axes: tuple[int, ...]) -> Any:
+    picked = max(len(i.shape) for i in indices)
+    where, rest = _split_index(b, index, len(x.shape), axes, picked)
+    source, others = [], iter(rest)
+    for a in range(len(x.shape)):
+        if a in axes:
+            i = b.cast(indices[axes.index(a)].at_broadcast(where), "int64")
+            source.append(b.wrap_index(i, x.shape[a]))
+        else:
+            source.append(next(others))
+    return x.at(source)
+
+
+def _in_range(x: Any, *indices: Any, axes: tuple[int, ...]) -> Any:
+    from .reduce import all, size_value
+    ok = None
+    for a, i in zip(axes, indices):
+        n = x.shape[a]
+        bound = n if isinstance(n, int) else size_value(n, i.dtype)
+        inside = all((i >= -bound) & (i < bound)) if i.dtype.kind == "i" else all(i < bound)
+        ok = inside if ok is None else ok & inside
+    return ok
+
+
+index_op = Op(
+    "index",                             # x[i, j, ...] with integer arrays on some axes
+    infer=lambda x, *indices, axes: Aval(_index_shape(x, indices, axes), x.dtype),
+    run=lambda x, *indices, axes: x[_window(x.ndim, axes, indices)],
+    vjp=EachInput(lambda g, c, i: record.apply(index_add_op, g, *c.inputs[1:], axes=c.axes, shape=c.shapes[0])
+                  if i == 0 else None),
+    saves=("y", "z", "*"),
+    lower=Pull(_index_element),
+    check=_in_range,
+)
+
+
+def _index_add_run(g: Array, *indices: Array, axes: tuple[int, ...], shape: tuple[int, ...]) -> Array:
+    out = np.zeros(shape, g.dtype)
+    np.add.at(out, _window(len(shape), axes, indices), g)
+    return out
+
+
+def _index_add_loops(k: Any, inputs: Any, outputs: Any, axes: tuple[int, ...], shape: Shape) -> None:
+    """Zeros, then each picked element added where it came from, in index order (so duplicates add up the same always)."""
+    (g, *indices), (out,) = inputs, outputs
+    picked = max(len(i.shape) for i in indices)
+    total = k.product(out.shape)
+    with k.parallel(total, work=1.0) as i:
+        out.store_flat(i, k.const(0, out.dtype))
+    with k.serial():
+        with k.loop(k.index(0), k.product(g.shape)) as flat:
+            index = [k.let(e) for e in k.unravel(flat, g.shape)]
+            where, rest = _split_index(k, index, len(out.shape), axes, picked)
+            target, others = [], iter(rest)
+            for a in range(len(out.shape)):
+                if a in axes:
+                    i = k.cast(indices[axes.index(a)].at_broadcast(where), "int64")
+                    target.append(k.let(k.wrap_index(i, out.shape[a])))
+                else:
+                    target.append(next(others))
+            at = k.let(k.flatten_expr(target, out.shape))
+            out.store_flat(at, k.add(out.at_flat(at), g.at_flat(flat)))
+
+
+index_add_op = Op(
+    "index_add",                         # the adjoint of index: added into zeros
+    infer=lambda g, *indices, axes, shape: Aval(shape, g.dtype),
+    run=_index_add_run,
+    vjp=EachInput(lambda g, c, i: record.apply(index_op, g, *c.inputs[1:], axes=c.axes) if i == 0 else None),
+    saves=("*",),
+    lower=Loops(_index_add_loops),
+)
+
+
+# ---------------------------------------------------------------- one element of each row
+
+def _pick_infer(x: Aval, target: Aval) -> Aval:
+    if target.dtype.kind not in "iu":
+        raise DTypeError(f"pick: targets are class indices (integers), not {target.dtype.name}")
+    if x.ndim == 0 or target.ndim != x.ndim - 1:
+        raise ShapeError(f"pick: {format_shape(target.shape)} targets for rows of {format_shape(x.shape)}; expected "
+                         f"{format_shape(x.shape[:-1])}")
+    return Aval(broadcast("pick", x.shape[:-1], target.shape), x.dtype)
+
+
+pick_op = Op(
+    "pick",                              # out[..., ] = x[..., target[...]]
+    infer=_pick_infer,
+    run=lambda x, target: np.take_along_axis(x, target[..., None].astype(np.int64), -1)[..., 0],
+    vjp=(lambda g, c: record.apply(place_op, g, c.y, size=c.shapes[0][-1]), None),
+    saves=("y",),
+    lower=Pull(lambda b, index, x, target: x.at([*index, b.wrap_index(b.cast(target.at(index), "int64"), x.shape[-1])])),
+    check=lambda x, target: _in_range(x, target, axes=(x.ndim - 1,)),
+)
+
+
+def _place_run(g: Array, target: Array, size: int) -> Array:
+    out = np.zeros((*g.shape, size), g.dtype)
+    np.put_along_axis(out, target[..., None].astype(np.int64), g[..., None], -1)
+    return out
+
+
+place_op = Op(
+    "place",                             # the adjoint of pick: g at the target of each row, 0 elsewhere
+    infer=lambda g, target, size: Aval((*g.shape, size), g.dtype),
+    run=_place_run,
+    vjp=(lambda g, c: record.apply(pick_op, g, c.y), None),
+    saves=("y",),
+    lower=Pull(lambda b, index, g, target, size: b.select(
+        b.eq(b.wrap_index(b.cast(target.at(index[:-1]), "int64"), b.size(size)), index[-1]),
+        g.at(index[:-1]), b.const(0, g.dtype))),
+)
+
+
+def pick(x: Tensor, target: Tensor) -> Tensor:
+    """From each row of ``x`` (..., classes) the element that ``target`` (...) names."""
+    return record.apply(pick_op, x, target)
+
+
+def take(x: Any, indices: Any, dim: int = 0, *, axis: int | None = None) -> Tensor:
+    """Rows (along ``dim``) picked by integer ``indices``; negative ones count from the end."""
+    x = as_tensor(x)
+    return record.apply(index_op, x, as_tensor(indices), axes=(normalize_axis("take", dim if axis is None else axis, x.ndim),))
+
+
+index_select = take
+
+
+# ---------------------------------------------------------------- x[...]
+
+def _slice_bounds(s: slice, n: Size, axis: int) -> tuple[Size, Size, int]:
+    """(start, number of elements, step) of a slice of an axis of ``n`` elements."""
+    if isinstance(n, int):
+        start, stop, step = s.indices(n)
+        return start, len(range(start, stop, step)), step
+    step = 1 if s.step is None else int(s.step)
+    start = 0 if s.start is None else s.start
+    stop = n if s.stop is None else s.stop
+    if step != 1 and not (step == -1 and s.start is None and s.stop is None):
+        raise record.located(ShapeError(f"index: a step of {step} along the run-time size {n} of axis {axis}"))
+    if step == -1:
+        return n - 1, n, -1
+    start, stop = (n + v if isinstance(v, int) and v < 0 else v for v in (start, stop))
+    if not (at_least(n, stop) and at_least(stop, start)):
+        raise record.located(ShapeError(f"index: {start}:{stop} is out of range for size {n} of axis {axis}"))
+    return start, stop - start, 1
+
+
+def _expand_key(key: Any, ndim: int) -> list[Any]:
+    """The index as one entry per axis (None entries extra), ellipsis and missing axes filled in."""
+    items = list(key) if isinstance(key, tuple) else [key]
+    items = [np.asarray(i) if isinstance(i, list) else i for i in items]
+    used = sum(1 if not _is_mask(i) else _ndim(i) for i in items if i is not None and i is not Ellipsis)
+    if used > ndim:
+        raise record.located(AxisError(f"index: {used} indices for {ndim} axes"))
+    at = next((k for k, i in enumerate(items) if i is Ellipsis), None)
+    fill = [slice(None)] * (ndim - used)
+    return items + fill if at is None else items[:at] + fill + items[at + 1:]
+
+
+def _ndim(i: Any) -> int:
+    return len(i.shape)
+
+
+def _is_mask(i: Any) -> bool:
+    return isinstance(i, (Tensor, np.ndarray)) and i.dtype == bool_
+
+
+def getitem(x: Tensor, key: Any) -> Tensor:
+    """``x[key]``: integers, slices, None, Ellipsis, integer tensors, and in eager mode boolean masks.
+
+    A 0-d tensor takes ``[0]`` as itself, for scripts from the time when losses had one element.
+    """
+    if not x.shape and isinstance(key, int) and key == 0:
+        return x
+    with record_checks(x):
+        items = _expand_key(key, x.ndim)
+        if any(_is_mask(i) for i in items):
+            items = _masks_to_indices(x, items)
+        starts: list[Size] = []
+        sizes: list[Size] = []
+        steps: list[int] = []
+        shape: list[Size] = []                       # after ints dropped an axis and Nones added one
+        arrays: list[tuple[int, Tensor]] = []        # (axis in `shape`, index)
+        axis = 0
+        for i in items:
+            if i is None:
+                shape.append(1)
+                continue
+            n = x.shape[axis]
+            if isinstance(i, slice):
+                start, size, step = _slice_bounds(i, n, axis)
+                shape.append(size)
+            elif isinstance(i, (Tensor, np.ndarray)) and _ndim(i) > 0 or isinstance(i, Tensor) and i._data is None:
+                start, size, step = 0, n, 1
+                arrays.append((len(shape), as_tensor(i)))
+                shape.append(n)
+            else:
+                start, size, step = _integer(i, n, axis), 1, 1
+            starts.append(start)
+            sizes.append(size)
+            steps.append(step)
+            axis += 1
+        out = x
+        if any(not (isinstance(s, int) and s == 0 and k == n and p == 1) for s, k, n, p in zip(starts, sizes, x.shape, steps)):
+            out = record.apply(slice_op, x, starts=tuple(starts), sizes=tuple(sizes), steps=tuple(steps))
+        if tuple(shape) != out.shape:
+            out = reshape(out, tuple(shape))
+        if arrays:
+            out = record.apply(index_op, out, *(t for _, t in arrays), axes=tuple(a for a, _ in arrays))
+        elif out is x and x._data is not None:
+            out = record.apply(slice_op, x, starts=tuple(starts), sizes=tuple(sizes), steps=tuple(steps))
+    return out
+
+
+def record_checks(x: Tensor) -> Any:
+    """A scope in which open questions about sizes are noted by the graph of ``x`` (nothing to do for eager tensors)."""
+    if x._data is not None and record.current_recorder() is None:
+        from contextlib import nullcontext
+        return nullcontext()
+    recorder = record.current_recorder() or x._node.node.graph
+    return recorder.size_checks("index")
+
+
+def _integer(i: Any, n: Size, axis: int) -> Size:
+    if isinstance(i, Dim):
+        return i
+    try:
+        k = i.__index__()
+    except (AttributeError, TypeError):
+        raise record.located(DTypeError(f"index: cannot index with {type(i).__name__}")) from None
+    if isinstance(n, int) and not -n <= k < n:
+        raise record.located(AxisError(f"index: {k} is out of range for axis {axis} of size {n}"))
+    if not isinstance(n, int) and not at_least(n, k + 1 if k >= 0 else -k):
+        raise record.located(AxisError(f"index: {k} is out of range for axis {axis} of size {n}"))
+    return k if k >= 0 else n + k
+
+
+def _masks_to_indices(x: Tensor, items: list[Any]) -> list[Any]:
+    out: list[Any] = []
+    for i in items:
+        if not _is_mask(i):
+            out.append(i)
+            continue
+        if isinstance(i, Tensor) and i._data is None:
+            raise record.located(ModeError("index: a boolean mask gives a shape that depends on values, which a graph cannot "
+                                           "have; use graphc.where(mask, x, 0)"))
+        at = len([k for k in out if k is not None])
+        mask = np.asarray(i)
+        if mask.shape != x.shape[at:at + mask.ndim]:
+            raise record.located(ShapeError(f"index: a mask of shape {format_shape(mask.shape)} for axes of "
+                                            f"{format_shape(x.shape[at:at + mask.ndim])}"))
+        out.extend(as_tensor(k) for k in np.nonzero(mask))
+    return out
+
+
+def setitem(x: Tensor, key: Any, value: Any) -> Tensor:
+    """The tensor that ``x[key] = value`` leaves behind, as a new tensor: the functional form of assignment."""
+    places = reshape(as_tensor(np.arange(int(np.prod([s for s in x.shape if isinstance(s, int)])), dtype=np.int64)), x.shape) \
+        if x.aval.is_static else None
+    if places is None:
+        raise record.located(ShapeError(f"x[...] = value: the shape {format_shape(x.shape)} is known only at run time; "
+                                        "use graphc.where"))
+    from .basic import zeros_of
+    from .elementwise import where
+    from .shape import broadcast_to
+    chosen = getitem(places, key)
+    value = cast(as_tensor(value), x.dtype) if isinstance(value, (Tensor, np.ndarray)) else as_tensor(np.asarray(value, x.dtype))
+    spread = broadcast_to(value, chosen.shape)
+    flat, at = reshape(x, (-1,)), reshape(chosen, (-1,))
+    hit = record.apply(index_add_op, as_tensor(np.ones(at.shape, np.int64)), at, axes=(0,), shape=flat.shape) > 0
+    put = record.apply(index_add_op, reshape(spread, (-1,)), at, axes=(0,), shape=flat.shape)
+    return reshape(where(hit, put + zeros_of(put), flat), x.shape)
+
+
+def gather(x: Tensor, dim: int, index: Tensor) -> Tensor:
+    """``out[i][j] = x[index[i][j]][j]`` for dim 0, and so on: PyTorch's gather."""
+    axis = normalize_axis("gather", dim, x.ndim)
+    if not index.aval.is_static:
+        raise record.located(ShapeError("gather: the index has sizes known only at run time"))
+    grids = np.ogrid[tuple(slice(0, n) for n in index.shape)]
+    indices = [index if a == axis else as_tensor(np.ascontiguousarray(grids[a])) for a in range(x.ndim)]
+    return record.apply(index_op, x, *indices, axes=tuple(range(x.ndim)))
+
+
+def one_hot(target: Any, num_classes: int) -> Tensor:
+    """int64 rows of 0 with a 1 at the target."""
+    target = as_tensor(target)
+    return cast(reshape(target, (*target.shape, 1)) == as_tensor(np.arange(num_classes)), int64)

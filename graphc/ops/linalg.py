@@ -1,0 +1,155 @@
+"""Matrix products. `matmul` is one op with transposes as attributes, so that no transpose is ever copied for BLAS."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..core import record
+from ..core.aval import Aval, broadcast
+from ..core.dims import Shape, Size, format_shape, same_size
+from ..core.errors import DTypeError, ShapeError
+from ..core.op import Loops, Op
+from ..core.tensor import Tensor
+from .basic import cast, together
+from .reduce import fit
+from .shape import broadcast_to, reshape
+
+Array = np.ndarray[Any, Any]
+
+
+def _swap(x: Array, swap: bool) -> Array:
+    return np.swapaxes(x, -1, -2) if swap else x
+
+
+def _matmul_infer(x: Aval, y: Aval, ta: bool, tb: bool) -> Aval:
+    if x.ndim < 2 or y.ndim < 2:
+        raise ShapeError(f"matmul: shapes {format_shape(x.shape)} and {format_shape(y.shape)}; both need two axes or more")
+    if x.dtype.kind == "b":
+        raise DTypeError("matmul: does not take bool")
+    m, k = x.shape[-2:] if not ta else x.shape[:-3:-1]
+    k2, n = y.shape[-2:] if not tb else y.shape[:-3:-1]
+    if same_size(k, k2) is None:
+        raise ShapeError(f"matmul: shapes {format_shape(x.shape)}{'.T' if ta else ''} and "
+                         f"{format_shape(y.shape)}{'.T' if tb else ''} do not chain: {k} columns against {k2} rows")
+    return Aval((*broadcast("matmul", x.shape[:-2], y.shape[:-2]), m, n), x.dtype)
+
+
+def _dx(g: Tensor, c: Any) -> Tensor:
+    # C = A B: dA = G B';  C = A' B: dA = B G'
+    d = matmul_t(c.y, g, c.tb, True) if c.ta else matmul_t(g, c.y, False, not c.tb)
+    return fit(d, c.shapes[0])
+
+
+def _dy(g: Tensor, c: Any) -> Tensor:
+    # C = A B: dB = A' G;  C = A B': dB = G' A
+    d = matmul_t(g, c.x, True, c.ta) if c.tb else matmul_t(c.x, g, not c.ta, False)
+    return fit(d, c.shapes[1])
+
+
+def _loops(k: Any, inputs: Any, outputs: Any, ta: bool, tb: bool) -> None:
+    """C[batch] = op(A) op(B). BLAS for floats, by blocks of rows (or columns when rows are few); loops for integers."""
+    (x, y), (out,) = inputs, outputs
+    m, n = out.shape[-2:]
+    depth = x.shape[-2] if ta else x.shape[-1]
+    batch = k.product(out.shape[:-2])
+    one_matrix = k.same(k.product(y.shape[:-2]), k.index(1))
+    if out.dtype[0] != "f":
+        return _integer_loops(k, x, y, out, ta, tb, m, n, depth)
+    if one_matrix and not ta and len(out.shape) > 2:         # many rows against one matrix: one tall product
+        m, batch = k.index_mul(batch, m), k.index(1)
+    if not k.same(batch, k.index(1)):
+        with k.parallel(batch, work=k.estimate(m, n, depth, 2)) as i:
+            at = k.unravel(i, out.shape[:-2])
+            k.gemm(m, n, depth, x.matrix(at, ta), y.matrix(at, tb), out.matrix_flat(i))
+        return
+    by_rows = not (k.known(m) is not None and k.known(m) < 64 and (k.known(n) or 0) > k.known(m))
+    rows, cols = (m, n) if by_rows else (n, m)
+    with k.parallel_blocks(rows, work=k.estimate(cols, depth, k.index(2))) as (start, count):
+        a, b, c = x.matrix_flat(k.index(0), ta), y.matrix_flat(k.index(0), tb), out.matrix_flat(k.index(0))
+        if by_rows:
+            k.gemm(count, n, depth, a.rows_from(start), b, c.rows_from(start))
+        else:
+            k.gemm(m, count, depth, a, b.columns_from(start), c.columns_from(start))
+
+
+def _integer_loops(k: Any, x: Any, y: Any, out: Any, ta: bool, tb: bool, m: Any, n: Any, depth: Any) -> None:
+    with k.parallel(k.product(out.shape[:-1]), work=k.estimate(n, depth, 2)) as row:
+        *at, i = k.unravel(row, out.shape[:-1])
+        with k.loop(k.index(0), n) as j:
+            acc = k.variable(k.const(0, out.dtype))
+            with k.loop(k.index(0), depth) as d:
+                a = x.at_broadcast([*at, d, i] if ta else [*at, i, d])
+                b = y.at_broadcast([*at, j, d] if tb else [*at, d, j])
+                acc.set(k.add(acc.get(), k.mul(a, b)))
+            out.store_flat(k.index_add(k.index_mul(row, n), j), acc.get())
+
+
+matmul_op = Op(
+    "matmul",
+    infer=_matmul_infer,
+    run=lambda x, y, ta, tb: np.matmul(_swap(x, ta), _swap(y, tb)),
+    vjp=(_dx, _dy),
+    saves=("x", "y"),
+    lower=Loops(_loops),
+    cost=100.0,
+)
+
+
+def matmul_t(x: Tensor, y: Tensor, ta: bool, tb: bool) -> Tensor:
+    """``op(x) @ op(y)``, each transposed or not."""
+    return record.apply(matmul_op, x, y, ta=ta, tb=tb)
+
+
+def matmul(x: Any, y: Any) -> Tensor:
+    """``x @ y``: matrices, stacks of matrices (broadcast), and vectors, by NumPy's rules.
+
+    Raises
+    ------
+    ShapeError
+        If the inner sizes differ; the message names both shapes.
+    """
+    x, y = together("matmul", x, y)
+    if x.ndim == 0 or y.ndim == 0:
+        raise record.located(ShapeError(f"matmul: shapes {format_shape(x.shape)} and {format_shape(y.shape)}; scalars multiply with *"))
+    if x.ndim >= 2 and y.ndim >= 2:
+        return matmul_t(x, y, False, False)
+    a = reshape(x, (1, *x.shape)) if x.ndim == 1 else x
+    b = reshape(y, (*y.shape, 1)) if y.ndim == 1 else y
+    out = matmul_t(a, b, False, False)
+    shape: Shape = out.shape
+    if x.ndim == 1:
+        shape = (*shape[:-2], *shape[-1:])
+    if y.ndim == 1:
+        shape = shape[:-1]
+    return reshape(out, shape)
+
+
+def dot(x: Any, y: Any) -> Tensor:
+    """The inner product of two vectors."""
+    return matmul(x, y)
+
+
+mm = bmm = matmul
+
+
+def outer(x: Any, y: Any) -> Tensor:
+    """``x[i] * y[j]`` of two vectors."""
+    x, y = together("outer", x, y)
+    return reshape(x, (-1, 1)) * reshape(y, (1, -1))
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias``: (..., in) with weight (out, in) gives (..., out)."""
+    if weight.ndim != 2 or x.ndim == 0 or same_size(x.shape[-1], weight.shape[1]) is None:
+        raise record.located(ShapeError(f"linear: input {format_shape(x.shape)} does not fit weight {format_shape(weight.shape)}: "
+                                        f"its last size should be {weight.shape[-1] if weight.ndim else '?'}"))
+    x, weight = together("linear", x, weight) if x.dtype != weight.dtype else (x, weight)
+    if x.ndim == 1:
+        out = reshape(matmul_t(reshape(x, (1, -1)), weight, False, True), (weight.shape[0],))
+    else:
+        out = matmul_t(x, weight, False, True)
+    return out if bias is None else out + bias
+
+
+__all__ = ["Size", "broadcast_to", "cast"]

@@ -1,0 +1,300 @@
+"""Reductions: sum, prod, max, min, any, all, argmax, argmin, and what is composed of them."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..core import record
+from ..core.aval import Aval, normalize_axes, normalize_axis
+from ..core.dims import Shape, Size, format_shape, size_of
+from ..core.dtypes import DType, bool_, int64, to_float, uint64
+from ..core.errors import ArgumentError, DTypeError, ShapeError
+from ..core.op import Fold, Op, Pull, Rule
+from ..core.tensor import Tensor, as_tensor
+from .basic import cast
+from .shape import broadcast_to, reshape
+
+Array = np.ndarray[Any, Any]
+Axes = int | Sequence[int] | None
+
+
+def _reduced(shape: Shape, axis: tuple[int, ...], keepdims: bool) -> Shape:
+    if keepdims:
+        return tuple(1 if i in axis else s for i, s in enumerate(shape))
+    return tuple(s for i, s in enumerate(shape) if i not in axis)
+
+
+def _kept(g: Tensor, c: Any) -> Tensor:
+    """A result-shaped tensor with the reduced axes back as 1."""
+    return reshape(g, _reduced(c.shapes[0], c.axis, True))
+
+
+def _back(g: Tensor, c: Any) -> Tensor:
+    """A result-shaped tensor stretched over the reduced axes."""
+    return broadcast_to(_kept(g, c), c.shapes[0])
+
+
+def _sum_dtype(dtype: DType) -> DType:
+    return dtype if dtype.kind == "f" else uint64 if dtype.kind == "u" else int64
+
+
+def _reduction(name: str, run: Callable[..., Array], fold: Fold, vjp: Rule | None = None, saves: tuple[str, ...] = (), *,
+               dtype: Callable[[DType], DType] = lambda d: d, kinds: str = "biuf", empty: bool = True) -> Op:
+    def infer(x: Aval, axis: tuple[int, ...], keepdims: bool) -> Aval:
+        if x.dtype.kind not in kinds:
+            raise DTypeError(f"{name}: does not take {x.dtype.name}")
+        if not empty and any(x.shape[a] == 0 for a in axis):
+            raise ShapeError(f"{name}: nothing to reduce along axis {axis} of {format_shape(x.shape)}")
+        return Aval(_reduced(x.shape, axis, keepdims), dtype(x.dtype))
+    return Op(name, infer, run, (vjp,) if vjp else None, saves, fold)
+
+
+def _lowest(b: Any, dtype: str) -> Any:
+    return b.const(-math.inf if dtype[0] == "f" else False if dtype == "bool" else np.iinfo(dtype).min, dtype)
+
+
+def _highest(b: Any, dtype: str) -> Any:
+    return b.const(math.inf if dtype[0] == "f" else True if dtype == "bool" else np.iinfo(dtype).max, dtype)
+
+
+def _wide(b: Any, x: Any) -> Any:
+    wide = x.dtype if x.dtype[0] == "f" else "uint64" if x.dtype[0] == "u" else "int64"
+    return x if wide == x.dtype else b.cast(x, wide)
+
+
+def _simple(init: Callable[..., Any], join: Callable[..., Any]) -> Fold:
+    """A fold whose state is one value of the result's dtype."""
+    return Fold(lambda b, dtype: (init(b, dtype),), lambda b, s, x, position: (join(b, s[0], x),),
+                merge=lambda b, s, t: (join(b, s[0], t[0]),))
+
+
+def _winners(g: Tensor, c: Any) -> Tensor:
+    # the gradient is shared evenly by all elements equal to the extremum
+    won = cast(c.x == _kept(c.out, c), g.dtype)
+    return won * _kept(g, c) / won.sum(c.axis, keepdim=True)
+
+
+def _prod_rule(g: Tensor, c: Any) -> Tensor:
+    # product of the others: out/x without zeros; with one zero, the product of the rest at it; with more, 0
+    from .elementwise import where
+    zero = c.x == 0
+    zeros = cast(zero, int64).sum(c.axis, keepdim=True)
+    rest = record.apply(prod_op, where(zero, 1.0, c.x), axis=c.axis, keepdims=True)
+    others = where(zero, where(zeros == 1, rest, 0.0), where(zeros == 0, rest / where(zero, 1.0, c.x), 0.0))
+    return others * _kept(g, c)
+
+
+sum_op = _reduction(
+    "sum", lambda x, axis, keepdims: x.sum(axis, keepdims=keepdims, dtype=_sum_dtype(x.dtype)),
+    _simple(lambda b, dtype: b.const(0, _sum_dtype(np.dtype(dtype)).name), lambda b, s, x: b.add(s, _wide(b, x))),
+    lambda g, c: _back(g, c), dtype=_sum_dtype)
+prod_op = _reduction(
+    "prod", lambda x, axis, keepdims: x.prod(axis, keepdims=keepdims, dtype=_sum_dtype(x.dtype)),
+    _simple(lambda b, dtype: b.const(1, _sum_dtype(np.dtype(dtype)).name), lambda b, s, x: b.mul(s, _wide(b, x))),
+    _prod_rule, ("x",), dtype=_sum_dtype)
+max_op = _reduction("amax", lambda x, axis, keepdims: x.max(axis, keepdims=keepdims),
+                    _simple(_lowest, lambda b, s, x: b.lor(s, x) if x.dtype == "bool" else b.maximum(s, x)),
+                    _winners, ("x", "out"), empty=False)
+min_op = _reduction("amin", lambda x, axis, keepdims: x.min(axis, keepdims=keepdims),
+                    _simple(_highest, lambda b, s, x: b.land(s, x) if x.dtype == "bool" else b.minimum(s, x)),
+                    _winners, ("x", "out"), empty=False)
+
+
+def _truth(b: Any, x: Any) -> Any:
+    return x if x.dtype == "bool" else b.ne(x, b.const(0, x.dtype))
+
+
+any_op = _reduction("any", lambda x, axis, keepdims: x.any(axis, keepdims=keepdims),
+                    Fold(lambda b, dtype: (b.const(False, "bool"),), lambda b, s, x, p: (b.lor(s[0], _truth(b, x)),),
+                         merge=lambda b, s, t: (b.lor(s[0], t[0]),)), dtype=lambda d: bool_)
+all_op = _reduction("all", lambda x, axis, keepdims: x.all(axis, keepdims=keepdims),
+                    Fold(lambda b, dtype: (b.const(True, "bool"),), lambda b, s, x, p: (b.land(s[0], _truth(b, x)),),
+                         merge=lambda b, s, t: (b.land(s[0], t[0]),)), dtype=lambda d: bool_)
+
+
+def _arg_fold(better: str, start: Callable[..., Any]) -> Fold:
+    """State (best value, its position); the first best wins, and the first NaN before all."""
+    def step(b: Any, s: Any, x: Any, position: Any) -> Any:
+        x = b.cast(x, "int8") if x.dtype == "bool" else x
+        wins = b.call(better, x, s[0])
+        if x.dtype[0] == "f":
+            wins = b.lor(wins, b.land(b.isnan(x), b.lnot(b.isnan(s[0]))))
+        return b.select(wins, x, s[0]), b.select(wins, position, s[1])
+    return Fold(lambda b, dtype: (start(b, "int8" if dtype == "bool" else dtype), b.const(0, "int64")), step,
+                finish=lambda b, s: s[1])
+
+
+def _arg(name: str, run: Callable[..., Array], fold: Fold) -> Op:
+    return _reduction(name, lambda x, axis, keepdims: run(x, axis[0], keepdims=keepdims), fold, dtype=lambda d: int64,
+                      empty=False)
+
+
+argmax_op = _arg("argmax", np.argmax, _arg_fold("gt", _lowest))
+argmin_op = _arg("argmin", np.argmin, _arg_fold("lt", _highest))
+
+size_op = Op(
+    "size_value",                        # a named size as a number
+    infer=lambda size, dtype: Aval((), dtype),
+    run=lambda size, dtype: np.asarray(size, dtype),
+    lower=Pull(lambda b, index, size, dtype: b.cast(b.size(size), dtype.name)),
+    traits=frozenset({"source", "cheap"}),
+)
+
+
+def size_value(size: Size, dtype: DType) -> Any:
+    """A size as an operand: a number when it is known, else a scalar of the graph."""
+    return float(size) if isinstance(size, int) else record.apply(size_op, size=size, dtype=dtype)
+
+
+# ---------------------------------------------------------------- public functions
+
+def _reduce(op: Op, x: Any, axes: Axes, keepdims: bool) -> Tensor:
+    x = as_tensor(x)
+    axis = normalize_axes(op.name, tuple(axes) if isinstance(axes, (list, tuple)) else axes, x.ndim)
+    return record.apply(op, x, axis=axis, keepdims=bool(keepdims))
+
+
+def _pick(dim: Axes, axis: Axes, keepdim: bool, keepdims: bool) -> tuple[Axes, bool]:
+    return (dim if axis is None else axis), (keepdim or keepdims)
+
+
+def sum(x: Any, dim: Axes = None, keepdim: bool = False, *, axis: Axes = None, keepdims: bool = False,
+        dtype: Any = None) -> Tensor:
+    """The sum over some axes (all by default); integers and bools add as int64."""
+    x = as_tensor(x) if dtype is None else cast(x, dtype)
+    return _reduce(sum_op, x, *_pick(dim, axis, keepdim, keepdims))
+
+
+def prod(x: Any, dim: Axes = None, keepdim: bool = False, *, axis: Axes = None, keepdims: bool = False) -> Tensor:
+    """The product over some axes (all by default)."""
+    return _reduce(prod_op, x, *_pick(dim, axis, keepdim, keepdims))
+
+
+def mean(x: Any, dim: Axes = None, keepdim: bool = False, *, axis: Axes = None, keepdims: bool = False) -> Tensor:
+    """The mean over some axes (all by default); integers give float32."""
+    x = as_tensor(x)
+    x = cast(x, to_float(x.dtype))
+    axes, keep = _pick(dim, axis, keepdim, keepdims)
+    over = normalize_axes("mean", tuple(axes) if isinstance(axes, (list, tuple)) else axes, x.ndim)
+    return _reduce(sum_op, x, over, keep) / size_value(size_of(tuple(x.shape[a] for a in over)), x.dtype)
+
+
+def var(x: Any, dim: Axes = None, unbiased: bool = True, keepdim: bool = False, *, axis: Axes = None,
+        correction: float | None = None, keepdims: bool = False) -> Tensor:
+    """The variance. With ``axis=`` it divides by n (NumPy), else by n - 1 (PyTorch); ``correction`` overrides both."""
+    x = as_tensor(x)
+    x = cast(x, to_float(x.dtype))
+    axes, keep = _pick(dim, axis, keepdim, keepdims)
+    over = normalize_axes("var", tuple(axes) if isinstance(axes, (list, tuple)) else axes, x.ndim)
+    if correction is None:
+        correction = 0 if axis is not None or not unbiased else 1
+    centred = x - mean(x, over, True)
+    n = size_value(size_of(tuple(x.shape[a] for a in over)), x.dtype) - correction
+    if isinstance(n, float) and n <= 0:
+        n = max(n, 0.0)
+        return _reduce(sum_op, centred * centred, over, keep) / as_tensor(np.asarray(n, x.dtype))
+    return _reduce(sum_op, centred * centred, over, keep) / n
+
+
+def std(x: Any, dim: Axes = None, unbiased: bool = True, keepdim: bool = False, *, axis: Axes = None,
+        correction: float | None = None, keepdims: bool = False) -> Tensor:
+    """The standard deviation, the root of `var`."""
+    from .elementwise import sqrt
+    return sqrt(var(x, dim, unbiased, keepdim, axis=axis, correction=correction, keepdims=keepdims))
+
+
+def norm(x: Any, p: float = 2, dim: Axes = None, keepdim: bool = False, *, axis: Axes = None, keepdims: bool = False) -> Tensor:
+    """The p-norm of the elements over some axes; p may be 1, 2, inf or any positive number."""
+    from .elementwise import abs, sqrt
+    x = as_tensor(x)
+    x = cast(x, to_float(x.dtype))
+    axes, keep = _pick(dim, axis, keepdim, keepdims)
+    if p == 2:
+        return sqrt(_reduce(sum_op, x * x, axes, keep))
+    if p == 1:
+        return _reduce(sum_op, abs(x), axes, keep)
+    if p == math.inf:
+        return _reduce(max_op, abs(x), axes, keep)
+    if not p > 0:
+        raise record.located(ArgumentError(f"norm: p = {p} is not positive"))
+    return _reduce(sum_op, abs(x) ** p, axes, keep) ** (1.0 / p)
+
+
+class Extremum(NamedTuple):
+    """What ``max(x, dim)`` returns: the extreme values and where they are."""
+    values: Tensor
+    indices: Tensor
+
+
+def _extremum(op: Op, arg: Op, x: Any, dim: Any, keepdim: bool, axis: Axes, keepdims: bool) -> Any:
+    x = as_tensor(x)
+    if axis is not None or dim is None:
+        return _reduce(op, x, axis, keepdim or keepdims)
+    if isinstance(dim, Tensor):
+        from . import elementwise
+        return (elementwise.maximum if op is max_op else elementwise.minimum)(x, dim)
+    return Extremum(_reduce(op, x, dim, keepdim), _reduce(arg, x, dim, keepdim))
+
+
+def max(x: Any, dim: Any = None, keepdim: bool = False, *, axis: Axes = None, keepdims: bool = False) -> Any:
+    """The largest element; with a positional ``dim`` values and indices (PyTorch), with ``axis=`` values (NumPy).
+
+    ``max(x, y)`` of two tensors is `maximum`. NaN wins.
+    """
+    return _extremum(max_op, argmax_op, x, dim, keepdim, axis, keepdims)
+
+
+def min(x: Any, dim: Any = None, keepdim: bool = False, *, axis: Axes = None, keepdims: bool = False) -> Any:
+    """The smallest element; with a positional ``dim`` values and indices (PyTorch), with ``axis=`` values (NumPy)."""
+    return _extremum(min_op, argmin_op, x, dim, keepdim, axis, keepdims)
+
+
+def amax(x: Any, dim: Axes = None, keepdim: bool = False, *, axis: Axes = None, keepdims: bool = False) -> Tensor:
+    """The largest element over some axes, values only."""
+    return _reduce(max_op, x, *_pick(dim, axis, keepdim, keepdims))
+
+
+def amin(x: Any, dim: Axes = None, keepdim: bool = False, *, axis: Axes = None, keepdims: bool = False) -> Tensor:
+    """The smallest element over some axes, values only."""
+    return _reduce(min_op, x, *_pick(dim, axis, keepdim, keepdims))
+
+
+def any(x: Any, dim: Axes = None, keepdim: bool = False, *, axis: Axes = None, keepdims: bool = False) -> Tensor:
+    """Whether some element is true (not 0)."""
+    return _reduce(any_op, x, *_pick(dim, axis, keepdim, keepdims))
+
+
+def all(x: Any, dim: Axes = None, keepdim: bool = False, *, axis: Axes = None, keepdims: bool = False) -> Tensor:
+    """Whether all elements are true (not 0)."""
+    return _reduce(all_op, x, *_pick(dim, axis, keepdim, keepdims))
+
+
+def _arg_function(op: Op, x: Any, dim: int | None, keepdim: bool) -> Tensor:
+    x = as_tensor(x)
+    if dim is None:
+        flat = record.apply(op, reshape(x, (-1,)), axis=(0,), keepdims=False)
+        return reshape(flat, (1,) * x.ndim) if keepdim else flat
+    return record.apply(op, x, axis=(normalize_axis(op.name, dim, x.ndim),), keepdims=bool(keepdim))
+
+
+def argmax(x: Any, dim: int | None = None, keepdim: bool = False, *, axis: int | None = None, keepdims: bool = False) -> Tensor:
+    """The index of the first largest element along ``dim`` (in the flattened tensor by default)."""
+    return _arg_function(argmax_op, x, dim if axis is None else axis, keepdim or keepdims)
+
+
+def argmin(x: Any, dim: int | None = None, keepdim: bool = False, *, axis: int | None = None, keepdims: bool = False) -> Tensor:
+    """The index of the first smallest element along ``dim`` (in the flattened tensor by default)."""
+    return _arg_function(argmin_op, x, dim if axis is None else axis, keepdim or keepdims)
+
+
+def fit(g: Tensor, shape: Shape) -> Tensor:
+    """A gradient summed back to ``shape``: the adjoint of broadcasting."""
+    if g.shape == shape:
+        return g
+    extra = g.ndim - len(shape)
+    axes = tuple(range(extra)) + tuple(i + extra for i, s in enumerate(shape) if s == 1 and g.shape[i + extra] != 1)
+    out = _reduce(sum_op, g, axes, False) if axes else g
+    return out if out.shape == shape else reshape(out, shape)

@@ -1,0 +1,431 @@
+"""Shape and order: reshape, transpose, broadcast, slice, pad, flip, concatenate, split. Views where NumPy has views."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..core import record
+from ..core.aval import Aval, normalize_axis
+from ..core.dims import Dim, Shape, Size, at_least, divide_exactly, format_shape, same_size, size_of
+from ..core.errors import ArgumentError, ShapeError
+from ..core.op import EachInput, Op, Pull
+from ..core.tensor import Tensor, as_tensor
+
+Array = np.ndarray[Any, Any]
+VIEW = frozenset({"view", "cheap"})
+
+
+# ---------------------------------------------------------------- reshape
+
+def _reshape_infer(x: Aval, shape: Shape) -> Aval:
+    if same_size(size_of(x.shape), size_of(shape)) is None:
+        raise ShapeError(f"reshape: {format_shape(x.shape)} has {size_of(x.shape)} elements, {format_shape(shape)} "
+                         f"{size_of(shape)}")
+    return Aval(shape, x.dtype)
+
+
+reshape_op = Op(
+    "reshape",
+    infer=_reshape_infer,
+    run=lambda x, shape: x.reshape(shape),
+    vjp=(lambda g, c: reshape(g, c.shapes[0]),),
+    lower=Pull(lambda b, index, x, shape: x.at_flat(b.flatten(index, shape)), view=True),
+    traits=VIEW,
+)
+
+
+def resolve_shape(name: str, shape: Shape, size: Size) -> Shape:
+    """``shape`` with a -1 replaced by what is left of ``size`` elements."""
+    unknown = [i for i, s in enumerate(shape) if isinstance(s, int) and s == -1]
+    bad = [s for s in shape if not isinstance(s, (int, np.integer, Dim)) or (isinstance(s, int) and s < -1)]
+    if len(unknown) > 1 or bad:
+        raise ShapeError(f"{name}: a shape holds sizes and at most one -1, not {format_shape(shape)}")
+    if not unknown:
+        return shape
+    rest = size_of(tuple(s for i, s in enumerate(shape) if i != unknown[0]))
+    left = divide_exactly(size, rest) if not (isinstance(rest, int) and rest == 0) else None
+    if left is None and isinstance(size, Dim):
+        left = size // rest
+    if left is None:
+        raise ShapeError(f"{name}: {size} elements do not divide into {format_shape(shape)}")
+    return tuple(left if i == unknown[0] else s for i, s in enumerate(shape))
+
+
+def _sizes(args: tuple[Any, ...]) -> Shape:
+    """The sizes of ``f(x, 2, 3)`` and of ``f(x, (2, 3))``."""
+    if len(args) == 1 and isinstance(args[0], (tuple, list)):
+        args = tuple(args[0])
+    return tuple(s if isinstance(s, Dim) else s.__index__() for s in args)
+
+
+def reshape(x: Any, *shape: Any) -> Tensor:
+    """The same elements in another shape; one size may be -1. A view where the memory allows.
+
+    Raises
+    ------
+    ShapeError
+        If the numbers of elements differ.
+    """
+    x = as_tensor(x)
+    sizes = resolve_shape("reshape", _sizes(shape), size_of(x.shape))
+    if x._data is None and sizes == x.shape:
+        return x
+    return record.apply(reshape_op, x, shape=sizes)
+
+
+def flatten(x: Any, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+    """Axes ``start_dim`` to ``end_dim`` (included) merged into one."""
+    x = as_tensor(x)
+    first, last = (normalize_axis("flatten", a, x.ndim) for a in (start_dim, end_dim))
+    if x.ndim == 0:
+        return reshape(x, (1,))
+    return reshape(x, (*x.shape[:first], size_of(x.shape[first:last + 1]), *x.shape[last + 1:]))
+
+
+def squeeze(x: Any, dim: int | tuple[int, ...] | None = None) -> Tensor:
+    """Without the axes of size 1 (all of them, or those of ``dim`` that have size 1)."""
+    x = as_tensor(x)
+    dims = range(x.ndim) if dim is None else {normalize_axis("squeeze", d, x.ndim)
+                                              for d in (dim if isinstance(dim, tuple) else (dim,))}
+    return reshape(x, tuple(s for i, s in enumerate(x.shape) if not (i in dims and s == 1)))
+
+
+def unsqueeze(x: Any, dim: int) -> Tensor:
+    """With a new axis of size 1 at ``dim``."""
+    x = as_tensor(x)
+    at = normalize_axis("unsqueeze", dim, x.ndim + 1)
+    return reshape(x, (*x.shape[:at], 1, *x.shape[at:]))
+
+
+expand_dims = unsqueeze
+
+
+# ---------------------------------------------------------------- transpose
+
+transpose_op = Op(
+    "transpose",
+    infer=lambda x, axes: Aval(tuple(x.shape[a] for a in axes), x.dtype),
+    run=lambda x, axes: x.transpose(axes),
+    vjp=(lambda g, c: permute(g, tuple(int(a) for a in np.argsort(c.axes))),),
+    lower=Pull(lambda b, index, x, axes: x.at([index[axes.index(k)] for k in range(len(axes))]), view=True),
+    traits=VIEW,
+)
+
+
+def permute(x: Any, *axes: Any) -> Tensor:
+    """Axes in another order, as NumPy's ``transpose(x, axes)``."""
+    x = as_tensor(x)
+    order = tuple(normalize_axis("permute", int(a), x.ndim) for a in _sizes(axes))  # type: ignore[arg-type]
+    if sorted(order) != list(range(x.ndim)):
+        raise record.located(ShapeError(f"permute: {order} is not an order of the {x.ndim} axes of "
+                                        f"{format_shape(x.shape)}"))
+    return record.apply(transpose_op, x, axes=order)
+
+
+def transpose(x: Any, dim0: int | None = None, dim1: int | None = None, *, axes: Sequence[int] | None = None) -> Tensor:
+    """Two axes swapped (PyTorch's positional form); with ``axes=``, or none, NumPy's form: all axes reordered."""
+    x = as_tensor(x)
+    if dim0 is None or dim1 is None:
+        return permute(x, tuple(axes) if axes is not None else tuple(reversed(range(x.ndim))))
+    a, b = (normalize_axis("transpose", d, x.ndim) for d in (dim0, dim1))
+    order = list(range(x.ndim))
+    order[a], order[b] = b, a
+    return permute(x, tuple(order))
+
+
+swapaxes = transpose
+
+
+def moveaxis(x: Any, source: int, destination: int) -> Tensor:
+    """One axis moved, the others in order."""
+    x = as_tensor(x)
+    order = list(range(x.ndim))
+    order.insert(normalize_axis("moveaxis", destination, x.ndim), order.pop(normalize_axis("moveaxis", source, x.ndim)))
+    return permute(x, tuple(order))
+
+
+# ---------------------------------------------------------------- broadcast
+
+def _broadcast_infer(x: Aval, shape: Shape) -> Aval:
+    if len(shape) < len(x.shape):
+        raise ShapeError(f"broadcast_to: {format_shape(x.shape)} has more axes than {format_shape(shape)}")
+    for s, t in zip(x.shape, shape[len(shape) - len(x.shape):]):
+        if s != 1 and same_size(s, t) is None:
+            raise ShapeError(f"broadcast_to: {format_shape(x.shape)} does not stretch to {format_shape(shape)}")
+    return Aval(shape, x.dtype)
+
+
+broadcast_op = Op(
+    "broadcast_to",
+    infer=_broadcast_infer,
+    run=lambda x, shape: np.broadcast_to(x, shape),
+    vjp=(lambda g, c: g.sum_to(c.shapes[0]),),
+    lower=Pull(lambda b, index, x, shape: x.at_broadcast(index), view=True),
+    traits=VIEW,
+)
+
+
+def broadcast_to(x: Any, shape: Any) -> Tensor:
+    """``x`` stretched to ``shape`` by NumPy's rules; a read-only view in eager mode."""
+    x, shape = as_tensor(x), tuple(shape)
+    return x if x.shape == shape else record.apply(broadcast_op, x, shape=shape)
+
+
+def expand(x: Any, *sizes: Any) -> Tensor:
+    """``x`` stretched to ``sizes``; -1 keeps an axis as it is."""
+    x = as_tensor(x)
+    wanted = _sizes(sizes)
+    offset = len(wanted) - x.ndim
+    return broadcast_to(x, tuple(x.shape[i - offset] if isinstance(s, int) and s == -1 and i >= offset else s
+                                 for i, s in enumerate(wanted)))
+
+
+# ---------------------------------------------------------------- slice
+
+def _slice_infer(x: Aval, starts: Shape, sizes: Shape, steps: tuple[int, ...]) -> Aval:
+    return Aval(sizes, x.dtype)
+
+
+def _slice_run(x: Array, starts: tuple[int, ...], sizes: tuple[int, ...], steps: tuple[int, ...]) -> Array:
+    window = []
+    for start, n, step in zip(starts, sizes, steps):
+        stop = start + n * step
+        window.append(slice(start, stop if stop >= 0 else None, step) if n else slice(0, 0))
+    return x[tuple(window)]
+
+
+slice_op = Op(
+    "slice",                             # start, number of elements and step for every axis
+    infer=_slice_infer,
+    run=_slice_run,
+    vjp=(lambda g, c: record.apply(unslice_op, g, shape=c.shapes[0], starts=c.starts, steps=c.steps),),
+    lower=Pull(lambda b, index, x, starts, sizes, steps:
+               x.at([b.index_add(b.size(s), b.index_mul(i, k)) for i, s, k in zip(index, starts, steps)]), view=True),
+    traits=VIEW,
+)
+
+
+def _unslice_run(g: Array, shape: tuple[int, ...], starts: tuple[int, ...], steps: tuple[int, ...]) -> Array:
+    out = np.zeros(shape, g.dtype)
+    _slice_run(out, starts, g.shape, steps)[...] = g
+    return out
+
+
+def _unslice_element(b: Any, index: Any, g: Any, shape: Shape, starts: Shape, steps: tuple[int, ...]) -> Any:
+    # out[i] = g[(i - start)/step] where that is whole and in range, else 0
+    inside, source = b.const(True, "bool"), []
+    for i, n, start, step in zip(index, g.shape, starts, steps):
+        offset = b.index_sub(i, b.size(start))
+        if step < 0:
+            offset = b.neg(offset)
+        k = b.index_div(offset, abs(step)) if abs(step) != 1 else offset
+        if not (b.same(n, b.size_at(i)) and b.is_zero(start) and step == 1):
+            inside = b.land(inside, b.land(b.ge(offset, b.index(0)), b.lt(k, n)))
+            if abs(step) != 1:
+                inside = b.land(inside, b.eq(b.index_mul(k, abs(step)), offset))
+        source.append(k)
+    return b.guarded(inside, lambda at: g.at(at), source, g.shape, b.const(0, g.dtype))
+
+
+unslice_op = Op(
+    "unslice",                           # the adjoint of slice: into zeros
+    infer=lambda g, shape, starts, steps: Aval(shape, g.dtype),
+    run=_unslice_run,
+    vjp=(lambda g, c: record.apply(slice_op, g, starts=c.starts, sizes=c.shapes[0], steps=c.steps),),
+    lower=Pull(_unslice_element),
+)
+
+
+def flip(x: Any, dims: int | Sequence[int] | None = None, *, axis: int | Sequence[int] | None = None) -> Tensor:
+    """The order of elements reversed along ``dims`` (all of them by default)."""
+    x = as_tensor(x)
+    chosen = axis if dims is None else dims
+    axes = range(x.ndim) if chosen is None else (chosen,) if isinstance(chosen, int) else chosen
+    reversed_axes = {normalize_axis("flip", a, x.ndim) for a in axes}
+    return record.apply(slice_op, x, starts=tuple(s - 1 if i in reversed_axes else 0 for i, s in enumerate(x.shape)),
+                        sizes=x.shape, steps=tuple(-1 if i in reversed_axes else 1 for i in range(x.ndim)))
+
+
+def slice_axis(x: Tensor, axis: int, start: Size, size: Size) -> Tensor:
+    """``size`` elements from ``start`` along one axis."""
+    if not at_least(x.shape[axis], start + size):
+        raise ShapeError(f"slice: {start}..{start + size} is out of range for axis {axis} of {format_shape(x.shape)}")
+    return record.apply(slice_op, x, starts=tuple(start if i == axis else 0 for i in range(x.ndim)),
+                        sizes=tuple(size if i == axis else s for i, s in enumerate(x.shape)), steps=(1,) * x.ndim)
+
+
+# ---------------------------------------------------------------- pad
+
+def _pad_infer(x: Aval, widths: tuple[tuple[int, int], ...], value: float) -> Aval:
+    if len(widths) != x.ndim:
+        raise ShapeError(f"pad: {len(widths)} pairs of widths for {x.ndim} axes")
+    return Aval(tuple(s + a + b for s, (a, b) in zip(x.shape, widths)), x.dtype)
+
+
+def _pad_element(b: Any, index: Any, x: Any, widths: tuple[tuple[int, int], ...], value: float) -> Any:
+    inside, source = b.const(True, "bool"), []
+    for i, n, (before, after) in zip(index, x.shape, widths):
+        k = b.index_sub(i, b.index(before))
+        if before:
+            inside = b.land(inside, b.ge(k, b.index(0)))
+        if after:
+            inside = b.land(inside, b.lt(k, n))
+        source.append(k)
+    return b.guarded(inside, lambda at: x.at(at), source, x.shape, b.const(value, x.dtype))
+
+
+pad_op = Op(
+    "pad",
+    infer=_pad_infer,
+    run=lambda x, widths, value: np.pad(x, widths, constant_values=value),
+    vjp=(lambda g, c: record.apply(slice_op, g, starts=tuple(a for a, _ in c.widths), sizes=c.shapes[0],
+                                   steps=(1,) * len(c.widths)),),
+    lower=Pull(_pad_element),
+)
+
+
+def pad(x: Any, widths: Any, value: float = 0) -> Tensor:
+    """Constant padding.
+
+    Parameters
+    ----------
+    x : Tensor
+    widths : sequence of (before, after) per axis, or PyTorch's flat form from the last axis backwards
+    value : number
+    """
+    x = as_tensor(x)
+    widths = tuple(widths)
+    if widths and isinstance(widths[0], int):
+        if len(widths) % 2 or len(widths) > 2 * x.ndim:
+            raise record.located(ArgumentError(f"pad: {len(widths)} widths for {x.ndim} axes; two per axis, last axis first"))
+        pairs = [(widths[i], widths[i + 1]) for i in range(0, len(widths), 2)]
+        widths = tuple([(0, 0)] * (x.ndim - len(pairs)) + pairs[::-1])
+    widths = tuple((int(a), int(b)) for a, b in widths)
+    if any(a < 0 or b < 0 for a, b in widths):
+        raise record.located(ArgumentError("pad: widths are not negative; slice instead"))
+    return record.apply(pad_op, x, widths=widths, value=value)
+
+
+# ---------------------------------------------------------------- concatenate, split
+
+def _concat_infer(*xs: Aval, axis: int) -> Aval:
+    first = xs[0]
+    for x in xs[1:]:
+        if x.ndim != first.ndim or any(same_size(a, b) is None for i, (a, b) in enumerate(zip(x.shape, first.shape))
+                                       if i != axis):
+            raise ShapeError(f"concatenate: shapes {format_shape(first.shape)} and {format_shape(x.shape)} differ "
+                             f"beside axis {axis}")
+        if x.dtype != first.dtype:
+            raise ShapeError(f"concatenate: dtypes {first.dtype.name} and {x.dtype.name}")
+    total: Size = 0
+    for x in xs:
+        total = total + x.shape[axis]
+    return Aval((*first.shape[:axis], total, *first.shape[axis + 1:]), first.dtype)
+
+
+def _concat_element(b: Any, index: Any, *xs: Any, axis: int) -> Any:
+    # the piece whose range holds the index: a chain of selects from the last piece back
+    out, starts, at = None, [], b.index(0)
+    for x in xs:
+        starts.append(at)
+        at = b.index_add(at, x.shape[axis])
+    for x, start in reversed(list(zip(xs, starts))):
+        source = list(index)
+        source[axis] = b.index_sub(index[axis], start)
+        if out is None:
+            out = b.guarded(b.ge(index[axis], start), lambda p, x=x: x.at(p), source, x.shape, b.const(0, x.dtype))
+        else:
+            inside = b.land(b.ge(index[axis], start), b.lt(source[axis], x.shape[axis]))
+            out = b.guarded(inside, lambda p, x=x: x.at(p), source, x.shape, out)
+    return out
+
+
+def _concat_rule(g: Tensor, c: Any, i: int) -> Tensor:
+    start: Size = 0
+    for shape in c.shapes[:i]:
+        start = start + shape[c.axis]
+    return slice_axis(g, c.axis, start, c.shapes[i][c.axis])
+
+
+concat_op = Op(
+    "concatenate",
+    infer=_concat_infer,
+    run=lambda *xs, axis: np.concatenate(xs, axis),
+    vjp=EachInput(_concat_rule),
+    lower=Pull(_concat_element),
+)
+
+
+def concatenate(tensors: Sequence[Any], dim: int = 0, *, axis: int | None = None) -> Tensor:
+    """Joined along an existing axis; dtypes are promoted.
+
+    >>> import graphc as gc
+    >>> gc.concatenate([gc.zeros(2, 1), gc.ones(2, 2)], dim=1)
+    tensor([[0., 1., 1.],
+            [0., 1., 1.]])
+    """
+    from .basic import together
+    if not tensors:
+        raise record.located(ArgumentError("concatenate: no tensors"))
+    pieces = together("concatenate", *tensors)
+    at = normalize_axis("concatenate", dim if axis is None else axis, pieces[0].ndim)
+    if pieces[0].ndim == 0:
+        raise record.located(ShapeError("concatenate: 0-d tensors cannot be joined; stack them"))
+    return pieces[0] if len(pieces) == 1 else record.apply(concat_op, *pieces, axis=at)
+
+
+cat = concatenate
+
+
+def stack(tensors: Sequence[Any], dim: int = 0, *, axis: int | None = None) -> Tensor:
+    """Joined along a new axis; the shapes agree."""
+    if not tensors:
+        raise record.located(ArgumentError("stack: no tensors"))
+    first = as_tensor(tensors[0])
+    at = normalize_axis("stack", dim if axis is None else axis, first.ndim + 1)
+    for t in tensors:
+        if as_tensor(t).shape != first.shape:
+            raise record.located(ShapeError(f"stack: shapes {format_shape(first.shape)} and "
+                                            f"{format_shape(as_tensor(t).shape)} differ"))
+    return concatenate([unsqueeze(t, at) for t in tensors], at)
+
+
+def split(x: Any, size: int | Sequence[int], dim: int = 0, *, axis: int | None = None) -> tuple[Tensor, ...]:
+    """Pieces along an axis.
+
+    With ``dim=`` (PyTorch): ``size`` is the length of each piece (the last may be shorter) or the list of lengths.
+    With ``axis=`` (NumPy): ``size`` is the number of equal pieces or the list of places to cut at.
+    """
+    x = as_tensor(x)
+    at = normalize_axis("split", dim if axis is None else axis, x.ndim)
+    n = x.shape[at]
+    if not isinstance(n, int):
+        raise record.located(ShapeError(f"split: the size of axis {at} is {n}, known only at run time"))
+    if axis is not None and isinstance(size, int):
+        if n % size:
+            raise record.located(ShapeError(f"split: {n} does not divide into {size} equal pieces"))
+        lengths = [n // size] * size
+    elif axis is not None and not isinstance(size, int):
+        cuts = [0, *size, n]
+        lengths = [b - a for a, b in zip(cuts, cuts[1:])]
+    elif isinstance(size, int):
+        if size <= 0:
+            raise record.located(ArgumentError(f"split: pieces of length {size}"))
+        lengths = [min(size, n - i) for i in range(0, n, size)] or [0]
+    else:
+        lengths = list(size)
+        if sum(lengths) != n:
+            raise record.located(ShapeError(f"split: lengths {lengths} do not add up to {n}"))
+    starts = np.cumsum([0, *lengths[:-1]]).tolist()
+    return tuple(slice_axis(x, at, s, k) for s, k in zip(starts, lengths))
+
+
+def chunk(x: Any, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
+    """At most ``chunks`` pieces of equal length (the last may be shorter), as PyTorch's."""
+    x = as_tensor(x)
+    n = x.shape[normalize_axis("chunk", dim, x.ndim)]
+    if not isinstance(n, int) or chunks < 1:
+        raise record.located(ArgumentError(f"chunk: {chunks} chunks of {n} elements"))
+    return split(x, max(1, -(-n // chunks)), dim)

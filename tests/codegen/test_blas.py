@@ -1,0 +1,112 @@
+"""The gemm shim: every transposition, strides, offsets, degenerate sizes, garbage in C, two threads at once."""
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from graphc.codegen import blas, executor, numba_target, python_target
+from graphc.codegen.loopir import Buffer, Gemm, Kernel, Operand, Var, const, iadd, imul, isub, verify
+
+SIZES = ((0, 3, 4), (3, 0, 4), (3, 4, 0), (1, 1, 1), (1, 7, 5), (7, 1, 5), (5, 6, 1), (1, 6, 0), (4, 9, 17), (33, 20, 65))
+
+
+def product(dtype: str, ta: bool, tb: bool, accumulate: bool) -> Kernel:
+    """C[begin:end] (+)= op(A)[begin:end] @ op(B), with offsets and leading dimensions as sizes."""
+    v = Var
+    rows = isub(v("end"), v("begin"))
+    a_at = iadd(v("a0"), v("begin") if ta else imul(v("begin"), v("lda")))
+    gemm = Gemm(rows, v("n"), v("k"), Operand("a", a_at, v("lda"), ta), Operand("b", v("b0"), v("ldb"), tb),
+                Operand("c", iadd(v("c0"), imul(v("begin"), v("ldc"))), v("ldc")), accumulate, dtype)
+    return verify(Kernel(f"product_{dtype}", tuple(Buffer(x, dtype, "inout" if x == "c" else "in") for x in "abc"),
+                         ("m", "n", "k", "a0", "lda", "b0", "ldb", "c0", "ldc"), v("m"), const(16), (gemm,)))
+
+
+def program(kernel: Kernel, buffers: list[np.ndarray], sizes: list[int], extent: int, grain: int) -> tuple[np.ndarray, ...]:
+    compiled, = numba_target.compile_kernels([kernel])
+    slots = np.array([b.ctypes.data for b in buffers], np.int64)
+    bufs = np.array([slots.ctypes.data + 8 * i for i in range(len(buffers))], np.int64)
+    ns = np.array(sizes, np.int64)
+    table = np.array([[compiled.address, bufs.ctypes.data, ns.ctypes.data, extent, grain, 1]], np.int64)
+    return table, slots, bufs, ns
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("target", ["python", "cpu"])
+def test_gemm_matches_numpy(dtype: str, accumulate: bool, target: str) -> None:
+    rng = np.random.default_rng(1)
+    for ta, tb in itertools.product((False, True), repeat=2):
+        kernel = product(dtype, ta, tb, accumulate)
+        for m, n, k in SIZES:
+            lda, ldb, ldc, a0, b0, c0 = (m if ta else k) + 2, (k if tb else n) + 1, n + 3, 5, 2, 4
+            a, b, c = (rng.standard_normal(s).astype(dtype) for s in
+                       (a0 + lda * max(m, k) + 9, b0 + ldb * max(n, k) + 9, c0 + ldc * m + 9))
+            left = np.lib.stride_tricks.as_strided(a[a0:], (k, m) if ta else (m, k), (lda * a.itemsize, a.itemsize))
+            right = np.lib.stride_tricks.as_strided(b[b0:], (n, k) if tb else (k, n), (ldb * b.itemsize, b.itemsize))
+            want = c.copy()
+            block = np.lib.stride_tricks.as_strided(want[c0:], (m, n), (ldc * c.itemsize, c.itemsize))
+            block[...] = (left.T if ta else left) @ (right.T if tb else right) + (block if accumulate else 0)
+            if not accumulate:                              # beta = 0 must not read what C held
+                np.lib.stride_tricks.as_strided(c[c0:], (m, n), block.strides)[...] = np.nan
+            sizes = [m, n, k, a0, lda, b0, ldb, c0, ldc]
+            if target == "python":
+                python_target.load(kernel)([a, b, c], sizes, 0, 0, m)
+            else:
+                table, *_ = keep = program(kernel, [a, b, c], sizes, m, max(m, 1))
+                executor.run_program(table, 1, 1)
+                del keep
+            np.testing.assert_allclose(c, want, rtol=1e-4 if dtype == "float32" else 1e-12, atol=1e-4,
+                                       err_msg=f"{ta=} {tb=} {m=} {n=} {k=}")
+
+
+def test_a_leading_dimension_of_a_single_row_means_nothing() -> None:
+    """ld = 0 or 1 where there is one row: CBLAS would reject it."""
+    a, b, c = np.arange(4, dtype="f4"), np.ones(4, "f4"), np.full(1, np.nan, "f4")
+    table, *_ = keep = program(product("float32", False, True, False), [a, b, c], [1, 1, 4, 0, 0, 0, 0, 0, 0], 1, 1)
+    executor.run_program(table, 1, 1)
+    del keep
+    assert c[0] == 6.0
+
+
+def test_chunks_and_threads_at_once_give_the_same_bits() -> None:
+    rng = np.random.default_rng(2)
+    m, n, k = 200, 65, 130
+    a, b = rng.standard_normal(m * k).astype("f4"), rng.standard_normal(k * n).astype("f4")
+    results = [np.full(m * n, np.nan, "f4") for _ in range(4)]
+
+    def work(c: np.ndarray, threads: int) -> None:
+        table, *_ = keep = program(product("float32", False, False, False), [a, b, c], [m, n, k, 0, k, 0, n, 0, n], m, 16)
+        for _ in range(20):
+            executor.run_program(table, 1, threads)
+        del keep
+    workers = [threading.Thread(target=work, args=(c, 1 + i % 2)) for i, c in enumerate(results)]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join()
+    np.testing.assert_allclose(results[0].reshape(m, n), a.reshape(m, k) @ b.reshape(k, n), rtol=1e-3, atol=1e-4)
+    assert all(np.array_equal(results[0], c) for c in results)
+
+
+def test_the_core_type_is_set_for_loading_only() -> None:
+    """In a fresh process: the user's choice wins, and the environment is as before."""
+    code = ("import os; from graphc.codegen import blas; before = dict(os.environ); b = blas.install();"
+            "assert dict(os.environ) == before; print(b.core, blas.core_type())")
+    env = {k: v for k, v in os.environ.items() if k != "OPENBLAS_CORETYPE"}
+    core, wanted = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True,
+                                  check=True).stdout.split()
+    assert wanted == "None" or core == wanted
+    if wanted != "None":
+        forced = subprocess.run([sys.executable, "-c", code], env={**env, "OPENBLAS_CORETYPE": "Sandybridge"},
+                                capture_output=True, text=True, check=True).stdout.split()[0]
+        assert forced == "Sandybridge"
+
+
+def test_install_is_done_once() -> None:
+    assert blas.install() is blas.install()

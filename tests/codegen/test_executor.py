@@ -1,0 +1,151 @@
+"""The native executor: chunk grids, order of steps, threads, fork, and the number of threads."""
+from __future__ import annotations
+
+import os
+import threading
+
+import numpy as np
+import pytest
+
+from graphc.codegen import executor, numba_target, threads
+from graphc.codegen.loopir import Buffer, For, Kernel, Load, Store, Var, call, const, verify
+from graphc.core.errors import ArgumentError
+
+
+def marker() -> Kernel:
+    """out[i] += 1; begins[chunk], ends[chunk] = begin, end"""
+    i = Var("i")
+    return verify(Kernel("marker", (Buffer("out", "int64", "inout"), Buffer("begins", "int64", "out"),
+                                    Buffer("ends", "int64", "out")), (), const(0), const(1), (
+        For("i", Var("begin"), Var("end"), (Store("out", i, call("add", Load("out", i, "int64"), const(1))),)),
+        Store("begins", Var("chunk"), Var("begin")), Store("ends", Var("chunk"), Var("end")))))
+
+
+def doubler() -> Kernel:
+    i = Var("i")
+    return verify(Kernel("doubler", (Buffer("x", "int64", "inout"),), ("n",), Var("n"), const(1), (
+        For("i", Var("begin"), Var("end"), (Store("x", i, call("mul", Load("x", i, "int64"), const(2))),)),)))
+
+
+class Program:
+    """A table and everything that it points to."""
+
+    def __init__(self) -> None:
+        self.rows: list[list[int]] = []
+        self.kept: list[np.ndarray] = []
+
+    def add(self, kernel: Kernel, buffers: list[np.ndarray], extent: int, grain: int, parallel: bool = True) -> np.ndarray:
+        compiled, = numba_target.compile_kernels([kernel])
+        slots = np.array([b.ctypes.data for b in buffers], np.int64)
+        bufs = np.array([slots.ctypes.data + 8 * i for i in range(len(buffers))], np.int64)
+        sizes = np.array([extent], np.int64)
+        self.kept += [*buffers, slots, bufs, sizes]
+        self.rows.append([compiled.address, bufs.ctypes.data, sizes.ctypes.data, extent, grain, int(parallel)])
+        return slots
+
+    def run(self, num_threads: int) -> None:
+        executor.run_program(np.array(self.rows, np.int64).reshape(-1, executor.COLUMNS), len(self.rows), num_threads)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 5])
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize(("extent", "grain"), [(0, 4), (1, 4), (4, 4), (5, 4), (1000, 7), (97, 1)])
+def test_each_chunk_runs_once(extent: int, grain: int, parallel: bool, num_threads: int) -> None:
+    count = -(-extent // grain)
+    out, begins, ends = np.zeros(extent + 1, np.int64), np.full(count + 1, -1), np.full(count + 1, -1)
+    program = Program()
+    program.add(marker(), [out, begins, ends], extent, grain, parallel)
+    program.run(num_threads)
+    np.testing.assert_array_equal(out[:-1], 1)
+    np.testing.assert_array_equal(begins[:-1], np.arange(count) * grain)
+    np.testing.assert_array_equal(ends[:-1], np.minimum(np.arange(1, count + 1) * grain, extent))
+    assert out[-1] == 0 and begins[-1] == -1 and ends[-1] == -1
+
+
+def test_steps_run_in_order_and_slots_can_be_patched() -> None:
+    x, y = np.zeros(100, np.int64), np.zeros(100, np.int64)
+    scratch = [np.zeros(100, np.int64), np.zeros(100, np.int64)]
+    program = Program()
+    first = program.add(marker(), [x, *scratch], 100, 9)
+    second = program.add(doubler(), [x], 100, 30)
+    third = program.add(marker(), [x, *scratch], 100, 50)
+    program.run(2)
+    np.testing.assert_array_equal(x, 3)                         # ((0 + 1) * 2) + 1
+    for slots in (first, second, third):
+        slots[0] = y.ctypes.data
+    program.run(2)
+    np.testing.assert_array_equal(x, 3)
+    np.testing.assert_array_equal(y, 3)
+
+
+def test_several_python_threads_at_once() -> None:
+    arrays = [np.zeros(5000, np.int64) for _ in range(6)]
+
+    def work(x: np.ndarray) -> None:
+        program = Program()
+        program.add(marker(), [x, np.zeros(500, np.int64), np.zeros(500, np.int64)], 5000, 10)
+        for _ in range(50):
+            program.run(2)
+    workers = [threading.Thread(target=work, args=(x,)) for x in arrays]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join()
+    assert all((x == 50).all() for x in arrays)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_parallel_regions_before_and_after_fork() -> None:
+    def once() -> bool:
+        x = np.zeros(5000, np.int64)
+        program = Program()
+        program.add(marker(), [x, np.zeros(500, np.int64), np.zeros(500, np.int64)], 5000, 10)
+        program.run(2)
+        return bool((x == 1).all())
+    assert once()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if once() and once() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert once()
+
+
+def test_bind_program_sees_changes_of_its_table() -> None:
+    x = np.zeros(10, np.int64)
+    program = Program()
+    program.add(marker(), [x, np.zeros(10, np.int64), np.zeros(10, np.int64)], 10, 5)
+    table = np.array(program.rows, np.int64)
+    run = executor.bind_program(table, 1)
+    run(1)
+    table[0, 3] = 5
+    run(1)
+    np.testing.assert_array_equal(x, [2] * 5 + [1] * 5)
+
+
+def test_an_empty_program_and_bad_tables() -> None:
+    executor.run_program(np.zeros((0, executor.COLUMNS), np.int64), 0, 2)
+    for table, n in ((np.zeros((1, 5), np.int64), 1), (np.zeros((1, 6), np.int32), 1), (np.zeros((1, 6), np.int64), 2)):
+        with pytest.raises(ArgumentError, match="needs a C-contiguous int64 table"):
+            executor.run_program(table, n, 1)
+
+
+def test_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_num_threads", None)
+    monkeypatch.setenv("GRAPHC_NUM_THREADS", "3")
+    assert threads.get_num_threads() == 3
+    threads.set_num_threads(1)
+    assert threads.get_num_threads() == 1
+    monkeypatch.setattr(threads, "_num_threads", None)
+    monkeypatch.setenv("GRAPHC_NUM_THREADS", "many")
+    with pytest.raises(ArgumentError, match="GRAPHC_NUM_THREADS='many'"):
+        threads.get_num_threads()
+    with pytest.raises(ArgumentError, match="positive"):
+        threads.set_num_threads(0)
+
+
+def test_without_tbb_programs_run_serially(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = str(executor._build(parallel=False))
+    assert "graphc_parallel_for" not in text
+    monkeypatch.setattr(threads, "_LIBRARY", "libtbb-that-is-not-there.so")
+    assert not threads._load_tbb()
