@@ -37,3 +37,21 @@ from .core.record import eagerly, enable_grad, no_grad, record_sources
 from .core.tensor import Buffer, Parameter, Tensor, as_tensor, from_numpy, tensor
 from .ops import *  # noqa: F403
 from .eager import autograd
+from .core.config import config
+from .static import (
+    Graph,
+    Program,
+    Session,
+    Variable,
+    assign,
+    assign_add,
+    assign_sub,
+    constant,
+    control_dependencies,
+    function,
+    global_variables_initializer,
+    gradients,
+    group,
+    name_scope,
+    placeholder,
+)

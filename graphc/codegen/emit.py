@@ -17,8 +17,8 @@ The text of ``out[i] = max(a[i] * 0.5 + b[i], 0)`` over rows of ``n0`` elements:
                 out[i * n0 + j] = maximum(a[i * n0 + j] * f4_0p5 + b[i * n0 + j], f4_0)
 
 Rules of the text. A name has one dtype in the whole function. ``int64`` values are plain ints (loop variables
-and sizes are), everything else is a typed scalar; constants stand above the function. Operators are used where
-Python, NumPy scalars and Numba agree on the result's dtype; narrower integers go through a constructor,
+and sizes are), everything else is a typed scalar; constants stand above the function. Operators are used
+where Python, NumPy scalars and Numba agree on the result's dtype; narrower integers go through a constructor,
 ``i4(a + b)``. All arguments of an expression are evaluated, those of ``select``, ``&`` and ``|`` too: a load
 that may be out of bounds needs an `If`.
 """
@@ -34,6 +34,7 @@ from dataclasses import dataclass, field, replace
 from ..core.errors import InternalError
 from .loopir import (
     SCALAR_OPS,
+    Buffer,
     Call,
     Const,
     Expr,
@@ -59,9 +60,9 @@ CODES: dict[str, str] = {"float32": "f4", "float64": "f8", "bool": "b1",
                          **{f"uint{8 * n}": f"u{n}" for n in (1, 2, 4, 8)}}
 
 FUNCTIONS: frozenset[str] = frozenset((
-    *CODES.values(), *(f"bits_{c}" for c in CODES.values()), "select", "minimum", "maximum", "absolute", "floor",
-    "ceil", "trunc", "rint", "sqrt", "sign", "fma", "isnan", "floordiv", "mod", "pfloordiv", "pmod", "idiv", "imod",
-    "shl", "shr", "gemm_f4", "gemm_f8"))
+    *CODES.values(), *(f"bits_{c}" for c in CODES.values()), "select", "minimum", "maximum", "absolute",
+    "floor", "ceil", "trunc", "rint", "sqrt", "sign", "fma", "isnan", "floordiv", "mod", "pfloordiv", "pmod",
+    "idiv", "imod", "shl", "shr", "gemm_f4", "gemm_f8"))
 
 _RESERVED = FUNCTIONS | frozenset(keyword.kwlist) | {"range", "float"}
 _CONSTANT_NAME = re.compile(r"(f4|f8|b1|[iu][1248])_")
@@ -104,13 +105,13 @@ def emit_source(kernel: Kernel) -> str:
 class _Printer:
     """Statements and expressions of one kernel as text, and the names given so far.
 
-    The IR has a scope per block, a Python function has one: ``scope`` maps the IR's names that are visible now
-    to printed ones, ``dtypes`` keeps every printed name to one dtype.
+    The IR has a scope per block, a Python function has one: ``scope`` maps the IR's names that are visible
+    now to printed ones, ``dtypes`` keeps every printed name to one dtype.
     """
     kernel: str
     scope: dict[str, str] = field(default_factory=dict)         # IR name -> printed name
     buffers: dict[str, str] = field(default_factory=dict)       # the same, for buffers
-    dtypes: dict[str, str] = field(default_factory=dict)        # printed name -> dtype, for the whole function
+    dtypes: dict[str, str] = field(default_factory=dict)        # printed name -> dtype, for all blocks
     nonneg: set[str] = field(default_factory=set)               # printed int64 names whose value is never < 0
     positive: set[str] = field(default_factory=set)             # those that may divide unchecked
     constants: dict[str, str] = field(default_factory=dict)     # constructor call -> constant name
@@ -194,9 +195,9 @@ class _Printer:
                 raise InternalError(f"kernel {self.kernel}: not a statement: {s!r}")
 
     def gemm(self, s: Gemm) -> str:
-        """gemm_f4(m, n, k, a, offset, ld, transposed, b, offset, ld, transposed, c, offset, ld, accumulate)"""
+        """gemm_f4(m, n, k, a, offset, ld, transposed, b, offset, ld, transposed, c, offset, ld, add)"""
         if s.dtype not in _FLOATS or s.c.transposed:
-            raise InternalError(f"kernel {self.kernel}: no gemm of {s.dtype} with C transposed={s.c.transposed}")
+            raise InternalError(f"kernel {self.kernel}: no gemm of {s.dtype}, C.T={s.c.transposed}")
         parts = [self.expr(e) for e in (s.m, s.n, s.k)]
         for o in (s.a, s.b):
             parts += [self.buffers[o.buffer], self.expr(o.offset), self.expr(o.ld), str(int(o.transposed))]
@@ -242,7 +243,8 @@ class _Printer:
         if op in _INFIX:
             return self.narrow(self.infix(_INFIX[op], args[0], args[1]), e.dtype)
         if op in ("shl", "shr") and isinstance(args[1], Const) and 0 <= args[1].value < 8 * _width(dtype):
-            return self.narrow(self.infix("<<" if op == "shl" else ">>", args[0], str(int(args[1].value))), dtype)
+            sign = "<<" if op == "shl" else ">>"
+            return self.narrow(self.infix(sign, args[0], str(int(args[1].value))), dtype)
         if op in ("neg", "invert") and dtype != "bool":
             text, tightness = self.text(args[0])
             sign = "-" if op == "neg" else "~"
@@ -341,7 +343,7 @@ def _legal(op: str, dtype: str, result: str) -> bool:
 def canonical(kernel: Kernel) -> Kernel:
     """The kernel with positional names (k; p0..; n0..; v0.. for every binding) and without Notes.
 
-    Two kernels that differ in names and Notes only become equal; loops, expressions and order stay as they are.
+    Two kernels that differ in names and Notes only become equal; all else stays as it is.
     """
     buffers = {b.name: f"p{i}" for i, b in enumerate(kernel.buffers)}
     sizes = {n: f"n{i}" for i, n in enumerate(kernel.sizes)}
@@ -349,8 +351,7 @@ def canonical(kernel: Kernel) -> Kernel:
     scope = {**sizes, "chunk": "chunk", "begin": "begin", "end": "end"}
     return replace(
         kernel, name="k", sizes=tuple(sizes.values()),
-        buffers=tuple(replace(b, name=buffers[b.name], size=None if b.size is None else renamer.expr(b.size, scope))
-                      for b in kernel.buffers),
+        buffers=tuple(renamer.buffer(b, scope) for b in kernel.buffers),
         extent=renamer.expr(kernel.extent, scope), grain=renamer.expr(kernel.grain, scope),
         body=renamer.block(kernel.body, scope))
 
@@ -371,6 +372,10 @@ class _Renamer:
         scope[name] = f"v{self.count}"
         self.count += 1
         return scope[name]
+
+    def buffer(self, b: Buffer, scope: dict[str, str]) -> Buffer:
+        size = None if b.size is None else self.expr(b.size, scope)
+        return replace(b, name=self.buffers[b.name], size=size)
 
     def expr(self, e: Expr, scope: dict[str, str]) -> Expr:
         def rename(x: Expr) -> Expr:

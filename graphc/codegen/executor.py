@@ -13,9 +13,9 @@ column meaning
 5      1 if chunks may run in parallel
 ====== ========================================================================================
 
-`run_program` walks it: chunk ``c`` is ``entry(bufs, sizes, c, c * grain, min((c + 1) * grain, extent))``. The grid
-of chunks depends on the table alone, never on the number of threads. The GIL is released meanwhile; the caller
-keeps everything that the table points to alive, and runs one table on one thread at a time.
+`run_program` walks it: chunk ``c`` is ``entry(bufs, sizes, c, c * grain, min((c + 1) * grain, extent))``. The
+grid of chunks depends on the table alone, never on the number of threads. The GIL is released meanwhile; the
+caller keeps everything that the table points to alive.
 """
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def bind_program(table: npt.NDArray[np.int64], n: int) -> Callable[[int], None]:
 
 
 def check_table(table: npt.NDArray[np.int64], n: int) -> None:
-    if table.dtype != np.int64 or table.ndim != 2 or table.shape[1] != COLUMNS or not table.flags.c_contiguous \
-            or not 0 <= n <= len(table):
-        raise ArgumentError(f"a program of {n} steps needs a C-contiguous int64 table [>= {n}, {COLUMNS}], not "
-                            f"{table.dtype} {table.shape}")
+    flat = table.ndim == 2 and table.shape[1] == COLUMNS and table.flags.c_contiguous
+    if table.dtype != np.int64 or not flat or not 0 <= n <= len(table):
+        raise ArgumentError(f"a program of {n} steps needs a C-contiguous int64 table [>= {n}, {COLUMNS}], "
+                            f"not {table.dtype} {table.shape}")
 
 
 @cache
@@ -118,7 +118,7 @@ def _build_chunks(module: ir.Module) -> ir.Function:
 
 
 def _build_part(module: ir.Module, chunks: ir.Function) -> ir.Function:
-    """What parallel_for calls: args[0] is the first chunk (NULL + 1 * index), dims[0] their count, data the step."""
+    """What parallel_for calls: args[0] is the first chunk, as NULL + index, dims[0] the count of chunks."""
     f = ir.Function(module, _PART, "part")
     f.linkage = "internal"
     args, dims, _, step = f.args
@@ -133,7 +133,8 @@ def _build_run(module: ir.Module, chunks: ir.Function, part: ir.Function | None)
     """run(steps, nsteps, nthreads)"""
     f = ir.Function(module, ir.FunctionType(_VOID, [_PTR, _I64, _I64]), "graphc_run")
     steps, nsteps, nthreads = f.args
-    blocks = {name: f.append_basic_block(name) for name in ("entry", "loop", "fork", "serial", "next", "done")}
+    names = ("entry", "loop", "fork", "serial", "next", "done")
+    blocks = {name: f.append_basic_block(name) for name in names}
     b = ir.IRBuilder(blocks["entry"])
     args, dims, strides = (b.alloca(_I64, size) for size in (_I64(1), _I64(2), _I64(2)))
     many = b.icmp_signed(">", nthreads, _I64(1))
@@ -155,8 +156,8 @@ def _build_run(module: ir.Module, chunks: ir.Function, part: ir.Function | None)
         b.store(_I64(0), args)                                      # NULL + 1 * index
         b.store(nchunks, dims)
         b.store(_I64(1), strides)
-        b.call(parallel_for, [part, b.bitcast(args, _PTR), b.bitcast(dims, _PTR), b.bitcast(strides, _PTR), step,
-                              _I64(0), _I64(1), b.trunc(nthreads, _I32)])
+        pointers = [b.bitcast(p, _PTR) for p in (args, dims, strides)]
+        b.call(parallel_for, [part, *pointers, step, _I64(0), _I64(1), b.trunc(nthreads, _I32)])
     b.branch(blocks["next"])
 
     b.position_at_end(blocks["serial"])

@@ -1,7 +1,7 @@
 """LLVM IR to running code on this machine: optimise, emit an object, load it, find a symbol.
 
-The one place that owns a target machine and a JIT engine; it knows nothing of Numba. Code that is loaded stays
-for the life of the process.
+The one place that owns a target machine and a JIT engine; it knows nothing of Numba. Code that is loaded
+stays for the life of the process.
 """
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _lock = threading.RLock()                                       # the engine and
 
 
 def optimise(llvm_ir: str) -> ll.ModuleRef:
-    """Parse, verify (LLVM aborts the process on IR that it does not like) and optimise at O3, no fast-math."""
+    """Parse, verify (LLVM aborts the process on IR that it does not like), optimise at O3; no fast-math."""
     with _lock:
         machine = host_machine()
         module = ll.parse_assembly(llvm_ir)

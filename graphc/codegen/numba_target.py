@@ -1,6 +1,6 @@
 """Target `cpu`: kernels compiled by Numba to native entries, without dispatchers and wrappers.
 
-Here live the LLVM bodies of the functions that emitted source calls, and `compile_kernels`. The way of a kernel:
+Here live the LLVM bodies of the functions that emitted source calls, and `compile_kernels`. A kernel's way:
 
 1. `emit_source` prints it; Numba's front end (bytecode, type inference, lowering) makes LLVM IR of it, driven
    pass by pass here, since the rest of Numba's pipeline has nothing to do in such code: 11 ms instead of 25;
@@ -8,8 +8,9 @@ Here live the LLVM bodies of the functions that emitted source calls, and `compi
 3. LLVM optimises it once at O3 and emits an object, 12 ms; a private MCJIT engine loads it.
 
 The native signature: ``void entry(void*** bufs, int64* sizes, int64 chunk, int64 begin, int64 end)``, where
-``bufs[k]`` is the address of a slot that holds the pointer of buffer ``k``, so a table of slots can be patched
-between runs. Buffers are ``noalias``: LLVM vectorises without overlap checks. No fast-math, no contraction.
+``bufs[k]`` is the address of a slot that holds the pointer of buffer ``k``, so a table of slots can be
+patched between runs. Buffers are ``noalias``: LLVM vectorises without overlap checks. No fast-math, no
+contraction.
 
 An entry stays valid for the life of the process; compiled code is never unloaded.
 """
@@ -47,7 +48,7 @@ _TYPES: dict[str, _Type] = {dtype: getattr(types, dtype if dtype != "bool" else 
 
 
 class _BoolPointer(types.CPointer):
-    """Pointer to bools of a byte each. Numba's own CPointer(boolean) mixes up i1 and i8 in loads and stores."""
+    """Pointer to bools of a byte each. Numba's own CPointer(boolean) mixes up i1 and i8."""
 
 
 register_model(_BoolPointer)(models.PointerModel)
@@ -73,8 +74,8 @@ def _pointer(dtype: str) -> _Type:
 class CompiledKernel:
     """A kernel as native code.
 
-    ``address`` is that of the entry (module docstring), ``compile_seconds`` what the first compile of this key
-    cost, ``source`` the text of the kernel that was compiled first under this key.
+    ``address`` is that of the entry (module docstring), ``compile_seconds`` what the first compile of this
+    key cost, ``source`` the text of the kernel that was compiled first under this key.
     """
     name: str
     key: str
@@ -136,9 +137,10 @@ def _compile(kernel: Kernel, key: str) -> CompiledKernel:
     symbol = f"graphc_{key}"
     try:
         text = _lower(kernel, source, symbol)
-    except numba.core.errors.NumbaError as e:
-        raise CompileError(f"Numba rejects kernel {kernel.name}: {e}\n{source}") from e
-    address = native.load_object(native.emit_object(native.optimise(text)), symbol)
+        module = native.optimise(text)
+    except (numba.core.errors.NumbaError, RuntimeError, TypeError) as e:       # the last two are llvmlite's
+        raise CompileError(f"Numba or LLVM rejects kernel {kernel.name}: {e}\n{source}") from e
+    address = native.load_object(native.emit_object(module), symbol)
     return CompiledKernel(kernel.name, key, source, address, time.perf_counter() - start, text)
 
 
@@ -182,7 +184,7 @@ def _contexts() -> tuple[Any, Any]:
 
 def _lower(kernel: Kernel, source: str, symbol: str) -> str:
     """LLVM IR with the function of ``source`` and its trampoline ``symbol``."""
-    function = function_of(source, f"<graphc {kernel.name}>")
+    function = function_of(source, f"<graphc {kernel.name} {symbol[7:19]}>")
     function.__globals__.update(_INTRINSICS)
     args = [*(_pointer(b.dtype) for b in kernel.buffers), *[types.int64] * (len(kernel.sizes) + 3)]
     flags = _flags()
@@ -195,8 +197,8 @@ def _lower(kernel: Kernel, source: str, symbol: str) -> str:
         # No SSA pass: in emitted source a name has one dtype, and LLVM's mem2reg does the rest.
         typed = typed_passes.type_inference_stage(typing_context, context, function_ir, args, types.void, {})
         descriptor = funcdesc.PythonFunctionDescriptor.from_specialized_function(
-            function_ir, typed.typemap, typed.return_type, typed.calltypes, mangler=context.mangler, inline=False,
-            noalias=True, abi_tags=())
+            function_ir, typed.typemap, typed.return_type, typed.calltypes, mangler=context.mangler,
+            inline=False, noalias=True, abi_tags=())
         library = _Library(context.codegen(), symbol)
         with context.push_code_library(library):
             lower = lowering.Lower(context, library, descriptor, function_ir, metadata={})
@@ -211,11 +213,11 @@ _PTR, _I64 = ir.IntType(8).as_pointer(), ir.IntType(64)
 
 
 def _add_trampoline(module: ir.Module, function: ir.Function, kernel: Kernel, symbol: str) -> None:
-    """``symbol(bufs, sizes, chunk, begin, end)``: load the pointers out of their slots, the sizes, and call."""
+    """``symbol(bufs, sizes, chunk, begin, end)``: load the pointers out of their slots, and call."""
     function.linkage = "internal"
-    function.attributes.add("noinline")                     # inlined, noalias would have to survive as metadata
-    entry = ir.Function(module, ir.FunctionType(ir.VoidType(), [_PTR.as_pointer().as_pointer(), _I64.as_pointer(),
-                                                               _I64, _I64, _I64]), symbol)
+    function.attributes.add("noinline")                 # inlined, noalias would have to survive as metadata
+    signature = [_PTR.as_pointer().as_pointer(), _I64.as_pointer(), _I64, _I64, _I64]
+    entry = ir.Function(module, ir.FunctionType(ir.VoidType(), signature), symbol)
     bufs, sizes, *span = entry.args
     b = ir.IRBuilder(entry.append_basic_block())
     result, exception, *params = function.function_type.args
@@ -238,7 +240,7 @@ def _is_float(t: _Type) -> bool:
 
 
 def _typed(name: str, arity: int, rule: Callable[..., Any], body: _Body) -> Any:
-    """An intrinsic ``name`` of ``arity`` arguments: ``rule(*types) -> signature``, ``body`` builds the LLVM IR."""
+    """An intrinsic of ``arity`` arguments: ``rule(*types) -> signature``, ``body`` builds the LLVM IR."""
     def typer(context: Any, *args: _Type) -> Any:
         return rule(*(types.unliteral(a) for a in args)), body
     params = ", ".join(f"x{i}" for i in range(arity))
@@ -338,11 +340,18 @@ def _mod(b: ir.IRBuilder, t: _Type, args: list[ir.Value]) -> ir.Value:
     return b.select(trivial, zero, r)
 
 
+def _signs_differ(b: ir.IRBuilder, r: ir.Value, y: ir.Value) -> ir.Value:
+    """Whether the remainder r is not 0 and on the other side of it than y."""
+    zero = r.type(0.0)
+    apart = b.xor(b.fcmp_ordered("<", y, zero), b.fcmp_ordered("<", r, zero))
+    return b.and_(b.fcmp_unordered("!=", r, zero), apart)
+
+
 def _float_mod(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
     """fmod moved to the sign of y; an exact multiple gives a zero of that sign; y == 0 gives fmod's NaN."""
     zero = x.type(0.0)
     r = b.frem(x, y)
-    off = b.and_(b.fcmp_unordered("!=", r, zero), b.xor(b.fcmp_ordered("<", y, zero), b.fcmp_ordered("<", r, zero)))
+    off = _signs_differ(b, r, y)
     moved = b.select(off, b.fadd(r, y), r)
     signed_zero = _call_llvm(b, "llvm.copysign", [zero, y])
     exact = b.and_(b.fcmp_ordered("==", r, zero), b.fcmp_unordered("!=", y, zero))
@@ -354,7 +363,7 @@ def _float_floordiv(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
     zero, one = x.type(0.0), x.type(1.0)
     r = b.frem(x, y)
     q = b.fdiv(b.fsub(x, r), y)
-    off = b.and_(b.fcmp_unordered("!=", r, zero), b.xor(b.fcmp_ordered("<", y, zero), b.fcmp_ordered("<", r, zero)))
+    off = _signs_differ(b, r, y)
     q = b.select(off, b.fsub(q, one), q)
     down = _call_llvm(b, "llvm.floor", [q])
     snapped = b.select(b.fcmp_ordered(">", b.fsub(q, down), x.type(0.5)), b.fadd(down, one), down)
@@ -367,7 +376,7 @@ def _pfloordiv(b: ir.IRBuilder, t: _Type, args: list[ir.Value]) -> ir.Value:
     """x // y for y > 0."""
     x, y = args
     q = b.sdiv(x, y)
-    return b.add(q, b.ashr(b.sub(x, b.mul(q, y)), x.type(63)))              # one less if the remainder is negative
+    return b.add(q, b.ashr(b.sub(x, b.mul(q, y)), x.type(63)))          # one less if the remainder is < 0
 
 
 def _pmod(b: ir.IRBuilder, t: _Type, args: list[ir.Value]) -> ir.Value:
@@ -411,7 +420,8 @@ def _gemm(name: str, t: _Type) -> Any:
         operands = [b.gep(p, [p_at]), ldp, tp, b.gep(q, [q_at]), ldq, tq, b.gep(r, [r_at]), ldr, accumulate]
         values = [m, n, k, *operands]
         fnty = ir.FunctionType(ir.VoidType(), [v.type for v in values])
-        b.call(b.module.globals.get(f"graphc_{name}") or ir.Function(b.module, fnty, f"graphc_{name}"), values)
+        symbol = f"graphc_{name}"
+        b.call(b.module.globals.get(symbol) or ir.Function(b.module, fnty, symbol), values)
         return context.get_dummy_value()
     return _typed(name, 15, lambda *ts: signature, body)
 
@@ -433,7 +443,7 @@ _INTRINSICS: dict[str, Any] = {
     "maximum": _same("maximum", 2, _extremum(">")),
     "absolute": _same("absolute", 1, _absolute),
     "sign": _same("sign", 1, _sign),
-    **{name: _same(name, 1, _llvm_call(f"llvm.{name}")) for name in ("floor", "ceil", "trunc", "rint", "sqrt")},
+    **{f: _same(f, 1, _llvm_call(f"llvm.{f}")) for f in ("floor", "ceil", "trunc", "rint", "sqrt")},
     "fma": _same("fma", 3, lambda b, t, args: b.fma(*args)),
     "floordiv": _same("floordiv", 2, _floordiv),
     "mod": _same("mod", 2, _mod),

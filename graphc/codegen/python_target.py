@@ -1,8 +1,8 @@
 """Target `python`: the emitted source of a kernel run as it is, one NumPy scalar at a time.
 
-Here live the exact bodies of the functions that the source calls (`NAMESPACE`) and `load`, which makes a kernel
-callable. It is the living definition of what `numba_target` compiles: slow, free of any JIT, and stepped through
-by a debugger; the source stands in `linecache`, so tracebacks show it.
+Here live the exact bodies of the functions that the source calls (`NAMESPACE`) and `load`, which makes a
+kernel callable. It is the living definition of what `numba_target` compiles: slow, free of any JIT, and
+stepped through by a debugger; the source stands in `linecache`, so tracebacks show it.
 """
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .emit import CODES, emit_source, kernel_key
-from .loopir import Kernel
+from .loopir import Kernel, verify
 
 Array = npt.NDArray[Any]
 Scalar = Any                                                    # a NumPy scalar, or an int for int64
@@ -31,7 +31,8 @@ class Entry:
     source: str
     function: Callable[..., None] = field(repr=False, compare=False)
 
-    def __call__(self, buffers: Sequence[Array], sizes: Sequence[int], chunk: int, begin: int, end: int) -> None:
+    def __call__(self, buffers: Sequence[Array], sizes: Sequence[int], chunk: int, begin: int,
+                 end: int) -> None:
         """Run the half-open range ``begin..end``; buffers are flat arrays in the kernel's order."""
         with np.errstate(all="ignore"):
             self.function(*buffers, *sizes, chunk, begin, end)
@@ -39,14 +40,17 @@ class Entry:
 
 def load(kernel: Kernel) -> Entry:
     """Make ``kernel`` callable."""
-    source, key = emit_source(kernel), kernel_key(kernel)
+    source, key = emit_source(verify(kernel)), kernel_key(kernel)
     filename = f"<graphc {kernel.name} {key[:12]}>"
-    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     return Entry(kernel.name, key, source, function_of(source, filename))
 
 
 def function_of(source: str, filename: str) -> FunctionType:
-    """The one function that ``source`` defines, its globals those of `NAMESPACE` and its constants."""
+    """The one function that ``source`` defines, its globals those of `NAMESPACE` and its constants.
+
+    ``filename`` is what tracebacks show, with the lines of ``source``.
+    """
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     scope: dict[str, Any] = dict(NAMESPACE)
     exec(compile(source, filename, "exec"), scope)
     return next(v for v in reversed(scope.values()) if isinstance(v, FunctionType))
@@ -100,12 +104,12 @@ def imod(a: Scalar, b: Scalar) -> Scalar:
 def fma(a: Scalar, b: Scalar, c: Scalar) -> Scalar:
     """a*b + c rounded once."""
     if not (np.isfinite(a) and np.isfinite(b) and np.isfinite(c)) or a == 0 or b == 0:
-        return a * b + c                                        # no rounding in a*b: exact, or inf or nan anyway
+        return a * b + c                                        # a*b is not rounded: 0, inf or nan
     return _fma_f4(a, b, c) if isinstance(a, np.float32) else _fma_f8(a, b, c)
 
 
 def _fma_f4(a: np.float32, b: np.float32, c: np.float32) -> np.float32:
-    """In float64: a*b is exact (48 bits), the sum is rounded to odd, so that the last rounding is the only one."""
+    """In float64: a*b is exact (48 bits), the sum is rounded to odd, so only the last rounding counts."""
     p, z = np.float64(a) * np.float64(b), np.float64(c)
     s = p + z
     t = s - p
@@ -132,8 +136,8 @@ def _matrix(buffer: Array, offset: int, rows: int, cols: int, ld: int) -> Array:
     return np.lib.stride_tricks.as_strided(flat, (rows, cols), (ld * flat.itemsize, flat.itemsize))
 
 
-def gemm(m: int, n: int, k: int, a: Array, a_offset: int, lda: int, ta: int, b: Array, b_offset: int, ldb: int,
-         tb: int, c: Array, c_offset: int, ldc: int, accumulate: int) -> None:
+def gemm(m: int, n: int, k: int, a: Array, a_offset: int, lda: int, ta: int, b: Array, b_offset: int,
+         ldb: int, tb: int, c: Array, c_offset: int, ldc: int, accumulate: int) -> None:
     """C[m, n] (+)= op(A)[m, k] @ op(B)[k, n] on row-major matrices inside flat buffers."""
     if m <= 0 or n <= 0:
         return
@@ -151,8 +155,8 @@ NAMESPACE: dict[str, Any] = {
     **{code: _caster(dtype) for dtype, code in CODES.items()},
     **{f"bits_{code}": _bitcaster(dtype) for dtype, code in CODES.items()},
     "select": select, "minimum": minimum, "maximum": maximum, "fma": fma, "idiv": idiv, "imod": imod,
-    "absolute": np.absolute, "floor": np.floor, "ceil": np.ceil, "trunc": np.trunc, "rint": np.rint, "sqrt": np.sqrt,
-    "sign": np.sign, "isnan": np.isnan, "shl": np.left_shift, "shr": np.right_shift,
+    "absolute": np.absolute, "floor": np.floor, "ceil": np.ceil, "trunc": np.trunc, "rint": np.rint,
+    "sqrt": np.sqrt, "sign": np.sign, "isnan": np.isnan, "shl": np.left_shift, "shr": np.right_shift,
     "floordiv": np.floor_divide, "mod": np.remainder, "pfloordiv": np.floor_divide, "pmod": np.remainder,
     "gemm_f4": gemm, "gemm_f8": gemm,
 }

@@ -1,12 +1,12 @@
 """Parallel regions: TBB through Numba's `tbbpool`, or nothing.
 
-Here live the number of threads and the address of the native ``parallel_for`` that `executor` calls. Without TBB
-programs run serially; Numba's other layers are never used: `workqueue` aborts the process on concurrent use,
-OpenMP is not fork-safe and costs 100 us a region.
+Here live the number of threads and the address of the native ``parallel_for`` that `executor` calls. Without
+TBB programs run serially; Numba's other layers are never used: `workqueue` aborts the process on concurrent
+use, OpenMP is not fork-safe and costs 100 us a region.
 
 ``parallel_for(fn, args, dims, steps, data, inner_ndim, array_count, num_threads)`` calls
-``fn(args, dims, steps, data)`` on parts of ``0..dims[0]``; it may be called from several threads at once, and by
-a child after fork.
+``fn(args, dims, steps, data)`` on parts of ``0..dims[0]``; it may be called from several threads at once, and
+by a child after fork.
 """
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _pool() -> ModuleType | None:
         pool = _load_tbbpool()
     if pool is not None:
         _launch(pool)
-        if hasattr(os, "register_at_fork"):                     # a child has no worker threads: launch its own
+        if hasattr(os, "register_at_fork"):                     # a child has no threads: launch its own
             os.register_at_fork(after_in_child=lambda: _launch(pool))
     return pool
 
@@ -88,7 +88,7 @@ def _launch(pool: ModuleType) -> None:
 
 
 def _candidates() -> Iterator[str]:
-    """Where libtbb may be: in the `tbb` distribution of any kind of install, beside Python, where ld.so looks."""
+    """Where libtbb may be: in the `tbb` distribution of any install, beside Python, where ld.so looks."""
     try:
         files = importlib.metadata.files("tbb") or []
     except importlib.metadata.PackageNotFoundError:

@@ -7,7 +7,8 @@ operation is printed or compiled (`emit.py` and the targets).
 An expansion is branch-free (`select`, never `If`), stays in its own width (no float64 or int64 in float32 code)
 and names fma where it wants one, so the plain Python, Numba and CUDA targets compute the same bits and LLVM
 vectorises the loop around it. NaN, infinities, signed zeros and denormals come out as NumPy has them; one
-exception: sin, cos and tan are NaN beyond `TRIG_LIMIT`, where three words of pi/2 no longer carry the reduction.
+exception: sin, cos and tan are NaN from `TRIG_LIMIT` on, since a reduction for all arguments would cost each element
+more than the function does, and a NaN is seen where wrong digits are not.
 
 The polynomials are minimax fits made for these forms (Remez exchange on 50-digit values, coefficients rounded one
 after another and the rest refitted); the comment above each pair gives the form, the interval and the largest
@@ -48,15 +49,15 @@ from .loopir import (
 # largest error in units in the last place of the result, over the whole range: (float32, float64)
 _BOUNDS: dict[str, tuple[float, float]] = {
     "exp": (1.5, 1.5), "exp2": (1.5, 1.5), "expm1": (1.5, 1.5), "log": (1.5, 1.5), "log2": (1.5, 1.5),
-    "log10": (1.5, 1.5), "log1p": (1.5, 1.5), "sin": (1.5, 1.5), "cos": (1.5, 1.5), "tan": (2.0, 2.0),
+    "log10": (1.5, 1.5), "log1p": (1.5, 1.5), "sin": (1.5, 1.5), "cos": (1.5, 1.5), "tan": (2.5, 2.0),
     "tanh": (1.5, 1.5), "sinh": (2.0, 2.0), "cosh": (2.0, 2.0), "asin": (2.0, 2.0), "acos": (2.0, 2.0),
-    "atan": (2.0, 2.0), "erf": (1.5, 2.0), "sigmoid": (1.5, 2.0), "pow": (2.0, 2.0), "atan2": (2.0, 2.0),
+    "atan": (2.0, 2.0), "erf": (1.5, 1.5), "sigmoid": (1.5, 1.5), "pow": (2.0, 2.0), "atan2": (2.0, 2.0),
 }
 ULP_BOUND: dict[tuple[str, str], float] = {
     (name, dtype): bound
-    for name, pair in _BOUNDS.items() for dtype, bound in zip(("float32", "float64"), pair)}
+    for name, pair in _BOUNDS.items() for dtype, bound in zip(("float32", "float64"), pair, strict=True)}
 
-TRIG_LIMIT: dict[str, float] = {"float32": 2.0 ** 22, "float64": 2.0 ** 48}     # sin, cos, tan: NaN from here on
+TRIG_LIMIT: dict[str, float] = {"float32": 2.0 ** 20, "float64": 2.0 ** 48}     # sin, cos, tan: NaN from here on
 
 
 # ---------------------------------------------------------------- formats
@@ -64,11 +65,11 @@ TRIG_LIMIT: dict[str, float] = {"float32": 2.0 ** 22, "float64": 2.0 ** 48}     
 @dataclass(frozen=True, slots=True)
 class Format:
     """A binary float format, and the constants that are rounded to it. Pairs are ``(hi, lo)``: hi + lo = value."""
-    float: str
-    int: str
+    dtype: str
+    int_dtype: str
     mantissa: int                             # stored bits
     bias: int
-    tiny: float                               # x + x**2 == x below it, and x is small for every odd function
+    tiny: float                               # expm1 x == log1p x == x below it
     exp_range: tuple[float, float]            # beyond it exp has reached 0 and inf
     exp2_range: tuple[float, float]
     exp_half_max: float                       # sinh and cosh are inf from here on
@@ -95,12 +96,12 @@ class Format:
 
 
 _POLY: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    # e**r = 1 + r + r**2 Q(r), |r| <= ln 2: 2**-26.0, 2**-55.9
-    "exp": ((0.5000003576278687, 0.1666661649942398, 0.04166116937994957, 0.008335904218256474,
-             0.0014106094604358077, 0.0001964389521162957),
-            (0.4999999999999993, 0.1666666666666658, 0.04166666666669552, 0.008333333333328627,
-             0.0013888888884493803, 0.00019841269857577033, 2.4801590381593895e-05, 2.755731043289454e-06,
-             2.755625056255745e-07, 2.505376325504149e-08, 2.1055459579201096e-09, 1.5997320234244113e-10)),
+    # e**r = 1 + r + r**2 Q(r), |r| <= ln(2)/2: 2**-28.2, 2**-57.9
+    "exp": ((0.4999999403953552, 0.16666516661643982, 0.04166810214519501, 0.00836919154971838,
+             0.0013838877202942967),
+            (0.5000000000000011, 0.16666666666666438, 0.041666666666525846, 0.008333333333473887,
+             0.0013888888944821464, 0.00019841269559298073, 2.480149182883288e-05, 2.755753289809495e-06,
+             2.763070583559301e-07, 2.501868001954717e-08)),
     # log((1+s)/(1-s)) = 2s + s z Q(z), z = s**2, |s| <= 3 - 2 sqrt 2: 2**-29.2, 2**-58.5
     "log": ((0.6666677594184875, 0.39977580308914185, 0.29870927333831787),
             (0.6666666666666734, 0.3999999999941653, 0.28571428742069443, 0.22222198599502996,
@@ -109,21 +110,21 @@ _POLY: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "pow": ((0.5770801901817322, 0.4118497669696808, 0.33782699704170227),
             (0.5770780163555851, 0.4121985831113461, 0.3205988979126236, 0.2623081986836517, 0.22195226828139702,
              0.19240141220803092, 0.16844951796213847, 0.1728351356489357)),
-    # sin r = r + r z Q(z), z = r**2, |r| <= pi/4: 2**-27.9, 2**-57.9
-    "sin": ((-0.16666655242443085, 0.008332187309861183, -0.00019517897453624755),
-            (-0.1666666666666663, 0.00833333333332184, -0.00019841269829358503, 2.75573135384969e-06,
-             -2.5050734385363488e-08, 1.589543300798114e-10)),
-    # cos r = 1 - z/2 + z**2 Q(z): 2**-33.0, 2**-63.9
-    "cos": ((0.04166664555668831, -0.0013887309469282627, 2.4432327336398885e-05),
-            (0.041666666666666595, -0.0013888888888873307, 2.4801587288965325e-05, -2.755731420314184e-07,
-             2.087570315289566e-09, -1.1358617935527081e-11)),
-    # tan r = r + r z Q(z): 2**-25.7, 2**-53.4
-    "tan": ((0.33333155512809753, 0.1333884447813034, 0.05340704321861267, 0.024446509778499603,
-             0.003092127153649926, 0.009402588941156864),
-            (0.33333333333332765, 0.1333333333341647, 0.053968253925718926, 0.02186948963351575,
-             0.008863218791678843, 0.003592292707124014, 0.0014547341723275787, 0.0005951727845178456,
-             0.00022203625418268914, 0.00013728799021001169, -2.7542413781633745e-05, 9.059367721477257e-05,
-             -4.55370336757393e-05, 2.1033166376969734e-05)),
+    # sin r = r + r z Q(z), z = r**2, |r| <= 1.055 pi/4: 2**-27.3, 2**-56.8
+    "sin": ((-0.16666649281978607, 0.008331838063895702, -0.0001947334094438702),
+            (-0.166666666666666, 0.008333333333314295, -0.00019841269823410055, 2.7557311516831547e-06,
+             -2.505042531052202e-08, 1.587798008997145e-10)),
+    # cos r = 1 - z/2 + z**2 Q(z): 2**-32.2, 2**-62.7
+    "cos": ((0.04166663810610771, -0.0013886954402551055, 2.4392827981500886e-05),
+            (0.041666666666666526, -0.0013888888888861708, 2.4801587281969693e-05, -2.7557312251025325e-07,
+             2.0875446832282934e-09, -1.1345797798209541e-11)),
+    # tan r = r + r z Q(z): 2**-28.1, 2**-54.5
+    "tan": ((0.33333373069763184, 0.1333187371492386, 0.054147541522979736, 0.02084030583500862,
+             0.011952313594520092, -0.001288246945478022, 0.005037181079387665),
+            (0.3333333333333363, 0.13333333333288674, 0.053968253991697884, 0.021869487913743022,
+             0.008863245342595064, 0.003592027644779096, 0.001456537723470006, 0.0005865395424093569,
+             0.00025160470100854163, 6.450228173642072e-05, 0.00010016834128318648, -6.523138875042839e-05,
+             8.007095973253647e-05, -3.909117406522021e-05, 1.2939080191331807e-05)),
     # tanh x = x (1 + z Q(z)), |x| <= 9/16: 2**-29.4, 2**-59.9
     "tanh": ((-0.3333331346511841, 0.13332433998584747, -0.05383520573377609, 0.020997382700443268,
               -0.006164670456200838),
@@ -154,19 +155,21 @@ _POLY: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
             (0.12837916709551256, -0.37612638903183343, 0.11283791670936949, -0.026866170641958943,
              0.005223977596735584, -0.0008548325485075352, 0.00012055280501978386, -1.4924465806427153e-05,
              1.6444153405045663e-06, -1.6184018690884265e-07, 1.3616842378277772e-08, -7.608121975916439e-10)),
-    # erf x = 1 - Q(x)**8, 0.98 <= x <= 4 and 6: 2**-27.8, 2**-57.1
-    "erfc": ((1.0003318786621094, -0.14275451004505157, -0.06587110459804535, -0.006710743997246027,
-              0.010052922181785107, -0.0014308854006230831, -5.4142186854733154e-05, 1.6771517039160244e-05),
-             (0.9999999773923262, -0.14104717196845376, -0.06963130850793192, -0.0020872298801797055,
-              0.006588993372993549, 0.00018030641460039295, -0.0004974675046783409, 6.748909513950839e-05,
-              1.5360498868153244e-05, -1.3341708227907093e-05, 6.233059738085941e-06, -2.0772567514214315e-06,
-              5.047454958526524e-07, -9.16973428018628e-08, 1.2581544834186652e-08, -1.2809546263405835e-09,
-              9.167799048229103e-11, -4.11305582195661e-12, 8.67973115557695e-14)),
+    # erf x = 1 - Q(x)**4, 0.98 <= x <= 4 and 6: 2**-26.6, 2**-56.5
+    "erfc": ((1.0019193887710571, -0.2923630475997925, -0.09579025208950043, -0.014724338427186012,
+              0.04191608726978302, -0.011935820803046227, 0.0005626011989079416, 0.0002091002679662779,
+              -2.4209777620853856e-05),
+             (0.9999998729916798, -0.282093424961201, -0.11937309725779284, 0.015483849729257822,
+              0.01857913064791116, -0.0011452998212961004, -0.0020417090474544202, 0.00030998338130603346,
+              4.928985877778073e-05, 1.5622225866792413e-05, -2.2051476399182116e-05, 1.0278590604107372e-05,
+              -3.9563531691541665e-06, 1.2981089765028132e-06, -3.24435798983022e-07, 5.8603644567914884e-08,
+              -7.51230037981803e-09, 6.689200623465126e-10, -3.949488139112378e-11, 1.3944486265669028e-12,
+              -2.2324021810392042e-14)),
 }
 
 _F32 = Format(
-    "float32", "int32", 23, 127, 2.0 ** -13,
-    exp_range=(-104.0, 89.0), exp2_range=(-151.0, 129.0), exp_half_max=90.0, expm1_min=-18.0, tanh_max=9.5,
+    "float32", "int32", 23, 127, 2.0 ** -25,
+    exp_range=(-104.0, 89.0), exp2_range=(-151.0, 129.0), exp_half_max=89.5, expm1_min=-18.0, tanh_max=9.5,
     erf_max=4.0,
     ln2=(0.693145751953125, 1.428606765330187e-06), log2e=(1.4426950216293335, 1.925963033500011e-08),
     log10e=(0.4342944920063019, -1.0103049952192578e-08), log10_2=(0.3010300099849701, -1.432098883924482e-08),
@@ -174,8 +177,8 @@ _F32 = Format(
     third_log2=(0.9617967009544373, -7.028461812552678e-09),
     poly={name: single for name, (single, _) in _POLY.items()})
 _F64 = Format(
-    "float64", "int64", 52, 1023, 2.0 ** -27,
-    exp_range=(-746.0, 710.0), exp2_range=(-1076.0, 1025.0), exp_half_max=711.0, expm1_min=-38.0, tanh_max=20.0,
+    "float64", "int64", 52, 1023, 2.0 ** -54,
+    exp_range=(-746.0, 710.0), exp2_range=(-1076.0, 1025.0), exp_half_max=710.6, expm1_min=-38.0, tanh_max=20.0,
     erf_max=6.0,
     ln2=(0.6931471805601177, -1.7239444525614835e-13), log2e=(1.4426950408889634, 2.0355273740931033e-17),
     log10e=(0.4342944819032518, 1.098319650216765e-17), log10_2=(0.3010299956639812, -2.8037281277851704e-18),
@@ -322,7 +325,7 @@ class Builder:
         return Value(self.block.let(v.expr, self.stem))
 
     def number(self, value: float) -> Value:
-        return Value(Const(value, self.format.float))
+        return Value(Const(value, self.format.dtype))
 
     def poly(self, name: str, x: Value) -> Value:
         """``c0 + x (c1 + x (c2 + ...))`` of the format's coefficients ``name``."""
@@ -334,10 +337,10 @@ class Builder:
         return total
 
     def bits(self, x: Value) -> Value:
-        return _call("bitcast", x, dtype=self.format.int)
+        return _call("bitcast", x, dtype=self.format.int_dtype)
 
     def from_bits(self, i: Value) -> Value:
-        return _call("bitcast", i, dtype=self.format.float)
+        return _call("bitcast", i, dtype=self.format.dtype)
 
     def round(self, x: Value, scale: float, offset: int = 0) -> Pair:
         """k = x*scale rounded to an integer, as a float; and k + offset as the low bits of an int."""
@@ -363,36 +366,37 @@ def _at_most(b: Builder, x: Value, hi: float) -> Value:
     return b.let(select(x > hi, hi, x))
 
 
-def _less_2ln2(b: Builder, k: Value, x: Value) -> Value:
-    """x - 2k ln 2"""
+def _less_ln2(b: Builder, k: Value, x: Value) -> Value:
+    """x - k ln 2"""
     hi, lo = b.format.ln2
-    return b.let(fma(k, -2 * lo, fma(k, -2 * hi, x)))
+    return b.let(fma(k, -lo, fma(k, -hi, x)))
 
 
-def _e_to(b: Builder, r: Value) -> Value:
-    """e**r for |r| <= ln 2: 1 + (r + r**2 Q(r))"""
-    return fma(r * r, b.poly("exp", r), r) + 1.0
+def _expm1_near_0(b: Builder, r: Value) -> Value:
+    """e**r - 1 for |r| <= ln(2)/2: r + r**2 Q(r)"""
+    return fma(r * r, b.poly("exp", r), r)
 
 
-def _scale(b: Builder, i: Value) -> Value:
-    """2**k, from the bits of k + bias: squared it reaches every result, denormals and overflow with one rounding."""
-    return b.let(b.from_bits(i << b.format.mantissa))
+def _power(b: Builder, i: Value) -> Value:
+    """2**k, from the bits of k + bias"""
+    return b.from_bits(i << b.format.mantissa)
 
 
-def _half_scale(b: Builder, i: Value) -> Value:
-    """4**k / 2, from the bits of k + bias//2"""
-    return b.let(b.from_bits(i << (b.format.mantissa + 1)))
+def _scaled(b: Builder, y: Value, i: Value) -> Value:
+    """y 2**k, from the bits of k + 2 bias: in two steps, for denormals and overflow with one rounding"""
+    i = b.let(i)
+    half = b.let(i >> 1)
+    return y * _power(b, half) * _power(b, i - half)
 
 
-def _exp_factors(b: Builder, x: Value) -> Pair:
-    """e**x = y s**2, with s = 2**k and y = e**(x - 2k ln 2)"""
-    k, i = b.round(x, b.format.log2e[0] / 2, b.format.bias)
-    return _e_to(b, _less_2ln2(b, k, x)), _scale(b, i)
+def _exp_within(b: Builder, x: Value) -> Value:
+    """e**x = 2**k e**(x - k ln 2), for x within exp_range"""
+    k, i = b.round(x, b.format.log2e[0], 2 * b.format.bias)
+    return _scaled(b, _expm1_near_0(b, _less_ln2(b, k, x)) + 1.0, i)
 
 
 def exp(b: Builder, x: Value) -> Value:
-    y, s = _exp_factors(b, _clamp(b, x, *b.format.exp_range))
-    return y * s * s
+    return _exp_within(b, _clamp(b, x, *b.format.exp_range))
 
 
 def exp2(b: Builder, x: Value) -> Value:
@@ -400,39 +404,33 @@ def exp2(b: Builder, x: Value) -> Value:
 
 
 def _exp2_pair(b: Builder, x: Value, low: Value | None = None) -> Value:
-    """2**(x + low): s**2 e**(ln 2 (x - 2k + low)), s = 2**k"""
-    k, i = b.round(x, 0.5, b.format.bias)
-    r = fma(k, -2.0, x)
-    r = r if low is None else r + low
-    s = _scale(b, i)
-    return _e_to(b, b.let(r * _sum(b.format.ln2))) * s * s
-
-
-def _sum(pair: tuple[float, float]) -> float:
-    return pair[0] + pair[1]
+    """2**(x + low) = 2**k e**(ln 2 (x - k + low))"""
+    k, i = b.round(x, 1.0, 2 * b.format.bias)
+    r = x - k if low is None else (x - k) + low
+    return _scaled(b, _expm1_near_0(b, b.let(r * sum(b.format.ln2))) + 1.0, i)
 
 
 def expm1(b: Builder, x: Value) -> Value:
-    # 2 (h e**r - 1/2) = 2 (h w + (h r + (h - 1/2))), h = 4**k / 2, e**r = 1 + r + w
+    # 2 (h e**r - 1/2) = 2 (h w + (h r + (h - 1/2))), h = 2**k / 2, e**r = 1 + r + w
     f = b.format
     c = _clamp(b, x, f.expm1_min, f.exp_range[1])
-    k, i = b.round(c, f.log2e[0] / 2, f.bias // 2)
-    r = _less_2ln2(b, k, c)
-    h = _half_scale(b, i)
+    k, i = b.round(c, f.log2e[0], f.bias - 1)
+    r, h = _less_ln2(b, k, c), b.let(_power(b, i))
     w = r * r * b.poly("exp", r)
     y = b.let(fma(h, w, fma(h, r, h - 0.5)))
-    return select(abs(x) < f.tiny / 2 ** 13, x, y + y)                           # denormals and -0
+    return select(abs(x) < f.tiny, x, y + y)                                     # denormals and -0
 
 
 def tanh(b: Builder, x: Value) -> Value:
-    # |x| small: x (1 + z Q(z)); else 1 - 2 / (e**2a + 1) = 1 - 1 / (h e**r + 1/2)
+    # |x| small: x (1 + z Q(z)); else 1 - 1 / (e**2|x| / 2 + 1/2)
     f = b.format
     z = b.let(x * x)
     small = x * fma(z, b.poly("tanh", z), 1.0)
     a = b.let(abs(x))
     twice = _at_most(b, b.let(a + a), 2 * f.tanh_max)
-    k, i = b.round(twice, f.log2e[0] / 2, f.bias // 2)
-    large = 1.0 - 1.0 / fma(_e_to(b, _less_2ln2(b, k, twice)), _half_scale(b, i), 0.5)
+    k, i = b.round(twice, f.log2e[0], f.bias - 1)
+    h = b.let(_power(b, i))
+    large = 1.0 - 1.0 / fma(h, _expm1_near_0(b, _less_ln2(b, k, twice)), h + 0.5)
     return select(a < 0.5625, small, _with_sign(b, x, large))
 
 
@@ -444,8 +442,9 @@ def _with_sign(b: Builder, x: Value, y: Value) -> Value:
 
 def _exp_half(b: Builder, a: Value) -> Value:
     """e**a / 2 for a >= 0"""
-    y, s = _exp_factors(b, _at_most(b, a, b.format.exp_half_max))
-    return b.let(y * s * (s * 0.5))
+    a = _at_most(b, a, b.format.exp_half_max)
+    k, i = b.round(a, b.format.log2e[0], b.format.bias - 2)
+    return b.let((_expm1_near_0(b, _less_ln2(b, k, a)) + 1.0) * _power(b, i) * 2.0)
 
 
 def sinh(b: Builder, x: Value) -> Value:
@@ -462,12 +461,16 @@ def cosh(b: Builder, x: Value) -> Value:
 
 
 def sigmoid(b: Builder, x: Value) -> Value:
-    # 1 / (1 + e) or e / (1 + e), e = e**-|x|: nothing overflows, and the denormal tail stays
-    lo = b.format.exp_range[0]
-    n = b.let(-abs(x))
-    y, s = _exp_factors(b, b.let(select(n < lo, lo, n)))
-    e = b.let(y * s * s)
-    return select(x < 0.0, e, 1.0) / (e + 1.0)
+    # q = 1 / (1 + e**|x|), or 1 - q; all times c = 2**-64: where e**|x| overflows, its c-fold does not
+    f, c = b.format, 2.0 ** -64
+    a = _at_most(b, b.let(abs(x)), -f.exp_range[0])
+    k, i = b.round(a, f.log2e[0], f.bias - 64)
+    p, s = b.let(_expm1_near_0(b, _less_ln2(b, k, a))), b.let(_power(b, i))
+    d = b.let(fma(s, p, s + c))
+    q = b.let(c / d)
+    rest = fma(s, p, s - d) + c                                                  # what d has lost
+    q = b.let(fma(q * -(1 / c) * rest, q, q))
+    return select(x < 0.0, q, 1.0 - q)
 
 
 # ---------------------------------------------------------------- logarithms
@@ -489,7 +492,7 @@ def _split_any(b: Builder, x: Value) -> Pair:
     denormal = b.let(x < 2.0 ** (1 - f.bias))
     i = b.bits(select(denormal, x * 2.0 ** f.mantissa, x))
     e, m1 = _split_bits(b, b.let(i - f.sqrt_half))
-    return b.let(b.to_float(e - select(denormal, Value(Const(f.mantissa, f.int)), 0))), m1
+    return b.let(b.to_float(e - select(denormal, Value(Const(f.mantissa, f.int_dtype)), 0))), m1
 
 
 def _log_tail(b: Builder, f: Value) -> Value:
@@ -536,10 +539,10 @@ def log1p(b: Builder, x: Value) -> Value:
     d = (1.0 - (u - part)) + (x - part)
     e, m1 = _split(b, u)
     e = b.let(e)
-    shrink = b.from_bits((fmt.bias << fmt.mantissa) - (e << fmt.mantissa))
-    f = b.let(fma(d, shrink, m1))
+    shrink = b.from_bits(((fmt.bias + 1) << fmt.mantissa) - (e << fmt.mantissa))  # 2**(1-e) >= 2**-bias, as 0
+    f = b.let(fma(d * 0.5, shrink, m1))
     y = _natural_log(b, b.let(b.to_float(e)), f)
-    return select(equal(x, 0.0), x, _log_of(b, u, y))                               # -0
+    return select(abs(x) < fmt.tiny, x, _log_of(b, u, y))                        # denormals and -0
 
 
 # ---------------------------------------------------------------- powers
@@ -567,14 +570,17 @@ def _log2_pair(b: Builder, x: Value) -> Pair:
     s = b.let(f * inverse)
     minus_s = b.let(-s)
     rest = fma(minus_s, f - (d - 2.0), fma(minus_s, d, f))                       # f - s (2 + f)
-    s2 = (s, b.let(rest * inverse))
+    s_lo = b.let(rest * inverse)
     z = b.let(s * s)
     log2e = b.format.log2e
-    hi, lo = _times(b, _constant(b, (2 * log2e[0], 2 * log2e[1])), s2)
+    two = _constant(b, (2 * log2e[0], 2 * log2e[1]))
     third = b.format.third_log2
-    if b.format is _F32:
+    if b.format is _F32:                                                         # (s + s_lo)**3 = s**3 + 3 s**2 s_lo
+        hi, lo = _times(b, two, (s, b.let(fma(z, s_lo, s_lo))))
         cube: Pair = (s * z * fma(z, b.poly("pow", z), third[0]), lo)
     else:
+        s2 = (s, s_lo)
+        hi, lo = _times(b, two, s2)
         z2 = (z, b.let(fma(b.let(s + s), s2[1], fma(s, s, -z))))
         c, c_lo = _sum2(b, b.number(third[0]), b.let(fma(z, b.poly("pow", z), third[1])))
         t, t_lo = _times(b, _times(b, (c, b.let(c_lo)), z2), s2)
@@ -607,25 +613,29 @@ def pow(b: Builder, x: Value, y: Value) -> Value:
 
 # ---------------------------------------------------------------- circular functions
 
-def _quarter_turns(b: Builder, x: Value) -> Pair:
-    """x = k pi/2 + r, |r| <= pi/4: (r, k as low bits); three words of pi/2, each step rounded once"""
+def _quarter_turns(b: Builder, x: Value) -> tuple[Value, Value, Value]:
+    """x = k pi/2 + r + low, |r| <= pi/4: (r, low, k as low bits)
+
+    pi/2 = one + two + three. x - k one is exact; r takes k two as a product rounded first, so that low can have what
+    both roundings lose, be r ever so small.
+    """
     k, i = b.round(x, 2 / math.pi)
-    r = x
-    for word in b.format.half_pi:
-        r = fma(k, -word, r)
-    return b.let(r), b.let(i)
+    one, two, three = b.format.half_pi
+    rest = b.let(fma(k, -one, x))
+    r = b.let(k * -two + rest)
+    return r, b.let(fma(k, -three, fma(k, -two, rest - r))), b.let(i)
 
 
 def _within_limit(b: Builder, x: Value, y: Value) -> Value:
-    return select(abs(x) < TRIG_LIMIT[b.format.float], y, math.nan)
+    return select(abs(x) < TRIG_LIMIT[b.format.dtype], y, math.nan)
 
 
-def _sin_of_turns(b: Builder, r: Value, i: Value) -> Value:
-    """sin(r + i pi/2): sin r, cos r, -sin r, -cos r for i = 0, 1, 2, 3 (mod 4)"""
+def _sin_of_turns(b: Builder, r: Value, low: Value, i: Value) -> Value:
+    """sin(r + low + i pi/2): sin, cos, -sin, -cos of r + low for i = 0, 1, 2, 3 (mod 4)"""
     z = b.let(r * r)
-    sine = fma(r * z, b.poly("sin", z), r)
-    cosine = fma(z * z, b.poly("cos", z), fma(z, -0.5, 1.0))
-    y = b.let(select(equal(i & 1, 0), b.let(sine), b.let(cosine)))
+    sine = r + fma(r * z, b.poly("sin", z), low)
+    cosine = fma(z, -0.5, 1.0) + fma(z * z, b.poly("cos", z), -r * low)
+    y = b.let(select(equal(i & 1, 0), sine, cosine))
     return select(equal(i & 2, 0), y, -y)
 
 
@@ -635,36 +645,38 @@ def sin(b: Builder, x: Value) -> Value:
 
 
 def cos(b: Builder, x: Value) -> Value:
-    r, i = _quarter_turns(b, x)
-    return _within_limit(b, x, _sin_of_turns(b, r, b.let(i + 1)))
+    r, low, i = _quarter_turns(b, x)
+    return _within_limit(b, x, _sin_of_turns(b, r, low, b.let(i + 1)))
 
 
 def tan(b: Builder, x: Value) -> Value:
-    # tan r, or -1 / tan r after an odd number of quarter turns
-    r, i = _quarter_turns(b, x)
+    # t = tan r + low tan' r, or -1/t after an odd number of quarter turns
+    r, low, i = _quarter_turns(b, x)
     z = b.let(r * r)
-    t = b.let(fma(r * z, b.poly("tan", z), r))
-    return _within_limit(b, x, select(equal(i & 1, 0), t, -1.0 / t))
+    t = b.let(r + fma(r * z, b.poly("tan", z), fma(z, low, low)))
+    y = _within_limit(b, x, select(equal(i & 1, 0), t, -1.0 / t))
+    return select(equal(x, 0.0), x, y)                                           # -0
 
 
-def _asin_parts(b: Builder, x: Value) -> tuple[Value, Value]:
-    """|x| > 1/2, and p: asin x = p, or pi/2 - 2p = asin |x| where |x| > 1/2, from sqrt((1 - |x|) / 2)"""
+def _asin_parts(b: Builder, x: Value) -> tuple[Value, Value, Value]:
+    """|x| > 1/2, s and w: asin x = s + w with s = x; asin |x| = pi/2 - 2 (s + w) with s = sqrt((1 - |x|) / 2)"""
     a = b.let(abs(x))
     big = b.let(a > 0.5)
     z = b.let(select(big, fma(a, -0.5, 0.5), x * x))
     s = b.let(select(big, _call("sqrt", z), x))
-    return big, b.let(fma(s * z, b.poly("asin", z), s))
+    return big, s, b.let(s * z * b.poly("asin", z))
 
 
 def asin(b: Builder, x: Value) -> Value:
-    big, p = _asin_parts(b, x)
+    big, s, w = _asin_parts(b, x)
     hi, lo = b.format.half_pi[:2]
-    return select(big, _with_sign(b, x, fma(p, -2.0, lo) + hi), p)
+    return select(big, _with_sign(b, x, hi - fma(s, 2.0, fma(w, 2.0, -lo))), s + w)
 
 
 def acos(b: Builder, x: Value) -> Value:
     # pi/2 - p, 2p or pi - 2p
-    big, p = _asin_parts(b, x)
+    big, s, w = _asin_parts(b, x)
+    p = b.let(s + w)
     hi, lo = b.format.half_pi[:2]
     far = select(x < 0.0, fma(p, -2.0, 2 * lo) + 2 * hi, p + p)
     return select(big, far, hi - (p - lo))
@@ -691,7 +703,7 @@ def atan2(b: Builder, y: Value, x: Value) -> Value:
     ax, ay = b.let(abs(x)), b.let(abs(y))
     steep = b.let(ay > ax)
     num, den = b.let(select(steep, ax, ay)), b.let(select(steep, ay, ax))
-    diagonal = select(equal(den, 0.0), b.number(0.0), 1.0)   # 0/0 is 0 here, inf/inf is 1
+    diagonal = select(equal(den, 0.0), b.number(0.0), 1.0)                       # 0/0 is 0 here, inf/inf is 1
     p = _atan_unit(b, b.let(select(equal(num, den), diagonal, num / den)))
     p = b.let(select(steep, hi - (p - lo), p))
     p = select(b.bits(x) < 0, 2 * hi - (p - 2 * lo), p)
@@ -702,15 +714,12 @@ def atan2(b: Builder, y: Value, x: Value) -> Value:
 # ---------------------------------------------------------------- the error function
 
 def erf(b: Builder, x: Value) -> Value:
-    # |x| < 1: x + x Q(x**2); else 1 - Q(|x|)**8
+    # |x| < 1: x + x Q(x**2); else 1 - Q(|x|)**4
     z = b.let(x * x)
     small = fma(x, b.poly("erf", z), x)
     a = b.let(abs(x))
-    q = b.poly("erfc", _at_most(b, a, b.format.erf_max))
-    for _ in range(2):
-        q = b.let(q)
-        q = q * q
-    q = b.let(q)
+    q = b.let(b.poly("erfc", _at_most(b, a, b.format.erf_max)))
+    q = b.let(q * q)
     return select(a < 1.0, small, _with_sign(b, x, fma(-q, q, 1.0)))
 
 

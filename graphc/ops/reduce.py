@@ -46,7 +46,7 @@ def _reduction(name: str, run: Callable[..., Array], fold: Fold, vjp: Rule | Non
     def infer(x: Aval, axis: tuple[int, ...], keepdims: bool) -> Aval:
         if x.dtype.kind not in kinds:
             raise DTypeError(f"{name}: does not take {x.dtype.name}")
-        if not empty and any(x.shape[a] == 0 for a in axis):
+        if not empty and 0 in [x.shape[a] for a in axis]:
             raise ShapeError(f"{name}: nothing to reduce along axis {axis} of {format_shape(x.shape)}")
         return Aval(_reduced(x.shape, axis, keepdims), dtype(x.dtype))
     return Op(name, infer, run, (vjp,) if vjp else None, saves, fold)
@@ -194,7 +194,7 @@ def var(x: Any, dim: Axes = None, unbiased: bool = True, keepdim: bool = False, 
     centred = x - mean(x, over, True)
     n = size_value(size_of(tuple(x.shape[a] for a in over)), x.dtype) - correction
     if isinstance(n, float) and n <= 0:
-        n = max(n, 0.0)
+        n = 0.0 if n < 0 else n
         return _reduce(sum_op, centred * centred, over, keep) / as_tensor(np.asarray(n, x.dtype))
     return _reduce(sum_op, centred * centred, over, keep) / n
 

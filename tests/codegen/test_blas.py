@@ -1,4 +1,4 @@
-"""The gemm shim: every transposition, strides, offsets, degenerate sizes, garbage in C, two threads at once."""
+"""The gemm shim: transposition, strides, offsets, degenerate sizes, garbage in C, two threads at once."""
 from __future__ import annotations
 
 import itertools
@@ -12,8 +12,10 @@ import pytest
 
 from graphc.codegen import blas, executor, numba_target, python_target
 from graphc.codegen.loopir import Buffer, Gemm, Kernel, Operand, Var, const, iadd, imul, isub, verify
+from graphc.core.errors import CompileError
 
-SIZES = ((0, 3, 4), (3, 0, 4), (3, 4, 0), (1, 1, 1), (1, 7, 5), (7, 1, 5), (5, 6, 1), (1, 6, 0), (4, 9, 17), (33, 20, 65))
+SIZES = ((0, 3, 4), (3, 0, 4), (3, 4, 0), (1, 1, 1), (1, 7, 5), (7, 1, 5), (5, 6, 1), (1, 6, 0), (4, 9, 17),
+         (33, 20, 65))
 
 
 def product(dtype: str, ta: bool, tb: bool, accumulate: bool) -> Kernel:
@@ -23,17 +25,24 @@ def product(dtype: str, ta: bool, tb: bool, accumulate: bool) -> Kernel:
     a_at = iadd(v("a0"), v("begin") if ta else imul(v("begin"), v("lda")))
     gemm = Gemm(rows, v("n"), v("k"), Operand("a", a_at, v("lda"), ta), Operand("b", v("b0"), v("ldb"), tb),
                 Operand("c", iadd(v("c0"), imul(v("begin"), v("ldc"))), v("ldc")), accumulate, dtype)
-    return verify(Kernel(f"product_{dtype}", tuple(Buffer(x, dtype, "inout" if x == "c" else "in") for x in "abc"),
+    buffers = tuple(Buffer(x, dtype, "inout" if x == "c" else "in") for x in "abc")
+    return verify(Kernel(f"product_{dtype}", buffers,
                          ("m", "n", "k", "a0", "lda", "b0", "ldb", "c0", "ldc"), v("m"), const(16), (gemm,)))
 
 
-def program(kernel: Kernel, buffers: list[np.ndarray], sizes: list[int], extent: int, grain: int) -> tuple[np.ndarray, ...]:
+def program(kernel: Kernel, buffers: list[np.ndarray], sizes: list[int], extent: int,
+            grain: int) -> tuple[np.ndarray, ...]:
+    """The table of one step, and what it points to."""
     compiled, = numba_target.compile_kernels([kernel])
     slots = np.array([b.ctypes.data for b in buffers], np.int64)
     bufs = np.array([slots.ctypes.data + 8 * i for i in range(len(buffers))], np.int64)
     ns = np.array(sizes, np.int64)
     table = np.array([[compiled.address, bufs.ctypes.data, ns.ctypes.data, extent, grain, 1]], np.int64)
     return table, slots, bufs, ns
+
+
+def matrix(flat: np.ndarray, shape: tuple[int, int], ld: int) -> np.ndarray:
+    return np.lib.stride_tricks.as_strided(flat, shape, (ld * flat.itemsize, flat.itemsize))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -47,13 +56,13 @@ def test_gemm_matches_numpy(dtype: str, accumulate: bool, target: str) -> None:
             lda, ldb, ldc, a0, b0, c0 = (m if ta else k) + 2, (k if tb else n) + 1, n + 3, 5, 2, 4
             a, b, c = (rng.standard_normal(s).astype(dtype) for s in
                        (a0 + lda * max(m, k) + 9, b0 + ldb * max(n, k) + 9, c0 + ldc * m + 9))
-            left = np.lib.stride_tricks.as_strided(a[a0:], (k, m) if ta else (m, k), (lda * a.itemsize, a.itemsize))
-            right = np.lib.stride_tricks.as_strided(b[b0:], (n, k) if tb else (k, n), (ldb * b.itemsize, b.itemsize))
+            left = matrix(a[a0:], (k, m) if ta else (m, k), lda)
+            right = matrix(b[b0:], (n, k) if tb else (k, n), ldb)
             want = c.copy()
-            block = np.lib.stride_tricks.as_strided(want[c0:], (m, n), (ldc * c.itemsize, c.itemsize))
+            block = matrix(want[c0:], (m, n), ldc)
             block[...] = (left.T if ta else left) @ (right.T if tb else right) + (block if accumulate else 0)
             if not accumulate:                              # beta = 0 must not read what C held
-                np.lib.stride_tricks.as_strided(c[c0:], (m, n), block.strides)[...] = np.nan
+                matrix(c[c0:], (m, n), ldc)[...] = np.nan
             sizes = [m, n, k, a0, lda, b0, ldb, c0, ldc]
             if target == "python":
                 python_target.load(kernel)([a, b, c], sizes, 0, 0, m)
@@ -68,7 +77,8 @@ def test_gemm_matches_numpy(dtype: str, accumulate: bool, target: str) -> None:
 def test_a_leading_dimension_of_a_single_row_means_nothing() -> None:
     """ld = 0 or 1 where there is one row: CBLAS would reject it."""
     a, b, c = np.arange(4, dtype="f4"), np.ones(4, "f4"), np.full(1, np.nan, "f4")
-    table, *_ = keep = program(product("float32", False, True, False), [a, b, c], [1, 1, 4, 0, 0, 0, 0, 0, 0], 1, 1)
+    sizes = [1, 1, 4, 0, 0, 0, 0, 0, 0]
+    table, *_ = keep = program(product("float32", False, True, False), [a, b, c], sizes, 1, 1)
     executor.run_program(table, 1, 1)
     del keep
     assert c[0] == 6.0
@@ -81,7 +91,8 @@ def test_chunks_and_threads_at_once_give_the_same_bits() -> None:
     results = [np.full(m * n, np.nan, "f4") for _ in range(4)]
 
     def work(c: np.ndarray, threads: int) -> None:
-        table, *_ = keep = program(product("float32", False, False, False), [a, b, c], [m, n, k, 0, k, 0, n, 0, n], m, 16)
+        kernel, sizes = product("float32", False, False, False), [m, n, k, 0, k, 0, n, 0, n]
+        table, *_ = keep = program(kernel, [a, b, c], sizes, m, 16)
         for _ in range(20):
             executor.run_program(table, 1, threads)
         del keep
@@ -90,7 +101,8 @@ def test_chunks_and_threads_at_once_give_the_same_bits() -> None:
         w.start()
     for w in workers:
         w.join()
-    np.testing.assert_allclose(results[0].reshape(m, n), a.reshape(m, k) @ b.reshape(k, n), rtol=1e-3, atol=1e-4)
+    want = a.reshape(m, k) @ b.reshape(k, n)
+    np.testing.assert_allclose(results[0].reshape(m, n), want, rtol=1e-3, atol=1e-4)
     assert all(np.array_equal(results[0], c) for c in results)
 
 
@@ -110,3 +122,9 @@ def test_the_core_type_is_set_for_loading_only() -> None:
 
 def test_install_is_done_once() -> None:
     assert blas.install() is blas.install()
+
+
+def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(CompileError, match="pip install scipy-openblas32"):
+        blas._library_path()

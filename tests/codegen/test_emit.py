@@ -103,9 +103,10 @@ def test_only_sizes_and_positive_constants_divide_unchecked(index: Expr, text: s
 def test_names_that_would_clash() -> None:
     """Functions of the text, keywords, constants, and one IR name with two dtypes in two blocks."""
     x = Load("select", I, "float32")
-    k = verify(Kernel("range", (Buffer("select", "float32", "in"), Buffer("lambda", "float32", "out")), ("f4",),
-                      Var("f4"), const(8), (
-        For("f4_1", const(0), Var("f4"), (Let("v", Var("f4_1")), Store("lambda", Var("v"), const(1.0, "float32")))),
+    one = const(1.0, "float32")
+    k = verify(Kernel("range", (Buffer("select", "float32", "in"), Buffer("lambda", "float32", "out")),
+                      ("f4",), Var("f4"), const(8), (
+        For("f4_1", const(0), Var("f4"), (Let("v", Var("f4_1")), Store("lambda", Var("v"), one))),
         loop(Let("v", call("add", x, const(1.0, "float32"))), Store("lambda", I, Var("v", "float32"))))))
     out = np.zeros(3, "f4")
     python_target.load(k)([np.arange(3, dtype="f4"), out], [3], 0, 0, 3)
@@ -119,8 +120,9 @@ def test_transcendentals_must_be_expanded(op: str) -> None:
         emit_source(kernel(loop(Store("out", I, Call(op, (x,) * SCALAR_OPS[op].arity, "float32")))))
 
 
-@pytest.mark.parametrize(("op", "dtype"), [("div", "int32"), ("sqrt", "int64"), ("and", "float32"), ("sub", "bool"),
-                                           ("shl", "float64"), ("land", "int8"), ("add", "complex64")])
+@pytest.mark.parametrize(("op", "dtype"), [
+    ("div", "int32"), ("sqrt", "int64"), ("and", "float32"), ("sub", "bool"), ("shl", "float64"),
+    ("land", "int8"), ("add", "complex64")])
 def test_an_op_that_means_nothing_for_a_dtype(op: str, dtype: str) -> None:
     x = Load("a", I, dtype)
     with pytest.raises(InternalError, match=f"no {op} on {dtype}"):
@@ -140,7 +142,8 @@ def sample(name: str, v: str, i: str, *, half: float = 0.5, grain: int = 64, not
             Set("acc", Var(v, "float32")), Store("out", Var(i), Var("acc", "float32")))
     return verify(Kernel(name, (Buffer(f"in_{name}", "float32", "in"), Buffer("out", "float32", "out"),
                                 Buffer("tmp", "float32", "scratch", imul(Var(f"n_{name}"), 2))),
-                         (f"n_{name}",), Var(f"n_{name}"), const(grain), (For(i, Var("begin"), Var("end"), body),)))
+                         (f"n_{name}",), Var(f"n_{name}"), const(grain),
+                         (For(i, Var("begin"), Var("end"), body),)))
 
 
 def test_kernels_that_differ_in_names_and_notes_share_one_key() -> None:
@@ -153,9 +156,9 @@ def test_kernels_that_differ_in_names_and_notes_share_one_key() -> None:
 def test_keys_tell_kernels_apart() -> None:
     base = sample("one", "x", "i")
     scratch = replace(base, buffers=(*base.buffers[:2], replace(base.buffers[2], size=const(3))))
-    others = [sample("one", "x", "i", half=0.25), sample("one", "x", "i", half=-0.5), sample("one", "x", "i", grain=32),
-              sample("one", "x", "i", half=0.0), sample("one", "x", "i", half=-0.0), scratch,
-              replace(base, buffers=(base.buffers[0], replace(base.buffers[1], role="inout"), base.buffers[2]))]
+    inout = replace(base, buffers=(base.buffers[0], replace(base.buffers[1], role="inout"), base.buffers[2]))
+    others = [*(sample("one", "x", "i", half=h) for h in (0.25, -0.5, 0.0, -0.0)),
+              sample("one", "x", "i", grain=32), scratch, inout]
     keys = [kernel_key(k) for k in (base, *others)]
     assert len(set(keys)) == len(keys)
 

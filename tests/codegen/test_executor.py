@@ -15,9 +15,10 @@ from graphc.core.errors import ArgumentError
 def marker() -> Kernel:
     """out[i] += 1; begins[chunk], ends[chunk] = begin, end"""
     i = Var("i")
+    more = call("add", Load("out", i, "int64"), const(1))
     return verify(Kernel("marker", (Buffer("out", "int64", "inout"), Buffer("begins", "int64", "out"),
                                     Buffer("ends", "int64", "out")), (), const(0), const(1), (
-        For("i", Var("begin"), Var("end"), (Store("out", i, call("add", Load("out", i, "int64"), const(1))),)),
+        For("i", Var("begin"), Var("end"), (Store("out", i, more),)),
         Store("begins", Var("chunk"), Var("begin")), Store("ends", Var("chunk"), Var("end")))))
 
 
@@ -34,17 +35,20 @@ class Program:
         self.rows: list[list[int]] = []
         self.kept: list[np.ndarray] = []
 
-    def add(self, kernel: Kernel, buffers: list[np.ndarray], extent: int, grain: int, parallel: bool = True) -> np.ndarray:
+    def add(self, kernel: Kernel, buffers: list[np.ndarray], extent: int, grain: int,
+            parallel: bool = True) -> np.ndarray:
+        """One more step; the slots of its buffers."""
         compiled, = numba_target.compile_kernels([kernel])
         slots = np.array([b.ctypes.data for b in buffers], np.int64)
         bufs = np.array([slots.ctypes.data + 8 * i for i in range(len(buffers))], np.int64)
         sizes = np.array([extent], np.int64)
         self.kept += [*buffers, slots, bufs, sizes]
-        self.rows.append([compiled.address, bufs.ctypes.data, sizes.ctypes.data, extent, grain, int(parallel)])
+        addresses = (compiled.address, bufs.ctypes.data, sizes.ctypes.data)
+        self.rows.append([*addresses, extent, grain, int(parallel)])
         return slots
 
     def run(self, num_threads: int) -> None:
-        executor.run_program(np.array(self.rows, np.int64).reshape(-1, executor.COLUMNS), len(self.rows), num_threads)
+        executor.run_program(np.array(self.rows, np.int64), len(self.rows), num_threads)
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 5])
@@ -125,9 +129,9 @@ def test_bind_program_sees_changes_of_its_table() -> None:
 
 def test_an_empty_program_and_bad_tables() -> None:
     executor.run_program(np.zeros((0, executor.COLUMNS), np.int64), 0, 2)
-    for table, n in ((np.zeros((1, 5), np.int64), 1), (np.zeros((1, 6), np.int32), 1), (np.zeros((1, 6), np.int64), 2)):
+    for shape, dtype, n in (((1, 5), np.int64, 1), ((1, 6), np.int32, 1), ((1, 6), np.int64, 2)):
         with pytest.raises(ArgumentError, match="needs a C-contiguous int64 table"):
-            executor.run_program(table, n, 1)
+            executor.run_program(np.zeros(shape, dtype), n, 1)
 
 
 def test_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:

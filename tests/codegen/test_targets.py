@@ -16,7 +16,6 @@ from graphc.codegen import executor, numba_target, python_target
 from graphc.codegen.emit import CODES, kernel_key
 from graphc.codegen.loopir import (
     Buffer,
-    Call,
     Expr,
     For,
     If,
@@ -36,6 +35,7 @@ from graphc.codegen.loopir import (
     isub,
     verify,
 )
+from graphc.core.errors import CompileError
 
 Array = npt.NDArray[Any]
 FLOATS, INTS = ("float32", "float64"), tuple(d for d in CODES if d[0] in "iu")
@@ -51,7 +51,8 @@ def run_cpu(kernel: Kernel, buffers: Sequence[Array], sizes: Sequence[int], exte
     slots = np.array([b.ctypes.data for b in buffers], np.int64)
     bufs = np.array([slots.ctypes.data + 8 * i for i in range(len(buffers))], np.int64)
     ns = np.array([*sizes, 0], np.int64)
-    table = np.array([[compiled.address, bufs.ctypes.data, ns.ctypes.data, extent, grain or max(extent, 1), 1]], np.int64)
+    addresses = (compiled.address, bufs.ctypes.data, ns.ctypes.data)
+    table = np.array([[*addresses, extent, grain or max(extent, 1), 1]], np.int64)
     executor.run_program(table, 1, threads)
 
 
@@ -64,8 +65,8 @@ def samples(dtype: str) -> tuple[Array, Array]:
         values = np.array([False, True])
     elif dtype in FLOATS:
         tiny, big = np.finfo(dtype).tiny, np.finfo(dtype).max
-        values = np.array([0.0, -0.0, 1, -1, 0.5, -0.5, 1.5, 2.5, -2.5, 3, 7.3, -7.3, 0.1, 1e10, -123456.7, tiny, tiny / 4,
-                           -tiny, big, -big, np.inf, -np.inf, np.nan], dtype)
+        values = np.array([0.0, -0.0, 1, -1, 0.5, -0.5, 1.5, 2.5, -2.5, 3, 7.3, -7.3, 0.1, 1e10, -123456.7,
+                           tiny, tiny / 4, -tiny, big, -big, np.inf, -np.inf, np.nan], dtype)
     else:
         info = np.iinfo(dtype)
         small = [-100, -7, -3, -2, -1, 0, 1, 2, 3, 5, 7, 8, 31, 63, 100]
@@ -94,7 +95,8 @@ def cases(dtype: str) -> dict[str, tuple[Callable[[Expr, Expr], Expr], Callable[
     table: dict[str, Any] = {
         "lt": (op("lt"), np.less), "le": (op("le"), np.less_equal), "gt": (op("gt"), np.greater),
         "ge": (op("ge"), np.greater_equal), "eq": (op("eq"), np.equal), "ne": (op("ne"), np.not_equal),
-        "add": (op("add"), np.add), "mul": (op("mul"), np.multiply), "abs": (unary("abs"), lambda a, b: np.abs(a)),
+        "add": (op("add"), np.add), "mul": (op("mul"), np.multiply),
+        "abs": (unary("abs"), lambda a, b: np.abs(a)),
         "minimum": (op("minimum"), select_min), "maximum": (op("maximum"), select_max),
         "isnan": (unary("isnan"), lambda a, b: np.isnan(a) if dtype in FLOATS else np.zeros_like(a, bool)),
         "select": (lambda a, b: call("select", call("lt", b, a), a, b), lambda a, b: np.where(b < a, a, b)),
@@ -115,8 +117,8 @@ def cases(dtype: str) -> dict[str, tuple[Callable[[Expr, Expr], Expr], Callable[
     if dtype in FLOATS:
         table |= {"div": (op("div"), np.divide), "sqrt": (unary("sqrt"), lambda a, b: np.sqrt(a))}
     else:
-        table |= {"and": (op("and"), np.bitwise_and), "or": (op("or"), np.bitwise_or), "xor": (op("xor"), np.bitwise_xor),
-                  "invert": (unary("invert"), lambda a, b: np.invert(a))}
+        table |= {"and": (op("and"), np.bitwise_and), "or": (op("or"), np.bitwise_or),
+                  "xor": (op("xor"), np.bitwise_xor), "invert": (unary("invert"), lambda a, b: np.invert(a))}
     if dtype in INTS:
         by = const(3, dtype)
         table |= {"shl": (op("shl"), np.left_shift), "shr": (op("shr"), np.right_shift),
@@ -126,9 +128,11 @@ def cases(dtype: str) -> dict[str, tuple[Callable[[Expr, Expr], Expr], Callable[
                   "mod3": (lambda a, b: call("mod", a, by), lambda a, b: a % a.dtype.type(3))}
     for to in CODES:
         if to == "bool" or dtype not in FLOATS:
-            table[f"cast {to}"] = (lambda a, b, to=to: call("cast", a, dtype=to), lambda a, b, to=to: a.astype(to))
+            table[f"cast {to}"] = (lambda a, b, to=to: call("cast", a, dtype=to),
+                                   lambda a, b, to=to: a.astype(to))
         if "bool" not in (to, dtype) and np.dtype(to).itemsize == np.dtype(dtype).itemsize:
-            table[f"bitcast {to}"] = (lambda a, b, to=to: call("bitcast", a, dtype=to), lambda a, b, to=to: a.view(to))
+            table[f"bitcast {to}"] = (lambda a, b, to=to: call("bitcast", a, dtype=to),
+                                      lambda a, b, to=to: a.view(to))
     return table
 
 
@@ -189,13 +193,14 @@ def test_fma_rounds_once(dtype: str) -> None:
     a, b, c = (rng.standard_normal((3, 400)) * scale).astype(dtype)
     c[:200] = -(a[:200] * b[:200])                              # what is left is the rounding error of a*b
     eps, tiny, big = (float(getattr(np.finfo(dtype), n)) for n in ("eps", "tiny", "max"))
-    special = [(1 + eps, 1 - eps, -1.0), (tiny, 0.5, tiny * eps), (tiny, -eps, 0.0), (big, 2.0, -big), (big, big, 1.0),
-               (0.0, -1.0, 0.0), (-0.0, 1.0, -0.0), (np.inf, 0.0, 1.0), (np.inf, 1.0, -np.inf), (1.0, np.nan, 1.0),
-               (1 + eps, 1 + eps, tiny), (3.0, 1.0, -3.0), (tiny, tiny, -tiny), (1.0, 1.0, eps / 2 + eps**2)]
-    a, b, c = (np.concatenate([x, np.array(s, dtype)]) for x, s in zip((a, b, c), zip(*special), strict=True))
+    special = [(1 + eps, 1 - eps, -1.0), (tiny, 0.5, tiny * eps), (tiny, -eps, 0.0), (big, 2.0, -big),
+               (big, big, 1.0), (0.0, -1.0, 0.0), (-0.0, 1.0, -0.0), (np.inf, 0.0, 1.0), (1.0, np.nan, 1.0),
+               (np.inf, 1.0, -np.inf), (1 + eps, 1 + eps, tiny), (3.0, 1.0, -3.0), (tiny, tiny, -tiny),
+               (1.0, 1.0, eps / 2 + eps**2)]
+    a, b, c = np.concatenate([(a, b, c), np.array(special, dtype).T], axis=1)
     i = Var("i")
-    kernel = Kernel("fused", (*(Buffer(n, dtype, "in") for n in "abc"), Buffer("o", dtype, "out")), (), const(a.size),
-                    const(a.size), (For("i", Var("begin"), Var("end"), (
+    kernel = Kernel("fused", (*(Buffer(n, dtype, "in") for n in "abc"), Buffer("o", dtype, "out")), (),
+                    const(a.size), const(a.size), (For("i", Var("begin"), Var("end"), (
                         Store("o", i, call("fma", *(Load(n, i, dtype) for n in "abc"))),)),))
     outs = []
     for runner in RUNNERS:
@@ -212,15 +217,16 @@ BINARY: dict[str, Any] = {"add": np.add, "sub": np.subtract, "mul": np.multiply,
 COMPARE: dict[str, Any] = {"lt": np.less, "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal}
 
 
-def random_tree(rng: random.Random, depth: int, dtype: str, arrays: dict[str, np.ndarray]) -> tuple[Expr, np.ndarray]:
+def random_tree(rng: random.Random, depth: int, dtype: str, arrays: dict[str, Array]) -> tuple[Expr, Array]:
     """An expression and its value by NumPy."""
-    def part(d: str = dtype) -> tuple[Expr, np.ndarray]:
+    def part(d: str = dtype) -> tuple[Expr, Array]:
         return random_tree(rng, depth - 1, d, arrays)
     if depth == 0:
         if dtype == "bool":
             return const(True, "bool"), np.full(5, True)
         value = rng.randint(-9, 9)
-        return rng.choice([(Load(dtype, Var("i"), dtype), arrays[dtype]), (const(value, dtype), np.full(5, value, dtype))])
+        return rng.choice([(Load(dtype, Var("i"), dtype), arrays[dtype]),
+                           (const(value, dtype), np.full(5, value, dtype))])
     if dtype == "bool":
         if rng.random() < 0.5:
             name = rng.choice(list(COMPARE))
@@ -231,7 +237,8 @@ def random_tree(rng: random.Random, depth: int, dtype: str, arrays: dict[str, np
     kind = rng.random()
     if kind < 0.15:
         a, x = part()
-        return rng.choice([(call("neg", a), np.negative(x)), (call("invert", a), ~x), (call("abs", a), np.abs(x))])
+        return rng.choice([(call("neg", a), np.negative(x)), (call("invert", a), ~x),
+                           (call("abs", a), np.abs(x))])
     if kind < 0.3:
         (c, z), (a, x), (b, y) = part("bool"), part(), part()
         return call("select", c, a, b), np.where(z, x, y)
@@ -247,11 +254,13 @@ def random_tree(rng: random.Random, depth: int, dtype: str, arrays: dict[str, np
 def test_random_expressions_keep_their_shape(runner: Callable[..., None]) -> None:
     """Parentheses, unary signs, casts and constants: the text means the tree."""
     rng = random.Random(5)
-    arrays = {"int16": np.array([0, 1, -3, 200, -32768], "i2"), "int64": np.array([7, -1, 0, 12345, -2], "i8")}
+    arrays = {"int16": np.array([0, 1, -3, 200, -32768], "i2"),
+              "int64": np.array([7, -1, 0, 12345, -2], "i8")}
     with np.errstate(all="ignore"):
         trees = [random_tree(rng, rng.randint(1, 5), "int16", arrays) for _ in range(60)]
     names = [f"o{k}" for k in range(len(trees))]
-    k = verify(Kernel("trees", (*(Buffer(d, d, "in") for d in arrays), *(Buffer(n, "int16", "out") for n in names)), (),
+    buffers = (*(Buffer(d, d, "in") for d in arrays), *(Buffer(n, "int16", "out") for n in names))
+    k = verify(Kernel("trees", buffers, (),
                       const(5), const(5), (For("i", Var("begin"), Var("end"), tuple(
         Store(n, Var("i"), t) for n, (t, _) in zip(names, trees, strict=True))),)))
     outs = [np.zeros(5, "i2") for _ in trees]
@@ -266,8 +275,11 @@ def matmul_like() -> Kernel:
     at = iadd(imul(r, n), j)
     x = Load("x", at, "float32")
     total, seen = Var("total", "float32"), Var("seen", "int64")
-    return Kernel("rows", (Buffer("x", "float32", "inout"), Buffer("s", "float32", "out"), Buffer("k", "int64", "out"),
-                           Buffer("d", "int64", "out")), ("m", "n"), Var("m"), const(2), (
+    parts = (imul(call("floordiv", Var("v"), const(4)), 1000), imul(call("mod", Var("v"), n), 100),
+             imul(idiv(j, 2), 10), imod(at, n))
+    buffers = (Buffer("x", "float32", "inout"), Buffer("s", "float32", "out"), Buffer("k", "int64", "out"),
+               Buffer("d", "int64", "out"))
+    return Kernel("rows", buffers, ("m", "n"), Var("m"), const(2), (
         Note("row sums\nmodel.py:3"),
         For("r", Var("begin"), Var("end"), (
             Set("total", const(0.0, "float32")), Set("seen", const(0)),
@@ -279,8 +291,7 @@ def matmul_like() -> Kernel:
             Store("s", r, total), Store("k", r, seen),
             For("j", const(0), n, (
                 Let("v", isub(j, 3)),                           # the same name, another dtype
-                Store("d", at, iadd(imul(call("floordiv", Var("v"), const(4)), 1000),
-                                    iadd(imul(call("mod", Var("v"), n), 100), iadd(imul(idiv(j, 2), 10), imod(at, n)))))))))))
+                Store("d", at, iadd(iadd(parts[0], parts[1]), iadd(parts[2], parts[3])))))))))
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
@@ -303,8 +314,9 @@ def test_loops_accumulators_and_index_division(runner: Callable[..., None]) -> N
 
 def scale_add(factor: float) -> Kernel:
     i = Var("i")
-    value = call("add", call("mul", Load("a", i, "float32"), const(factor, "float32")), Load("b", i, "float32"))
-    return Kernel("scale_add", (Buffer("a", "float32", "in"), Buffer("b", "float32", "in"), Buffer("o", "float32", "out")),
+    scaled = call("mul", Load("a", i, "float32"), const(factor, "float32"))
+    value = call("add", scaled, Load("b", i, "float32"))
+    return Kernel("scale_add", (*(Buffer(x, "float32", "in") for x in "ab"), Buffer("o", "float32", "out")),
                   ("n",), Var("n"), const(1024), (For("i", Var("begin"), Var("end"), (
                       Store("o", i, call("maximum", value, const(0.0, "float32"))),)),))
 
@@ -323,8 +335,10 @@ def test_buffers_are_noalias_and_loops_vectorise() -> None:
 
 def test_equal_kernels_compile_once_on_any_thread() -> None:
     kernel, results = scale_add(0.125), []
-    workers = [threading.Thread(target=lambda: results.extend(numba_target.compile_kernels([kernel, scale_add(0.625)])))
-               for _ in range(4)]
+
+    def work() -> None:
+        results.extend(numba_target.compile_kernels([kernel, scale_add(0.625)]))
+    workers = [threading.Thread(target=work) for _ in range(4)]
     for w in workers:
         w.start()
     for w in workers:
@@ -339,5 +353,7 @@ def test_a_traceback_of_the_python_target_shows_the_source() -> None:
     assert "o[i] = maximum(a[i] * f4_0p5 + b[i], f4_0)" in "".join(traceback.format_exception(caught.value))
 
 
-def test_call_dtype_follows_the_arguments() -> None:
-    assert Call("add", (const(1), const(2)), "int64") == call("add", const(1), const(2))
+def test_a_rejected_kernel_is_a_compile_error_with_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(numba_target._INTRINSICS, "maximum", lambda a, b: a)
+    with pytest.raises(CompileError, match=r"rejects kernel scale_add(.|\n)*o\[i\] = maximum"):
+        numba_target.compile_kernels([scale_add(0.0625)])

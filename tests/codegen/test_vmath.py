@@ -2,14 +2,19 @@
 bits on every target. `evaluate` runs an expanded kernel on whole arrays with NumPy, one ufunc a scalar op."""
 from __future__ import annotations
 
+import ctypes
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
-from graphc.codegen import vmath
+from graphc.codegen import python_target, vmath
 from graphc.codegen.loopir import (
     SCALAR_OPS,
     Buffer,
@@ -22,17 +27,19 @@ from graphc.codegen.loopir import (
     Let,
     Load,
     Set,
+    Stmt,
     Store,
     Var,
     call,
     const,
-    print_kernel,
     verify,
     walk_exprs,
     walk_stmts,
 )
+from graphc.codegen.numba_target import compile_kernels
+from graphc.core.errors import InternalError
 
-Array = np.ndarray
+Array = npt.NDArray[Any]
 UNARY = sorted(n for n, spec in SCALAR_OPS.items() if spec.math and spec.arity == 1)
 BINARY = sorted(n for n, spec in SCALAR_OPS.items() if spec.math and spec.arity == 2)
 DTYPES = ("float32", "float64")
@@ -41,7 +48,7 @@ DTYPES = ("float32", "float64")
 # ---------------------------------------------------------------- NumPy as a target
 
 def _to_odd(s: Array, error: Array) -> Array:
-    """s + error rounded to odd: an inexact, even s moves one place towards the error; a later rounding is then right."""
+    """s + error rounded to odd: an inexact, even s moves a place towards the error; a later rounding is then right."""
     bits = s.view(np.int64)
     inexact = (error != 0) & np.isfinite(error) & np.isfinite(s) & (bits & 1 == 0)
     return np.where(inexact, np.nextafter(s, np.copysign(np.inf, error)), s)
@@ -125,9 +132,12 @@ def evaluate(kernel: Kernel, **arrays: Array) -> Array:
 
 
 def elementwise(value: Expr, dtype: str, *inputs: str) -> Kernel:
-    buffers = tuple(Buffer(n, dtype, "in") for n in inputs) + (Buffer("out", dtype, "out"),)
-    body = For("i", Var("begin"), Var("end"), (Store("out", Var("i"), value),))
-    return Kernel("k", buffers, ("n",), Var("n"), const(4096), (body,))
+    return loop_over(dtype, inputs, Store("out", Var("i"), value))
+
+
+def loop_over(dtype: str, inputs: tuple[str, ...], *body: Stmt) -> Kernel:
+    buffers = (*(Buffer(n, dtype, "in") for n in inputs), Buffer("out", dtype, "out"))
+    return Kernel("k", buffers, ("n",), Var("n"), const(4096), (For("i", Var("begin"), Var("end"), body),))
 
 
 def kernel_of(op: str, dtype: str) -> Kernel:
@@ -139,9 +149,31 @@ def expanded(op: str, dtype: str) -> Kernel:
     return verify(vmath.expand(kernel_of(op, dtype)))
 
 
-def run(op: str, *args: Array) -> Array:
+def run_numpy(op: str, *args: Array) -> Array:
     dtype = args[0].dtype.name
-    return evaluate(expanded(op, dtype), **dict(zip("ab", args)))
+    return evaluate(expanded(op, dtype), **dict(zip("ab", args, strict=False)))
+
+
+def run_python(op: str, *args: Array) -> Array:
+    out = np.empty_like(args[0])
+    python_target.load(expanded(op, out.dtype.name))([*args, out], [out.size], 0, 0, out.size)
+    return out
+
+
+@cache
+def _native(op: str, dtype: str) -> Callable[..., None]:
+    compiled, = compile_kernels([expanded(op, dtype)])
+    pointer, int64 = ctypes.c_void_p, ctypes.c_int64
+    return ctypes.CFUNCTYPE(None, pointer, pointer, int64, int64, int64)(compiled.address)
+
+
+def run_cpu(op: str, *args: Array) -> Array:
+    out = np.empty_like(args[0])
+    slots = np.array([a.ctypes.data for a in (*args, out)], np.int64)
+    bufs = slots.ctypes.data + 8 * np.arange(slots.size)
+    sizes = np.array([out.size], np.int64)
+    _native(op, out.dtype.name)(bufs.ctypes.data, sizes.ctypes.data, 0, 0, out.size)
+    return out
 
 
 # ---------------------------------------------------------------- references in higher precision
@@ -152,6 +184,8 @@ def _wide(dtype: str) -> type:
 
 def _erf(x: Array) -> Array:
     """2/sqrt(pi) exp(-x**2) sum of 2**n x**(2n+1) / (2n+1)!!: every term of one sign."""
+    if x.dtype == np.float64:
+        return np.fromiter(map(math.erf, x.tolist()), np.float64, x.size)
     x = np.clip(x, -7, 7)
     term = total = x
     for n in range(1, 220):
@@ -188,3 +222,249 @@ def ulps(got: Array, want: Array) -> Array:
     near = overflow & np.isfinite(want) & (np.abs(got) >= info.max)               # one place short of it
     distance = np.where(same, 0, np.where(near, 1, distance))
     return np.where(np.isnan(distance), np.inf, distance)
+
+
+# ---------------------------------------------------------------- accuracy
+
+# where the function does something: its tails, and the seams of its expansion
+SPANS: dict[str, tuple[tuple[float, float], ...]] = {
+    "exp": ((-105, 90), (-1, 1)), "exp2": ((-152, 130), (-1, 1)), "expm1": ((-20, 90), (-2, 2)),
+    "log": ((0.3, 3), (0.9, 1.1)), "log2": ((0.3, 3), (0.9, 1.1)), "log10": ((0.3, 3), (0.9, 1.1)),
+    "log1p": ((-1, 3), (-0.5, 0.8)), "sin": ((-100, 100), (-4, 4)), "cos": ((-100, 100), (-4, 4)),
+    "tan": ((-100, 100), (-4, 4)), "tanh": ((-20, 20), (-1.2, 1.2)), "sinh": ((-90, 90), (-2, 2)),
+    "cosh": ((-90, 90), (-2, 2)), "asin": ((-1, 1), (-0.6, 0.6)), "acos": ((-1, 1), (-0.6, 0.6)),
+    "atan": ((-8, 8), (-1.2, 1.2)), "erf": ((-6.5, 6.5), (-1.2, 1.2)), "sigmoid": ((-105, 20), (-5, 5)),
+}
+WIDER = {"exp", "exp2", "expm1", "sinh", "cosh", "sigmoid"}                      # tails 8 times as far in float64
+needs_longdouble = pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="no wider reference here")
+BOUNDS = [pytest.param(op, dtype, marks=needs_longdouble if dtype == "float64" else ())
+          for op in (*UNARY, *BINARY) for dtype in DTYPES]
+
+
+def _any_bits(rng: np.random.Generator, dtype: str, n: int) -> Array:
+    """Every exponent, both signs, denormals, infinities and NaN."""
+    i = np.int32 if dtype == "float32" else np.int64
+    info = np.iinfo(i)
+    return rng.integers(info.min, info.max, n, dtype=i, endpoint=True).view(dtype)
+
+
+def _near_quarter_turns(rng: np.random.Generator, dtype: str) -> Array:
+    """The floats next to multiples of pi/4, where the reduction cancels most or changes its quarter."""
+    k = np.unique((4 / np.pi * 2.0 ** rng.uniform(0, np.log2(vmath.TRIG_LIMIT[dtype]), 20_000)).astype(np.int64))
+    quarter = np.arctan(np.longdouble(1))
+    x = (k * quarter).astype(dtype)
+    return np.concatenate([x, np.nextafter(x, x.dtype.type(0)), np.nextafter(x, x.dtype.type(np.inf))])
+
+
+def inputs(op: str, dtype: str) -> tuple[Array, ...]:
+    rng = np.random.default_rng(7)
+    n = 200_000 if dtype == "float32" else 20_000
+    if op == "pow":
+        largest = 80 if dtype == "float32" else 700
+        x = np.concatenate([np.exp(rng.uniform(-3, 3, n)), rng.uniform(0.5, 1.5, n)])
+        y = rng.uniform(-largest, largest, 2 * n) / np.log(x)
+        return (np.concatenate([x.astype(dtype), _any_bits(rng, dtype, n), np.abs(_any_bits(rng, dtype, n))]),
+                np.concatenate([y.astype(dtype), _any_bits(rng, dtype, n), rng.uniform(-5, 5, n).astype(dtype)]))
+    if op == "atan2":
+        return tuple(np.concatenate([rng.normal(size=n).astype(dtype), _any_bits(rng, dtype, n)]) for _ in range(2))
+    scale = 8 if dtype == "float64" and op in WIDER else 1
+    parts = [_any_bits(rng, dtype, n)] + [(scale * rng.uniform(lo, hi, n)).astype(dtype) for lo, hi in SPANS[op]]
+    if dtype == "float32":
+        parts.append(np.arange(0, 2 ** 32, 997, dtype=np.uint32).view(np.float32))
+    if op not in ("sin", "cos", "tan"):
+        return (np.concatenate(parts),)
+    x = np.concatenate([*parts, _near_quarter_turns(rng, dtype)])
+    return (x[~(np.abs(x) >= vmath.TRIG_LIMIT[dtype])],)
+
+
+@pytest.mark.parametrize("op, dtype", BOUNDS)
+def test_keeps_its_ulp_bound(op: str, dtype: str) -> None:
+    args = inputs(op, dtype)
+    got = run_cpu(op, *args)
+    error = ulps(got, reference(op, *args))
+    worst = int(error.argmax())
+    assert error[worst] <= vmath.ULP_BOUND[op, dtype], [*(a[worst] for a in args), got[worst]]
+
+
+def test_every_transcendental_has_an_expansion_and_a_bound() -> None:
+    assert set(vmath.EXPANSIONS) == {*UNARY, *BINARY}
+    assert set(vmath.ULP_BOUND) == {(op, dtype) for op in vmath.EXPANSIONS for dtype in DTYPES}
+
+
+# ---------------------------------------------------------------- special values
+
+def _specials(dtype: str) -> Array:
+    info = np.finfo(dtype)
+    points = [0.0, info.smallest_subnormal, 3 * info.smallest_subnormal, info.tiny, 1e-9, 0.25, 0.5, 1 - info.epsneg, 1,
+              1 + info.eps, 1.5, 2, 3, 17.5, 89, 104, 711, 2.0 ** info.nmant + 1, info.max, np.inf]
+    x = np.array(points, dtype)
+    return np.concatenate([x, -x, np.array([np.nan], dtype)])
+
+
+def _special_args(op: str, dtype: str) -> tuple[Array, ...]:
+    x = _specials(dtype)
+    if op in BINARY:
+        return tuple(np.ascontiguousarray(a.ravel()) for a in np.meshgrid(x, x))
+    return (x[~((np.abs(x) >= vmath.TRIG_LIMIT[dtype]) & np.isfinite(x))] if op in ("sin", "cos", "tan") else x,)
+
+
+@pytest.mark.parametrize("op, dtype", BOUNDS)
+def test_special_values(op: str, dtype: str) -> None:
+    args = _special_args(op, dtype)
+    got, want = run_cpu(op, *args), reference(op, *args)
+    wrong = ~(ulps(got, want) <= vmath.ULP_BOUND[op, dtype])
+    wrong |= ~np.isnan(want) & (np.signbit(got) != np.signbit(want))
+    assert not wrong.any(), [(*(a[i] for a in args), got[i], want[i]) for i in np.flatnonzero(wrong)[:5]]
+
+
+@pytest.mark.parametrize("op, x, want", [
+    ("exp", 0.0, 1.0), ("exp2", -3.0, 0.125), ("log", 1.0, 0.0), ("log2", 2.0 ** -20, -20.0), ("log10", 1000.0, 3.0),
+    ("cos", 0.0, 1.0), ("cosh", 0.0, 1.0), ("acos", 1.0, 0.0), ("sigmoid", 0.0, 0.5), ("tanh", 50.0, 1.0)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_exact_values_are_exact(op: str, x: float, want: float, dtype: str) -> None:
+    assert run_cpu(op, np.array([x], dtype))[0] == want
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_whole_powers_are_exact(dtype: str) -> None:
+    pairs = [(b, k) for b in range(1, 40) for k in range(40) if b ** k < 2 ** (np.finfo(dtype).nmant + 1)]
+    got = run_cpu("pow", *(np.array(column, dtype) for column in zip(*pairs, strict=True)))
+    assert got.tolist() == [b ** k for b, k in pairs]
+
+
+@pytest.mark.parametrize("op", ["sin", "cos", "tan"])
+def test_trigonometry_ends_in_nan(op: str) -> None:
+    below, limit = np.nextafter(np.float32(2 ** 20), np.float32(0)), np.float32(vmath.TRIG_LIMIT["float32"])
+    got = run_cpu(op, np.array([below, limit, -limit], np.float32))
+    assert np.isnan(got).tolist() == [False, True, True]
+
+
+# ---------------------------------------------------------------- one function, the same bits everywhere
+
+def same_bits(x: Array, y: Array) -> bool:
+    both_nan = np.isnan(x) & np.isnan(y)
+    i = f"i{x.itemsize}"
+    return bool((both_nan | (x.view(i) == y.view(i))).all())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", [*UNARY, *BINARY])
+def test_targets_give_the_same_bits(op: str, dtype: str) -> None:
+    rng = np.random.default_rng(3)
+    picks = rng.integers(0, inputs(op, dtype)[0].size, 3000)
+    every = [np.concatenate([special, a[picks]])
+             for special, a in zip(_special_args(op, dtype), inputs(op, dtype), strict=True)]
+    cpu = run_cpu(op, *every)
+    assert same_bits(cpu, run_numpy(op, *every))
+    few = [np.ascontiguousarray(a[::-1][:60]) for a in every]
+    assert same_bits(run_cpu(op, *few), run_python(op, *few))
+
+
+@pytest.mark.parametrize("op", ["exp", "tanh", "log", "sin", "pow"])
+def test_a_result_does_not_depend_on_its_position(op: str) -> None:
+    """The vector body and the scalar tail of a loop agree."""
+    args = [np.random.default_rng(i).uniform(0.1, 9, 117).astype(np.float32) for i in range(SCALAR_OPS[op].arity)]
+    whole = run_cpu(op, *args)
+    for start in (1, 5, 100):
+        assert same_bits(whole[start:], run_cpu(op, *(a[start:].copy() for a in args)))
+
+
+# ---------------------------------------------------------------- the shape of what is written
+
+X = Load("a", Var("i"), "float32")
+
+
+def test_the_numpy_target_rounds_fma_once() -> None:
+    a, b = np.array([1 + 2.0 ** -30]), np.array([1 - 2.0 ** -30])
+    assert _fma(a, b, np.array([-1.0]))[0] == -2.0 ** -60
+    a32 = np.array([1 + 2.0 ** -12], np.float32)
+    assert _fma(a32, a32, -a32 * a32)[0] == 2.0 ** -24
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", [*UNARY, *BINARY])
+def test_an_expansion_is_branch_free_narrow_and_computes_nothing_twice(op: str, dtype: str) -> None:
+    kernel = expanded(op, dtype)
+    (loop,) = kernel.body
+    assert isinstance(loop, For) and all(isinstance(s, Let | Store) for s in loop.body)
+    calls = [e for e in walk_exprs(loop.body) if isinstance(e, Call)]
+    assert not any(SCALAR_OPS[e.op].math for e in calls)
+    assert {e.dtype for e in calls} <= {dtype, "bool", "int32" if dtype == "float32" else "int64"}
+    assert max(Counter(map(repr, calls)).values()) == 1
+
+
+def test_a_kernel_without_transcendentals_is_returned_as_it_is() -> None:
+    kernel = elementwise(call("add", X, X), "float32", "a")
+    assert vmath.expand(kernel) is kernel
+
+
+def _count(kernel: Kernel, op: str) -> int:
+    return sum(isinstance(e, Call) and e.op == op for e in walk_exprs(kernel.body))
+
+
+def test_one_value_is_computed_once() -> None:
+    """In one statement, and over the statements of a block: sin and cos share the reduction, twice exp is once."""
+    alone = _count(expanded("exp", "float32"), "fma")
+    both = elementwise(call("mul", call("exp", X), call("exp", X)), "float32", "a")
+    assert _count(verify(vmath.expand(both)), "fma") == alone
+    x = Var("x", "float32")
+    pair = loop_over("float32", ("a",), Let("x", X), Let("s", call("sin", x)), Let("c", call("cos", x)),
+                     Store("out", Var("i"), call("add", Var("s", "float32"), Var("c", "float32"))))
+    expected = 2 * _count(expanded("sin", "float32"), "fma") - 11                # 4 of the reduction, 7 of sin and cos
+    assert _count(verify(vmath.expand(pair)), "fma") == expected
+
+
+def test_what_a_store_or_set_may_change_is_read_again() -> None:
+    """out[i] = exp(out[i]) twice, and an accumulator: a Load or a mutable scalar is known for one statement."""
+    again = Store("out", Var("i"), call("exp", Load("out", Var("i"), "float32")))
+    x = np.array([0.5], np.float32)
+    kernel = loop_over("float32", ("a",), Store("out", Var("i"), X), again, again)
+    out = np.empty_like(x)
+    python_target.load(verify(vmath.expand(kernel)))([x, out], [1], 0, 0, 1)
+    assert out[0] == run_numpy("exp", run_numpy("exp", x))[0]
+
+    total = Var("total", "float32")
+    step = Set("total", call("exp", total))
+    kernel = loop_over("float32", ("a",), Set("total", X), step, step, Store("out", Var("i"), total))
+    python_target.load(verify(vmath.expand(kernel)))([x, out], [1], 0, 0, 1)
+    assert out[0] == run_numpy("exp", run_numpy("exp", x))[0]
+
+
+def test_lets_stand_where_their_statement_does() -> None:
+    """In the block of an If or a loop, before the loop for its bounds; a Let of a transcendental costs no copy."""
+    y = Var("y", "float32")
+    kernel = loop_over("float32", ("a",), Let("y", call("exp", X)), If(
+        call("lt", call("sin", y), const(0.5, "float32")),
+        (Store("out", Var("i"), call("tanh", y)),),
+        (For("j", const(0), call("cast", call("sin", y), dtype="int64"),
+             (Store("out", Var("i"), call("erf", y)),)),)))
+    got = verify(vmath.expand(kernel))
+    lets = [s for s in walk_stmts(got.body) if isinstance(s, Let)]
+    assert not any(isinstance(s.value, Var) for s in lets)
+    assert sum(s.name == "y" for s in lets) == 1
+    x = np.array([0.3, -1.0, -3.0, 1.0], np.float32)
+    out = np.zeros_like(x)
+    python_target.load(got)([x, out], [4], 0, 0, 4)
+    exp = run_numpy("exp", x)
+    want = np.where(run_numpy("sin", exp) < 0.5, run_numpy("tanh", exp), 0)
+    assert same_bits(out, want.astype(np.float32))
+
+
+def test_fresh_names_hide_nothing() -> None:
+    taken = [Let(f"exp_{n}", const(n, "int64")) for n in range(20)]
+    kernel = loop_over("float32", ("a",), *taken, Store("out", Var("i"), call("exp", X)))
+    verify(vmath.expand(kernel))
+
+
+def test_zeros_of_either_sign_are_two_values() -> None:
+    def angle(y: float) -> Expr:
+        return call("atan2", const(y, "float32"), call("neg", X))
+    kernel = elementwise(call("sub", angle(0.0), angle(-0.0)), "float32", "a")
+    got = evaluate(verify(vmath.expand(kernel)), a=np.ones(1, np.float32))
+    assert got[0] == np.float32(2 * np.pi)
+
+
+def test_other_dtypes_are_refused() -> None:
+    kernel = elementwise(call("exp", Load("a", Var("i"), "int32")), "int32", "a")
+    with pytest.raises(InternalError, match="exp of int32"):
+        vmath.expand(kernel)

@@ -1,0 +1,35 @@
+"""The pipeline: named passes from Program to Program, read top to bottom.
+
+A pass is pure and returns the same object when nothing changed. Dumping, checking and timing hang on the callback
+between passes; no pass prints or verifies.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..program import Program
+from .algebra import simplify
+from .cse import merge_common
+from .fold import fold_constants
+
+Pass = Callable[[Program], Program]
+Observer = Callable[[str, Program], None]
+
+PIPELINE: tuple[tuple[str, Pass], ...] = (
+    ("fold_constants", fold_constants),          # ops of literals become literals
+    ("simplify", simplify),                      # exact algebra: x * 1 = x, transposes into products, ...
+    ("merge_common", merge_common),              # equal calls of equal values become one
+    ("fold_constants_again", fold_constants),    # what algebra made constant
+    ("simplify_again", simplify),
+)
+
+
+def optimize(program: Program, observe: Observer | None = None) -> Program:
+    """Run the pipeline; ``observe(pass name, program)`` is called with the input and after each pass."""
+    if observe is not None:
+        observe("recorded", program)
+    for name, apply in PIPELINE:
+        program = apply(program)
+        if observe is not None:
+            observe(name, program)
+    return program

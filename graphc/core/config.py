@@ -1,0 +1,38 @@
+"""Every setting and every environment variable, in one table."""
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+#: environment variable -> (setting, how it is read, what it does)
+VARIABLES: dict[str, tuple[str, Any, str]] = {
+    "GRAPHC_TARGET": ("target", str, "default target of a Session or function: cpu, python or interpret"),
+    "GRAPHC_NUM_THREADS": ("num_threads", int, "threads that kernels may use; default: the CPUs of this process"),
+    "GRAPHC_DUMP": ("dump", str, "a directory: every program writes its graph, its passes and its kernels there"),
+    "GRAPHC_CHECK": ("check", int, "1: verify programs between passes; 2: also interpret them and compare the numbers"),
+}
+
+
+@dataclass
+class Config:
+    """The settings in force; assign to change them."""
+    target: str = "cpu"
+    num_threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    dump: str = ""
+    check: int = 0
+
+    def load(self, environment: Any = os.environ) -> Config:
+        """Take what the environment sets; a value that cannot be read is an error that names the variable."""
+        for variable, (setting, read, _) in VARIABLES.items():
+            text = environment.get(variable)
+            if text:
+                try:
+                    setattr(self, setting, read(text))
+                except ValueError:
+                    from .errors import ArgumentError
+                    raise ArgumentError(f"{variable}={text!r}: expected {read.__name__}") from None
+        return self
+
+
+config = Config().load()

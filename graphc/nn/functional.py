@@ -1,0 +1,227 @@
+"""Layers as functions, with PyTorch's names and argument order: the op library's functions, and what modules add to them.
+
+What is here only for its order of arguments calls the op library; nothing here is an op.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+from ..core import record
+from ..core.dims import format_shape, size_of
+from ..core.errors import ArgumentError, DTypeError, ModeError, ShapeError
+from ..core.tensor import Tensor, as_tensor
+from ..ops import (
+    avg_pool2d,
+    compose,
+    conv2d,
+    detach,
+    dropout,
+    elu,
+    gelu,
+    index,
+    layer_norm,
+    leaky_relu,
+    linear,
+    log_softmax,
+    max_pool2d,
+    mean,
+    moveaxis,
+    relu,
+    reshape,
+    rsqrt,
+    shape,
+    sigmoid,
+    silu,
+    softmax,
+    softplus,
+    take,
+    tanh,
+    unsqueeze,
+    where,
+)
+from ..ops.reduce import size_value
+
+__all__ = [
+    "avg_pool2d",
+    "batch_norm",
+    "binary_cross_entropy_with_logits",
+    "conv2d",
+    "cross_entropy",
+    "dropout",
+    "elu",
+    "embedding",
+    "gelu",
+    "l1_loss",
+    "layer_norm",
+    "leaky_relu",
+    "linear",
+    "log_softmax",
+    "max_pool2d",
+    "mse_loss",
+    "nll_loss",
+    "one_hot",
+    "pad",
+    "relu",
+    "sigmoid",
+    "silu",
+    "softmax",
+    "softplus",
+    "tanh",
+]
+
+
+# ---------------------------------------------------------------- normalisation
+
+def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
+               bias: Tensor | None = None, training: bool = False, momentum: float | Tensor = 0.1,
+               eps: float = 1e-5) -> Tensor:
+    """Each channel of (n, c, ...) brought to mean 0 and variance 1, then scaled and shifted.
+
+    Training normalises with the batch's own mean and biased variance, and moves the running mean and (unbiased)
+    variance towards them, in place; otherwise the running ones normalise.
+
+    Parameters
+    ----------
+    input : Tensor, (n, c) or (n, c, ...)
+    running_mean, running_var : Tensor or None, (c,)
+        None: not kept; needed when not training.
+    weight, bias : Tensor or None, (c,)
+    momentum : float or 0-d Tensor
+        ``running = (1 - momentum) * running + momentum * batch``.
+
+    Raises
+    ------
+    ShapeError
+        If there is no channel axis, or training has one value per channel only.
+    ArgumentError
+        If it is not training and has no running statistics.
+    """
+    if input.ndim < 2:
+        raise record.located(ShapeError(f"batch_norm: input {format_shape(input.shape)}; expected (n, c, ...)"))
+    channels = (1, -1, *(1,) * (input.ndim - 2))
+    if not training:
+        if running_mean is None or running_var is None:
+            raise record.located(ArgumentError("batch_norm: without training it needs running_mean and running_var"))
+        scale = rsqrt(running_var + eps)
+        scale = scale if weight is None else scale * weight
+        offset = -running_mean * scale if bias is None else bias - running_mean * scale
+        return input * reshape(scale, channels) + reshape(offset, channels)
+    axes = (0, *range(2, input.ndim))
+    count = size_of(tuple(input.shape[a] for a in axes))
+    if isinstance(count, int) and count < 2:
+        raise record.located(ShapeError(f"batch_norm: training wants more than one value per channel; input "
+                                        f"{format_shape(input.shape)} has {count}"))
+    centre = mean(input, axes, True)
+    centred = input - centre
+    variance = mean(centred * centred, axes, True)
+    if running_mean is not None and running_var is not None:
+        with record.no_grad():
+            n = size_value(count, input.dtype)
+            _move(running_mean, reshape(detach(centre), (-1,)), momentum)
+            _move(running_var, reshape(detach(variance), (-1,)) * (n / (n - 1)), momentum)
+    scale = rsqrt(variance + eps)
+    out = centred * (scale if weight is None else scale * reshape(weight, channels))
+    return out if bias is None else out + reshape(bias, channels)
+
+
+def _move(running: Any, batch: Tensor, momentum: float | Tensor) -> None:
+    running.copy_(running * (1 - momentum) + batch * momentum)
+
+
+# ---------------------------------------------------------------- rows by index
+
+def embedding(input: Any, weight: Tensor, padding_idx: int | None = None) -> Tensor:
+    """Rows of ``weight`` (n, d) picked by integers (...): (..., d). Row ``padding_idx`` gets no gradient.
+
+    Raises
+    ------
+    DTypeError
+        If the indices are not integers.
+    ArgumentError
+        If an index is out of range.
+    """
+    input = as_tensor(input)
+    if input.dtype.kind not in "iu":
+        raise record.located(DTypeError(f"embedding: indices are integers, not {input.dtype.name}"))
+    out = take(weight, input)
+    if padding_idx is None:
+        return out
+    row = padding_idx + weight.shape[0] if padding_idx < 0 else padding_idx
+    return where(unsqueeze(input == row, -1), detach(out), out)      # type: ignore[arg-type]
+
+
+def one_hot(tensor: Any, num_classes: int = -1) -> Tensor:
+    """int64 rows of 0 with a 1 at the target; -1 classes: as many as the largest target asks for (eager only)."""
+    target = as_tensor(tensor)
+    if num_classes == -1:
+        if target.is_symbolic:
+            raise record.located(ModeError("one_hot: in a graph num_classes must be given; a shape cannot follow from values"))
+        num_classes = int(target._data.max()) + 1
+    return index.one_hot(target, num_classes)
+
+
+def pad(input: Any, pad: Any, mode: str = "constant", value: float | None = None) -> Tensor:
+    """Constant padding; ``pad`` is (before, after) of the last axis, then of the one before it, and so on."""
+    if mode != "constant":
+        raise record.located(ArgumentError(f"pad: mode is 'constant', not {mode!r}"))
+    return shape.pad(input, pad, 0 if value is None else value)
+
+
+# ---------------------------------------------------------------- losses
+
+def reduction_of(reduction: str, size_average: bool | None = None, reduce: bool | None = None) -> str:
+    """The reduction that today's and 2017's arguments ask for: ``size_average=False`` is "sum", ``reduce=False`` "none"."""
+    if reduction not in ("mean", "sum", "none"):
+        raise record.located(ArgumentError(f"reduction is 'mean', 'sum' or 'none', not {reduction!r}"))
+    if size_average is None and reduce is None:
+        return reduction
+    if reduce is False:
+        return "none"
+    return "sum" if size_average is False else "mean"
+
+
+def _classes_last(x: Tensor) -> Tensor:
+    # PyTorch's class axis is the second of (n, classes, d1, ...); the ops' is the last
+    return moveaxis(x, 1, -1) if x.ndim > 2 else x
+
+
+def cross_entropy(input: Tensor, target: Any, *, size_average: bool | None = None, reduce: bool | None = None,
+                  reduction: str = "mean") -> Tensor:
+    """Softmax cross-entropy of scores (n, classes, ...) against class indices (n, ...) or probabilities (n, classes, ...)."""
+    target = as_tensor(target)
+    if target.dtype.kind == "f" and target.ndim == input.ndim:
+        target = _classes_last(target)
+    return compose.cross_entropy(_classes_last(input), target, reduction_of(reduction, size_average, reduce))
+
+
+def nll_loss(input: Tensor, target: Any, *, size_average: bool | None = None, reduce: bool | None = None,
+             reduction: str = "mean") -> Tensor:
+    """Minus the log-probability of each target class: (n, classes, ...) against integers (n, ...)."""
+    return compose.nll_loss(_classes_last(input), target, reduction_of(reduction, size_average, reduce))
+
+
+def _same_shape(name: str, input: Tensor, target: Tensor) -> Tensor:
+    if input.shape != target.shape:
+        raise record.located(ShapeError(f"{name}: input {format_shape(input.shape)} and target "
+                                        f"{format_shape(target.shape)} differ"))
+    return target
+
+
+def mse_loss(input: Tensor, target: Any, *, size_average: bool | None = None, reduce: bool | None = None,
+             reduction: str = "mean") -> Tensor:
+    """The squared difference of two tensors of one shape."""
+    return compose.mse_loss(input, target, reduction_of(reduction, size_average, reduce))
+
+
+def l1_loss(input: Tensor, target: Any, *, size_average: bool | None = None, reduce: bool | None = None,
+            reduction: str = "mean") -> Tensor:
+    """The absolute difference of two tensors of one shape."""
+    target = _same_shape("l1_loss", input, as_tensor(target))
+    return compose.l1_loss(input, target, reduction_of(reduction, size_average, reduce))
+
+
+def binary_cross_entropy_with_logits(input: Tensor, target: Any, *, size_average: bool | None = None,
+                                     reduce: bool | None = None, reduction: str = "mean") -> Tensor:
+    """``-(t log sigmoid(x) + (1-t) log(1 - sigmoid(x)))`` of two tensors of one shape, without overflow."""
+    target = _same_shape("binary_cross_entropy_with_logits", input, as_tensor(target))
+    return compose.binary_cross_entropy_with_logits(input, target, reduction_of(reduction, size_average, reduce))

@@ -1,0 +1,159 @@
+"""Algebraic rules, one per line of data, its algebra the name.
+
+Only exact rules run: NaN, infinities and -0.0 come out as in eager mode (so no ``x * 0 = 0`` and no ``x + 0 = x``).
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ...core.node import Node, Value
+from ...core.op import get_op
+from ..program import Program, rewrite
+from .fold import literal
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """``name``: the algebra; ``op``: whose calls it looks at; ``to(node) -> Value | Node | None``: the right-hand side."""
+    name: str
+    op: str
+    to: Callable[[Node], Value | Node | None]
+    exact: bool = True
+
+
+def _is(v: Value, number: float) -> bool:
+    """Whether ``v`` is a literal that is ``number`` everywhere (the sign of zero counts)."""
+    a = literal(v.node)
+    return a is not None and a.size > 0 and bool(np.all(a == number)) and bool(
+        np.all(np.signbit(a.astype(np.float64)) == (math.copysign(1.0, number) < 0)))
+
+
+def _same(n: Node, v: Value) -> Value | None:
+    """``v`` when it can stand for the node: same shape and dtype."""
+    return v if v.aval == n.avals[0] else None
+
+
+def _unit(n: Node, number: float, *positions: int) -> Value | None:
+    for p in positions:
+        if _is(n.inputs[p], number):
+            return _same(n, n.inputs[1 - p])
+    return None
+
+
+def _through(n: Node, op: str) -> Node | None:
+    """The node that makes the first input, when it is a call of ``op``."""
+    source = n.inputs[0].node
+    return source if source.op.name == op else None
+
+
+def _call(n: Node, op: str, inputs: tuple[Value, ...], **attrs: Any) -> Node:
+    return Node(get_op(op), inputs, attrs, n.avals, n.name, n.origins, differentiable=n.differentiable)
+
+
+def _compose_transposes(n: Node) -> Value | Node | None:
+    inner = _through(n, "transpose")
+    axes = tuple(inner.attrs["axes"][a] for a in n.attrs["axes"]) if inner else n.attrs["axes"]
+    source = inner.inputs[0] if inner else n.inputs[0]
+    if axes == tuple(range(len(axes))):
+        return source
+    return _call(n, "transpose", (source,), axes=axes) if inner else None
+
+
+def _compose_reshapes(n: Node) -> Value | Node | None:
+    inner = _through(n, "reshape")
+    source = inner.inputs[0] if inner else n.inputs[0]
+    if source.aval == n.avals[0]:
+        return source
+    return _call(n, "reshape", (source,), shape=n.attrs["shape"]) if inner else None
+
+
+def _swaps_last_two(v: Value) -> bool:
+    if v.node.op.name != "transpose":
+        return False
+    axes = v.node.attrs["axes"]
+    return axes == (*range(len(axes) - 2), len(axes) - 1, len(axes) - 2)
+
+
+def _absorb_transposes(n: Node) -> Node | None:
+    x, y = n.inputs
+    swap_x, swap_y = _swaps_last_two(x), _swaps_last_two(y)
+    if not (swap_x or swap_y):
+        return None
+    return _call(n, "matmul", (x.node.inputs[0] if swap_x else x, y.node.inputs[0] if swap_y else y),
+                 ta=n.attrs["ta"] != swap_x, tb=n.attrs["tb"] != swap_y)
+
+
+def _whole_slice(n: Node) -> Value | None:
+    whole = all(isinstance(s, int) and s == 0 for s in n.attrs["starts"]) and all(k == 1 for k in n.attrs["steps"])
+    return _same(n, n.inputs[0]) if whole else None
+
+
+def _reduce_nothing(n: Node) -> Value | Node | None:
+    x = n.inputs[0]
+    if any(x.aval.shape[a] != 1 for a in n.attrs["axis"]) or x.aval.dtype != n.avals[0].dtype:
+        return None
+    return _same(n, x) or _call(n, "reshape", (x,), shape=n.avals[0].shape)
+
+
+def _divide_by_power_of_two(n: Node) -> Node | None:
+    a = literal(n.inputs[1].node)
+    if a is None or a.shape != () or not np.isfinite(a) or a == 0:
+        return None
+    mantissa, exponent = math.frexp(float(a))
+    if abs(mantissa) != 0.5 or not -100 < exponent < 100:
+        return None
+    inverse = Node(get_op("constant"), (), {"value": np.asarray(1 / a, a.dtype)}, (n.inputs[1].aval,), n.name, n.origins)
+    return _call(n, "mul", (n.inputs[0], Value(inverse, 0)))
+
+
+RULES: tuple[Rule, ...] = (
+    Rule("x * 1 = x", "mul", lambda n: _unit(n, 1, 0, 1)),
+    Rule("x * -1 = -x", "mul", lambda n: _call(n, "neg", (v,)) if (v := _unit(n, -1, 0, 1)) and v.aval.dtype.kind == "f" else None),
+    Rule("x / 1 = x", "div", lambda n: _unit(n, 1, 1)),
+    Rule("x / 2^k = x * 2^-k", "div", _divide_by_power_of_two),
+    Rule("x + -0.0 = x", "add", lambda n: _unit(n, -0.0, 0, 1)),
+    Rule("x - 0.0 = x", "sub", lambda n: _unit(n, 0.0, 1)),
+    Rule("n + 0 = n (integers)", "add", lambda n: _unit(n, 0, 0, 1) if n.avals[0].dtype.kind in "iu" else None),
+    Rule("-(-x) = x", "neg", lambda n: s.inputs[0] if (s := _through(n, "neg")) else None),
+    Rule("not not b = b", "bitwise_not", lambda n: s.inputs[0] if (s := _through(n, "bitwise_not")) else None),
+    Rule("relu(relu(x)) = relu(x)", "relu", lambda n: n.inputs[0] if _through(n, "relu") else None),
+    Rule("|-x| = |x|", "abs", lambda n: _call(n, "abs", (s.inputs[0],)) if (s := _through(n, "neg")) else None),
+    Rule("cast to its own dtype", "cast", lambda n: _same(n, n.inputs[0])),
+    Rule("a copy of a value is the value", "clone", lambda n: n.inputs[0]),
+    Rule("a detached value is the value", "detach", lambda n: n.inputs[0]),
+    Rule("stretched to its own shape", "broadcast_to", lambda n: _same(n, n.inputs[0])),
+    Rule("reshape of reshape", "reshape", _compose_reshapes),
+    Rule("transpose of transpose", "transpose", _compose_transposes),
+    Rule("A.T @ B as one product", "matmul", _absorb_transposes),
+    Rule("the whole slice", "slice", _whole_slice),
+    Rule("sum over axes of size 1", "sum", _reduce_nothing),
+    Rule("max over axes of size 1", "amax", _reduce_nothing),
+    Rule("min over axes of size 1", "amin", _reduce_nothing),
+    Rule("where(true, x, y) = x", "where", lambda n: _same(n, n.inputs[1]) if _is(n.inputs[0], 1) else None),
+    Rule("where(false, x, y) = y", "where", lambda n: _same(n, n.inputs[2]) if _is(n.inputs[0], 0) else None),
+)
+
+_BY_OP: dict[str, tuple[Rule, ...]] = {}
+for _rule in RULES:
+    _BY_OP[_rule.op] = (*_BY_OP.get(_rule.op, ()), _rule)
+
+
+def simplify(program: Program) -> Program:
+    """One sweep of the exact rules, inputs first."""
+    def change(node: Node, inputs: tuple[Value, ...]) -> Value | Node | None:
+        rules = _BY_OP.get(node.op.name)
+        if not rules:
+            return None
+        current = node if inputs == node.inputs else replace(node, inputs=inputs)
+        for rule in rules:
+            to = rule.to(current) if rule.exact else None
+            if to is not None:
+                return to
+        return None
+
+    return rewrite(program, change)

@@ -1,0 +1,41 @@
+"""Constant folding: a pure op whose inputs are all literals is run now."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ...core.node import Node, Value
+from ...ops.basic import constant_op, full_op
+from ..interpret import call_node
+from ..program import Program, rewrite
+
+MAX_ELEMENTS = 1 << 14           # larger results stay computed: code and caches hold no big arrays
+_NEVER = frozenset({"source", "random", "effect"})
+
+
+def literal(node: Node) -> np.ndarray[Any, Any] | None:
+    """The array that ``node`` always is, or None."""
+    if node.op is constant_op:
+        value: np.ndarray[Any, Any] = node.attrs["value"]
+        return value
+    if node.op is full_op and node.avals[0].shape == ():
+        return np.asarray(node.attrs["value"], node.attrs["dtype"])
+    return None
+
+
+def fold_constants(program: Program) -> Program:
+    def change(node: Node, inputs: tuple[Value, ...]) -> Node | None:
+        if not inputs or node.op.traits & _NEVER or len(node.avals) != 1:
+            return None
+        aval = node.avals[0]
+        if not aval.is_static or int(aval.size) > MAX_ELEMENTS:  # type: ignore[arg-type]
+            return None
+        arrays = [literal(v.node) for v in inputs]
+        if any(a is None for a in arrays):
+            return None
+        with np.errstate(all="ignore"):
+            value = np.ascontiguousarray(call_node(node, arrays, {})[0]).reshape(aval.shape)  # type: ignore[arg-type]
+        return Node(constant_op, (), {"value": value}, node.avals, node.name, node.origins)
+
+    return rewrite(program, change)

@@ -1,0 +1,363 @@
+"""Session: runs fetches of a graph. Programs are built and compiled once per set of fetches."""
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, cast
+
+import numpy as np
+
+from ..core import random, record
+from ..core.aval import Aval
+from ..core.config import config
+from ..core.dims import Dim, evaluate, format_shape, names
+from ..core.errors import ArgumentError, DTypeError, FeedError, FetchError, GraphError, InternalError
+from ..core.node import Node, Value
+from ..core.storage import Storage
+from ..core.tensor import Tensor
+from .graph import Graph, State, Variable, assign_op, group_op, placeholder_op
+from .interpret import Interpreted
+from .passes import optimize
+from .program import Program, build_program
+
+Array = np.ndarray[Any, Any]
+TARGETS = ("cpu", "python", "interpret")
+
+
+class Runnable(Protocol):
+    """What a target makes of a Program."""
+
+    def run(self, arguments: Sequence[Array], targets: Sequence[Array], env: Mapping[str, int]) -> tuple[list[Array], int | None]: ...
+
+
+def build(program: Program, target: str) -> Runnable:
+    """``program`` ready to run on ``target``, passes included."""
+    from .observe import observer
+    optimized = optimize(program, observer(program))
+    if target == "interpret":
+        return Interpreted(optimized)
+    return cast(Runnable, record.executor().build(optimized, target))
+
+
+def bind_sizes(env: dict[str, int], aval: Aval, shape: tuple[int, ...], what: str) -> None:
+    """Take the values of named sizes from an argument's shape; FeedError on any disagreement."""
+    if len(shape) != len(aval.shape):
+        raise FeedError(f"{what} has shape {format_shape(aval.shape)}, fed with {format_shape(shape)}")
+    for axis, (size, n) in enumerate(zip(aval.shape, shape)):
+        if isinstance(size, int):
+            if size != n:
+                raise FeedError(f"{what} has shape {format_shape(aval.shape)}, fed with {format_shape(shape)} (axis {axis}: {size} against {n})")
+            continue
+        unknown = names(size) - env.keys()
+        if len(unknown) == 1 and size.terms == ((((next(iter(unknown)), 1),), 1),):
+            env[next(iter(unknown))] = n
+        elif not unknown and evaluate(size, env) != n:
+            raise FeedError(f"{what} has shape {format_shape(aval.shape)}, fed with {format_shape(shape)}: {size} is "
+                            f"{evaluate(size, env)} in this run (axis {axis})")
+
+
+def check_sizes(program: Program, env: Mapping[str, int]) -> None:
+    """The questions about sizes that recording left open."""
+    for c in program.size_checks:
+        if not c.check.holds(env):
+            left, right = evaluate(c.check.left, env), evaluate(c.check.right, env)
+            raise FeedError(f"{c.op} at {c.origin}: needs {c.check.left} {c.check.relation} {c.check.right}, but in this run "
+                            f"{c.check.left} is {left} and {c.check.right} is {right}")
+
+
+@dataclass(eq=False, slots=True)
+class Prepared:
+    """A program compiled for one set of fetches."""
+    program: Program
+    runnable: Runnable
+    fetches: tuple[Value, ...]
+    feeds: tuple[Node, ...]
+    reads: tuple[tuple[int, State], ...]           # (position among the arguments, state)
+    skipped: tuple[bool, ...]                      # fetches that are groups: their value is None
+
+
+class Session:
+    """Runs a graph, holding a buffer for each of its Variables.
+
+    Parameters
+    ----------
+    graph : Graph, optional
+        The graph being recorded by default.
+    target : {"cpu", "python", "interpret"}
+        Numba kernels; the same kernels as plain Python (slow, for reading and debugging); or op by op in NumPy.
+
+    Examples
+    --------
+    >>> import graphc as gc
+    >>> with gc.Graph() as g:
+    ...     x = gc.placeholder("float32", (None,), name="x")
+    ...     double = x * 2
+    >>> with gc.Session(g) as s:
+    ...     s.run({"twice": double, "x": "x"}, {x: [1.0, 2.0]})
+    {'twice': array([2., 4.], dtype=float32), 'x': array([1., 2.], dtype=float32)}
+    """
+
+    def __init__(self, graph: Graph | None = None, target: str | None = None) -> None:
+        if graph is None:
+            recorder = record.current_recorder()
+            if not isinstance(recorder, Graph):
+                raise record.located(GraphError("Session: pass a graph, or make the session inside `with graphc.Graph():`"))
+            graph = recorder
+        target = target or config.target
+        if target not in TARGETS:
+            raise record.located(ArgumentError(f"Session: target {target!r}; choose one of {', '.join(TARGETS)}"))
+        self.graph, self.target = graph, target
+        self._store: dict[State, Storage] = {}
+        self._prepared: dict[tuple[tuple[int, int], ...], Prepared] = {}
+        self._lock = threading.RLock()
+        self._closed = False
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the session's buffers and programs."""
+        self._store.clear()
+        self._prepared.clear()
+        self._closed = True
+
+    def __repr__(self) -> str:
+        return f"<Session of {self.graph!r} on {self.target}; {len(self._prepared)} programs>"
+
+    # ------------------------------------------------------------ running
+
+    def run(self, fetches: Any, feed_dict: Mapping[Any, Any] | None = None) -> Any:
+        """Run what ``fetches`` need and return their values.
+
+        Parameters
+        ----------
+        fetches : symbol, update, name, Parameter, or list, tuple or dict of them
+        feed_dict : mapping from placeholder (or its name) to array
+
+        Returns
+        -------
+        NumPy arrays (scalars for 0-d values of integers, see below) in the structure of ``fetches``; None for groups.
+            They are the caller's own: later runs never write into them.
+
+        Raises
+        ------
+        FetchError, FeedError, GraphError
+            Naming the value, both shapes or dtypes, and the line that made it.
+        """
+        try:
+            flat: list[Value] = []
+            structure = self._flatten(fetches, flat)
+            prepared = self.prepare(flat)
+            values = self._execute(prepared, self._feeds(prepared, feed_dict or {}))
+        except (FetchError, FeedError, GraphError, DTypeError) as error:
+            raise record.located(error) from error.__cause__
+        return _rebuild(structure, values)
+
+    def make_callable(self, fetches: Any, feed_list: Sequence[Any] = ()) -> Callable[..., Any]:
+        """A function of the placeholders in ``feed_list`` that returns the fetches: `run` without its dictionary work."""
+        flat: list[Value] = []
+        structure = self._flatten(fetches, flat)
+        prepared = self.prepare(flat)
+        order = [self._placeholder(p) for p in feed_list]
+        missing = [n.name for n in prepared.feeds if n not in order]
+        if missing:
+            raise record.located(FeedError(f"make_callable: the fetches need {', '.join(missing)}, not in feed_list"))
+        positions = {id(n): i for i, n in enumerate(order)}
+        where = [positions[id(n)] for n in prepared.feeds]
+
+        def call(*values: Any) -> Any:
+            if len(values) != len(order):
+                raise record.located(FeedError(f"{len(order)} placeholders, but {len(values)} values"))
+            feeds = [_convert(n, values[i]) for n, i in zip(prepared.feeds, where)]
+            return _rebuild(structure, self._execute(prepared, feeds))
+
+        return call
+
+    def prepare(self, fetches: Sequence[Value]) -> Prepared:
+        """The compiled program for these values: from the cache after the first time."""
+        return self.prepare_with_updates(fetches, ())
+
+    def prepare_with_updates(self, fetches: Sequence[Value], updates: Sequence[Value]) -> Prepared:
+        """As `prepare`, with updates that run but whose values are not returned."""
+        key = tuple((id(v.node), v.index) for v in (*fetches, *updates))
+        found = self._prepared.get(key)
+        if found is not None:
+            return found
+        with self._lock:
+            if self._closed:
+                raise GraphError("Session: it was closed")
+            if key not in self._prepared:
+                self._prepared[key] = self._build(tuple(fetches), tuple(updates))
+            return self._prepared[key]
+
+    def _build(self, fetches: tuple[Value, ...], updates: tuple[Value, ...]) -> Prepared:
+        program = build_program(self.graph, (*fetches, *updates))
+        returned = tuple(not v.node.op is group_op for v in fetches) + (False,) * len(updates)
+        program = replace(program, outputs=tuple(v for v, r in zip(program.outputs, returned) if r))
+        feeds = tuple(n for n in program.arguments if n.op is placeholder_op)
+        reads = tuple((i, n.attrs["state"]) for i, n in enumerate(program.arguments) if n.op is not placeholder_op)
+        return Prepared(program, build(program, self.target), fetches, feeds, reads, tuple(v.node.op is group_op for v in fetches))
+
+    # ------------------------------------------------------------ fetches
+
+    def _flatten(self, fetches: Any, flat: list[Value]) -> Any:
+        if isinstance(fetches, (list, tuple)):
+            parts = [self._flatten(f, flat) for f in fetches]
+            return ("namedtuple", type(fetches), parts) if hasattr(fetches, "_fields") else (type(fetches), parts)
+        if isinstance(fetches, Mapping):
+            return (dict, [(k, self._flatten(f, flat)) for k, f in fetches.items()])
+        flat.append(self._fetch(fetches))
+        return len(flat) - 1
+
+    def _fetch(self, fetch: Any) -> Value:
+        if isinstance(fetch, str):
+            fetch = self.graph.get(fetch)
+        if not isinstance(fetch, Tensor):
+            raise FetchError(f"cannot fetch {type(fetch).__name__}; fetch a value, an update, a Variable, a Parameter or a name")
+        if fetch._data is not None:
+            if id(fetch) not in self.graph.states:
+                raise FetchError("cannot fetch an eager tensor that this graph does not use; it has its value already")
+            return Value(self.graph.states[id(fetch)], 0)
+        value = cast(Value, fetch._node)
+        if value.node.graph is not self.graph:
+            raise FetchError(f"{value!r} (made at {', '.join(value.node.origins)}) belongs to another graph than the session's")
+        return value
+
+    # ------------------------------------------------------------ feeds
+
+    def _placeholder(self, key: Any) -> Node:
+        if isinstance(key, str):
+            key = self.graph.get(key)
+        if not isinstance(key, Tensor) or key._data is not None:
+            raise FeedError(f"feed: {type(key).__name__} is not a placeholder of this graph")
+        node = cast(Node, key._node.node)
+        if node.graph is not self.graph:
+            raise FeedError(f"feed: {node.name} belongs to another graph")
+        if node.op is not placeholder_op:
+            raise FeedError(f"feed: {node.name} is not a placeholder but the result of {node.op.name} (made at {', '.join(node.origins)})")
+        return node
+
+    def _feeds(self, prepared: Prepared, feed_dict: Mapping[Any, Any]) -> list[Array]:
+        given = {id(self._placeholder(k)): v for k, v in feed_dict.items()}
+        out = []
+        for node in prepared.feeds:
+            if id(node) not in given:
+                raise FeedError(f"placeholder {node.name} ({node.avals[0]}, made at {', '.join(node.origins)}) is needed for "
+                                f"these fetches and was not fed; pass feed_dict={{{node.name}: ...}}")
+            out.append(_convert(node, given[id(node)]))
+        return out
+
+    # ------------------------------------------------------------ state
+
+    def storage(self, state: State) -> Storage:
+        """The buffer of a state in this session, initialised on first use."""
+        if state.tensor is not None:
+            if state.captured_version is not None and state.tensor.version != state.captured_version:
+                changed = state.tensor.storage().written_at
+                raise GraphError(f"the eager tensor captured as {state.name} at {state.captured_at} was changed in place since"
+                                 + (f" at {changed}" if changed else "") + "; make it a Parameter, a Variable or a placeholder")
+            return state.tensor.storage()
+        found = self._store.get(state)
+        if found is None:
+            with self._lock:
+                found = self._store.get(state)
+                if found is None:
+                    initial = state.initial
+                    if isinstance(initial, Tensor):
+                        initial = self._execute(self.prepare([initial._node]), [])[0]
+                    found = self._store[state] = Storage(np.array(initial))
+        return found
+
+    def _execute(self, prepared: Prepared, feeds: Sequence[Array]) -> list[Any]:
+        program = prepared.program
+        env: dict[str, int] = {}
+        for node, array in zip(prepared.feeds, feeds):
+            bind_sizes(env, node.avals[0], array.shape, f"placeholder {node.name}")
+        if program.size_checks:
+            check_sizes(program, env)
+        arguments: list[Array] = [None] * len(program.arguments)  # type: ignore[list-item]
+        storages = {i: self.storage(state) for i, state in prepared.reads}
+        targets = [self.storage(u.state) for u in program.updates]
+        with ExitStack() as locks:
+            for storage in sorted({id(s): s for s in targets}.values(), key=id):
+                locks.enter_context(storage.lock)
+            fed = iter(feeds)
+            for i in range(len(arguments)):
+                arguments[i] = storages[i].array if i in storages else next(fed)
+            outputs, failed = prepared.runnable.run(arguments, [t.array for t in targets], env)
+            if failed is not None:
+                check = program.checks[failed]
+                raise FeedError(f"{check.op} at {', '.join(check.origins)}: an index is out of range in this run; nothing was updated")
+            for t in targets:
+                t.bump()
+            if program.draws:
+                with random.state.storage().lock:
+                    random.state._data[1] += program.draws
+                    random.state.storage().bump()
+        values = iter(outputs)
+        return [None if skip else next(values) for skip in prepared.skipped]
+
+
+def _convert(node: Node, value: Any) -> Array:
+    """A fed value as a contiguous array of the placeholder's dtype; same-kind casts only."""
+    if isinstance(value, Tensor):
+        value = value._array("feed")
+    array = np.asarray(value)
+    aval = node.avals[0]
+    if array.dtype != aval.dtype:
+        literal_ = not isinstance(value, (np.ndarray, np.generic))
+        fits = np.can_cast(array.dtype, aval.dtype, "same_kind") or (literal_ and array.dtype.kind in "bi" and aval.dtype.kind in "iuf")
+        if not fits or (array.dtype.kind in "iu" and aval.dtype.kind in "iu" and array.size
+                        and not _fits(array, aval.dtype)):
+            raise FeedError(f"placeholder {node.name} is {aval.dtype.name}, fed with {array.dtype.name}; cast it yourself if "
+                            "losing values is intended")
+        array = array.astype(aval.dtype)
+    if not (array.flags.c_contiguous and array.flags.aligned):
+        array = np.ascontiguousarray(array).reshape(array.shape)
+    return array
+
+
+def _fits(array: Array, dtype: Any) -> bool:
+    info = np.iinfo(dtype)
+    return bool(info.min <= array.min() and array.max() <= info.max)
+
+
+def _rebuild(structure: Any, values: Sequence[Any]) -> Any:
+    if isinstance(structure, int):
+        return _value(values[structure])
+    if structure[0] is dict:
+        return {k: _rebuild(s, values) for k, s in structure[1]}
+    if structure[0] == "namedtuple":
+        return structure[1](*(_rebuild(s, values) for s in structure[2]))
+    return structure[0](_rebuild(s, values) for s in structure[1])
+
+
+def _value(v: Any) -> Any:
+    return v if v is None or v.shape else v[()]
+
+
+def global_variables_initializer() -> Tensor:
+    """An update that sets every Variable of the graph to its initial value (sessions also do so on first use)."""
+    recorder = record.current_recorder()
+    if not isinstance(recorder, Graph):
+        raise record.located(GraphError("global_variables_initializer: use it inside `with graphc.Graph():`"))
+    updates = []
+    for node in list(recorder.nodes):
+        state = node.attrs.get("state")
+        if node.op.name == "read" and state is not None and state.tensor is None:
+            updates.append(recorder.assign(_symbol(node), state.initial, f"{state.name}_initializer"))
+    from .graph import group
+    return group(*updates, name="init")
+
+
+def _symbol(node: Node) -> Tensor:
+    from ..core.tensor import symbol
+    return symbol(Value(node, 0))
+
+
+__all__ = ["Dim", "InternalError", "Session", "Variable", "assign_op", "global_variables_initializer"]
