@@ -33,6 +33,7 @@ from .core.errors import (
     ShapeError,
 )
 from .core.random import initial_seed, manual_seed
+from .core import record
 from .core.record import eagerly, enable_grad, no_grad, record_sources
 from .core.tensor import Buffer, Parameter, Tensor, as_tensor, from_numpy, tensor
 from .ops import *  # noqa: F403
@@ -55,3 +56,11 @@ from .static import (
     name_scope,
     placeholder,
 )
+
+
+def _codegen():  # type: ignore[no-untyped-def]
+    from .codegen.port import Codegen
+    return Codegen()
+
+
+record.set_executor(_codegen)

@@ -61,5 +61,9 @@ class CompileError(GraphcError, RuntimeError):
     """A kernel that could not be lowered or compiled; the message names the node and its line."""
 
 
+class ScriptError(GraphcError, RuntimeError):
+    """A user's script that failed under `graphc compare` or `graphc dump`; the message holds its own traceback lines."""
+
+
 class InternalError(GraphcError, AssertionError):
     """A broken invariant of graphc itself: always a bug to report."""

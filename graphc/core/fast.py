@@ -13,7 +13,7 @@ import numpy as np
 
 from . import record
 from .node import Saved, TapeNode
-from .op import Op
+from .op import Op, reads
 from .tensor import Tensor, _new
 
 _ndarray, _asarray = np.ndarray, np.asarray
@@ -32,10 +32,13 @@ def _saved(x: Any) -> Any:
 def binary(op: Op, reflected: bool = False) -> Callable[[Any, Any], Any]:
     """The method behind an operator: ``binary(add_op)`` is ``Tensor.__add__``."""
     ufunc, apply = op.run, record.apply
-    save_x, save_y, save_out = "x" in op.saves, "y" in op.saves, "out" in op.saves
-    saves = save_x or save_y or save_out
+    saves = bool(op.saves)
+    by_x, by_y = reads(op, (0,)), reads(op, (1,))                # what the rule of each input reads
+    x_reads_x, x_reads_y, x_reads_out = "x" in by_x, "y" in by_x, "out" in by_x
+    y_reads_x, y_reads_y, y_reads_out = "x" in by_y, "y" in by_y, "out" in by_y
     differentiable = op.vjp is not None
-    to_float = op.promote == "float"
+    kinds = "f" if op.promote == "float" else op.kinds
+    picky = kinds != "biuf"
     flat_edges = record
 
     def method(x: Any, y: Any) -> Any:
@@ -45,7 +48,7 @@ def binary(op: Op, reflected: bool = False) -> Callable[[Any, Any], Any]:
             if flat_edges.recording_scopes or flat_edges.source_scopes:
                 return apply(op, x, y)
             a, b = x._data, y._data
-            if a.dtype is not b.dtype or (to_float and a.dtype.kind != "f"):
+            if a.dtype is not b.dtype or (picky and a.dtype.kind not in kinds):
                 return apply(op, x, y)
             data = ufunc(a, b)
         except AttributeError:                              # a number, an array, a symbol
@@ -57,15 +60,15 @@ def binary(op: Op, reflected: bool = False) -> Callable[[Any, Any], Any]:
         out = _new(Tensor)
         out._data = data
         out._storage = out._rare = None
-        if (x.requires_grad or y.requires_grad) and differentiable and (
-                not flat_edges.no_grad_scopes or flat_edges.modes.grad):
+        gx, gy = x.requires_grad, y.requires_grad
+        if (gx or gy) and differentiable and (not flat_edges.no_grad_scopes or flat_edges.modes.grad):
             saved = None
             if saves:
-                saved = (_saved(x) if save_x and y.requires_grad or save_out else None,
-                         _saved(y) if save_y and (x.requires_grad or save_out) else None,
-                         _saved(out) if save_out else None)
-            out._node = TapeNode(op, (x._node or x if x.requires_grad else None,
-                                      y._node or y if y.requires_grad else None), _EMPTY, (a.shape, b.shape), saved)
+                saved = (_saved(x) if gx and x_reads_x or gy and y_reads_x else None,
+                         _saved(y) if gx and x_reads_y or gy and y_reads_y else None,
+                         _saved(out) if gx and x_reads_out or gy and y_reads_out else None)
+            out._node = TapeNode(op, (x._node or x if gx else None, y._node or y if gy else None), _EMPTY,
+                                 (a.shape, b.shape), saved)
             out.requires_grad = True
         else:
             out._node = None
@@ -81,7 +84,7 @@ def binary(op: Op, reflected: bool = False) -> Callable[[Any, Any], Any]:
                 return apply(op, x, y)
             try:
                 data = ufunc(a, y)
-            except (OverflowError, ValueError):
+            except (OverflowError, ValueError, TypeError):
                 return apply(op, x, y)
             leaf = x
         elif tx is float or tx is int:
@@ -90,7 +93,7 @@ def binary(op: Op, reflected: bool = False) -> Callable[[Any, Any], Any]:
                 return apply(op, x, y)
             try:
                 data = ufunc(x, a)
-            except (OverflowError, ValueError):
+            except (OverflowError, ValueError, TypeError):
                 return apply(op, x, y)
             leaf = y
         else:
@@ -102,9 +105,12 @@ def binary(op: Op, reflected: bool = False) -> Callable[[Any, Any], Any]:
         out._storage = out._rare = None
         if leaf.requires_grad and differentiable and (not flat_edges.no_grad_scopes or flat_edges.modes.grad):
             edge = leaf._node or leaf
-            saved = (_saved(x) if save_x or save_out else None, _saved(y) if save_y or save_out else None,
-                     _saved(out) if save_out else None) if saves else None
             first = leaf is x
+            saved = None
+            if saves:
+                saved = (_saved(x) if (x_reads_x if first else y_reads_x) else None,
+                         _saved(y) if (x_reads_y if first else y_reads_y) else None,
+                         _saved(out) if (x_reads_out if first else y_reads_out) else None)
             out._node = TapeNode(op, (edge, None) if first else (None, edge), _EMPTY,
                                  (a.shape, ()) if first else ((), a.shape), saved)
             out.requires_grad = True

@@ -19,6 +19,7 @@ Trait = Literal[
     "effect",           # an update of a Variable: kept when fetched, ordered by control dependencies
     "view",             # eager result shares the input's buffer
     "cheap",            # a few instructions per element: recompute rather than store
+    "flat",             # the same elements in the same order: the result may be the input's buffer
 ]
 
 
@@ -83,7 +84,10 @@ class Op:
         `EachInput` for ops of any number of inputs. ``c`` is a `Context`. With several outputs ``g`` is a tuple in
         which None is zero.
     saves
-        What the rules read: "x", "y", "z" for the first three inputs, "*" for all, "out" for the outputs.
+        What the rules read: "x", "y", "z" for the first three inputs, "*" for all, "out" for the outputs; one such tuple
+        for all rules, or one per rule, so that only what the wanted gradients need is kept.
+    kinds
+        The dtype kinds that the first input may have: eager mode, which runs before it infers, asks this first.
     lower
         How codegen sees the op.
     promote
@@ -98,13 +102,15 @@ class Op:
     infer: Callable[..., Any]
     run: Callable[..., Any]
     vjp: tuple[Rule | None, ...] | EachInput | None = None
-    saves: tuple[str, ...] = ()
+    saves: tuple[str, ...] | tuple[tuple[str, ...], ...] = ()
     lower: Lowering | None = None
     promote: Literal["same", "float"] | None = None
+    kinds: str = "biuf"
     outputs: int = 1
     traits: frozenset[Trait] = frozenset()
     cost: float = 1.0
     compiled: bool = False      # eager calls of large arrays go to the compiled kernel through the Executor port
+    batched: tuple[int, ...] = ()               # inputs whose first axis is the batch: compiled once for every batch size
     check: Callable[..., Any] | None = None     # check(*inputs, **attrs) -> bool tensor that must be true at run time
 
     def __post_init__(self) -> None:
@@ -148,8 +154,15 @@ def all_ops() -> tuple[Op, ...]:
     return tuple(_REGISTRY[n] for n in sorted(_REGISTRY))
 
 
-def saved_positions(op: Op, n_inputs: int) -> tuple[int, ...]:
-    """The inputs that the op's gradient rules read."""
-    if "*" in op.saves:
+def reads(op: Op, wanted: Iterable[int]) -> set[str]:
+    """What the gradient rules of the inputs ``wanted`` read, in the words of `Op.saves`."""
+    if op.saves and isinstance(op.saves[0], tuple):
+        return {name for i in wanted for name in op.saves[i]}
+    return set(op.saves)  # type: ignore[arg-type]
+
+
+def saved_positions(names: set[str], n_inputs: int) -> tuple[int, ...]:
+    """The inputs among what `reads` found."""
+    if "*" in names:
         return tuple(range(n_inputs))
-    return tuple(i for i, k in enumerate(("x", "y", "z")) if k in op.saves)
+    return tuple(i for i, k in enumerate(("x", "y", "z")[:n_inputs]) if k in names)

@@ -14,7 +14,7 @@ from ..core.record import no_grad
 from ..core.tensor import Tensor, as_tensor, wrap
 from .recorder import edge_of
 
-__all__ = ["Variable", "backward", "grad"]
+__all__ = ["Variable", "backward", "grad", "gradcheck"]
 
 
 def _root(t: Tensor, cotangent: Any, what: str) -> tuple[Any, Tensor]:
@@ -144,5 +144,7 @@ def Variable(data: Any, requires_grad: bool = False, volatile: bool = False) -> 
     t = as_tensor(data).detach()  # type: ignore[attr-defined]
     return t if volatile or not requires_grad else t.requires_grad_()
 
+
+from .gradcheck import gradcheck  # noqa: E402 - it stands on grad()
 
 __all__ += ["no_grad"]

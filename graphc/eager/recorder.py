@@ -9,9 +9,9 @@ import numpy as np
 from ..core import record
 from ..core.aval import Aval
 from ..core.dtypes import promote, scalar_kind, to_float
-from ..core.errors import ArgumentError, DTypeError, GraphcError, InternalError, ShapeError
+from ..core.errors import AxisError, DTypeError, GraphcError, InternalError, ShapeError
 from ..core.node import Saved, TapeNode, Value
-from ..core.op import Op, saved_positions
+from ..core.op import Op, reads, saved_positions
 from ..core.tensor import Tensor, from_numpy, wrap
 from ..ops.basic import cast_op
 
@@ -37,6 +37,8 @@ def _as_array(x: Any) -> Any:
 
 
 def _run(op: Op, arrays: list[Any], attrs: dict[str, Any]) -> Any:
+    if arrays and arrays[0].dtype.kind not in op.kinds:
+        op.infer(*(Aval(a.shape, a.dtype) for a in arrays), **attrs)          # says which dtypes there are instead
     try:
         if op.compiled and arrays[0].size >= COMPILED_MIN_SIZE:
             return record.executor().call_op(op, tuple(arrays), attrs)
@@ -47,7 +49,7 @@ def _run(op: Op, arrays: list[Any], attrs: dict[str, Any]) -> Any:
             raise
         op.infer(*(Aval(a.shape, a.dtype) for a in arrays), **attrs)      # says what is wrong, in graphc's words
         if isinstance(failure, IndexError):
-            raise ArgumentError(f"{op.name}: {failure}") from failure
+            raise AxisError(f"{op.name}: {failure}") from failure
         shapes = ", ".join(str(Aval(a.shape, a.dtype)) for a in arrays)
         raise InternalError(f"{op.name}({shapes}): infer accepts what run rejects: {failure}") from failure
 
@@ -91,7 +93,7 @@ def _share(base: Tensor, out: Any) -> None:
     """Tensors that share memory share a Storage, so that a write through one is seen by all."""
     for view in out if type(out) is tuple else (out,):
         b = view._data.base
-        if b is not None and (b is base._data or b is base._data.base):
+        if view._data is base._data or b is not None and (b is base._data or b is base._data.base):
             view._storage = base.storage()
             view._more().base = base
 
@@ -110,11 +112,11 @@ def _tape(op: Op, tensors: list[Tensor], attrs: dict[str, Any], results: Any) ->
     outs = results if type(results) is tuple else (results,)
     saved: list[Any] | None = None
     if op.saves:
+        names = reads(op, [i for i, t in enumerate(tensors) if t.requires_grad])
         saved = [None] * (len(tensors) + len(outs))
-        for i in saved_positions(op, len(tensors)):
-            if i < len(tensors):
-                saved[i] = save(tensors[i])
-        if "out" in op.saves:
+        for i in saved_positions(names, len(tensors)):
+            saved[i] = save(tensors[i])
+        if "out" in names:
             saved[len(tensors):] = [save(t) for t in outs]
     if type(results) is tuple and op.outputs == 0:
         attrs = {**attrs, "_outputs": range(len(outs))}

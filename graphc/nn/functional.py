@@ -1,6 +1,6 @@
-"""Layers as functions, with PyTorch's names and argument order: the op library's functions, and what modules add to them.
+"""Layers as functions, with PyTorch's names and order of arguments.
 
-What is here only for its order of arguments calls the op library; nothing here is an op.
+The op library's functions where their arguments agree, else thin functions over them; nothing here is an op.
 """
 from __future__ import annotations
 
@@ -10,36 +10,15 @@ from ..core import record
 from ..core.dims import format_shape, size_of
 from ..core.errors import ArgumentError, DTypeError, ModeError, ShapeError
 from ..core.tensor import Tensor, as_tensor
-from ..ops import (
-    avg_pool2d,
-    compose,
-    conv2d,
-    detach,
-    dropout,
-    elu,
-    gelu,
-    index,
-    layer_norm,
-    leaky_relu,
-    linear,
-    log_softmax,
-    max_pool2d,
-    mean,
-    moveaxis,
-    relu,
-    reshape,
-    rsqrt,
-    shape,
-    sigmoid,
-    silu,
-    softmax,
-    softplus,
-    take,
-    tanh,
-    unsqueeze,
-    where,
-)
-from ..ops.reduce import size_value
+from ..ops import compose, index, shape
+from ..ops.basic import detach
+from ..ops.compose import dropout, elu, gelu, layer_norm, leaky_relu, log_softmax, silu, softmax, softplus
+from ..ops.conv import avg_pool2d, conv2d, max_pool2d
+from ..ops.elementwise import relu, rsqrt, sigmoid, tanh, where
+from ..ops.index import take
+from ..ops.linalg import linear
+from ..ops.reduce import mean, size_value
+from ..ops.shape import moveaxis, reshape, unsqueeze
 
 __all__ = [
     "avg_pool2d",
@@ -98,34 +77,46 @@ def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor |
     """
     if input.ndim < 2:
         raise record.located(ShapeError(f"batch_norm: input {format_shape(input.shape)}; expected (n, c, ...)"))
-    channels = (1, -1, *(1,) * (input.ndim - 2))
-    if not training:
-        if running_mean is None or running_var is None:
-            raise record.located(ArgumentError("batch_norm: without training it needs running_mean and running_var"))
-        scale = rsqrt(running_var + eps)
-        scale = scale if weight is None else scale * weight
-        offset = -running_mean * scale if bias is None else bias - running_mean * scale
-        return input * reshape(scale, channels) + reshape(offset, channels)
-    axes = (0, *range(2, input.ndim))
-    count = size_of(tuple(input.shape[a] for a in axes))
+    if training:
+        return _batch_norm_training(input, running_mean, running_var, weight, bias, momentum, eps)
+    if running_mean is None or running_var is None:
+        raise record.located(ArgumentError("batch_norm: without training it needs running_mean and running_var"))
+    return _batch_norm_evaluation(input, running_mean, running_var, weight, bias, eps)
+
+
+def _per_channel(t: Tensor, ndim: int) -> Any:
+    return reshape(t, (1, -1, *(1,) * (ndim - 2)))
+
+
+def _batch_norm_evaluation(x: Any, mean: Any, var: Any, weight: Any, bias: Any, eps: float) -> Tensor:
+    # (x - mean) / sqrt(var + eps) * weight + bias = x * scale + offset, both per channel
+    scale: Any = rsqrt(var + eps)
+    scale = scale if weight is None else scale * weight
+    offset = -mean * scale if bias is None else bias - mean * scale
+    out: Tensor = x * _per_channel(scale, x.ndim) + _per_channel(offset, x.ndim)
+    return out
+
+
+def _batch_norm_training(x: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any, momentum: Any,
+                         eps: float) -> Tensor:
+    axes = (0, *range(2, x.ndim))
+    count = size_of(tuple(x.shape[a] for a in axes))
     if isinstance(count, int) and count < 2:
         raise record.located(ShapeError(f"batch_norm: training wants more than one value per channel; input "
-                                        f"{format_shape(input.shape)} has {count}"))
-    centre = mean(input, axes, True)
-    centred = input - centre
-    variance = mean(centred * centred, axes, True)
+                                        f"{format_shape(x.shape)} has {count}"))
+    centre = mean(x, axes, True)
+    centred = x - centre
+    variance: Any = mean(centred * centred, axes, True)
     if running_mean is not None and running_var is not None:
         with record.no_grad():
-            n = size_value(count, input.dtype)
-            _move(running_mean, reshape(detach(centre), (-1,)), momentum)
-            _move(running_var, reshape(detach(variance), (-1,)) * (n / (n - 1)), momentum)
-    scale = rsqrt(variance + eps)
-    out = centred * (scale if weight is None else scale * reshape(weight, channels))
-    return out if bias is None else out + reshape(bias, channels)
-
-
-def _move(running: Any, batch: Tensor, momentum: float | Tensor) -> None:
-    running.copy_(running * (1 - momentum) + batch * momentum)
+            n = size_value(count, x.dtype)
+            unbiased = reshape(detach(variance) * (n / (n - 1)), (-1,))
+            for running, batch in ((running_mean, reshape(detach(centre), (-1,))), (running_var, unbiased)):
+                running.copy_(running * (1 - momentum) + batch * momentum)
+    scale: Any = rsqrt(variance + eps)
+    out: Any = centred * (scale if weight is None else scale * _per_channel(weight, x.ndim))
+    shifted: Tensor = out if bias is None else out + _per_channel(bias, x.ndim)
+    return shifted
 
 
 # ---------------------------------------------------------------- rows by index
@@ -147,7 +138,8 @@ def embedding(input: Any, weight: Tensor, padding_idx: int | None = None) -> Ten
     if padding_idx is None:
         return out
     row = padding_idx + weight.shape[0] if padding_idx < 0 else padding_idx
-    return where(unsqueeze(input == row, -1), detach(out), out)      # type: ignore[arg-type]
+    padding: Any = input == row
+    return where(unsqueeze(padding, -1), detach(out), out)
 
 
 def one_hot(tensor: Any, num_classes: int = -1) -> Tensor:
@@ -155,7 +147,7 @@ def one_hot(tensor: Any, num_classes: int = -1) -> Tensor:
     target = as_tensor(tensor)
     if num_classes == -1:
         if target.is_symbolic:
-            raise record.located(ModeError("one_hot: in a graph num_classes must be given; a shape cannot follow from values"))
+            raise record.located(ModeError("one_hot: a graph's shapes do not follow from values; give num_classes"))
         num_classes = int(target._data.max()) + 1
     return index.one_hot(target, num_classes)
 
@@ -170,7 +162,7 @@ def pad(input: Any, pad: Any, mode: str = "constant", value: float | None = None
 # ---------------------------------------------------------------- losses
 
 def reduction_of(reduction: str, size_average: bool | None = None, reduce: bool | None = None) -> str:
-    """The reduction that today's and 2017's arguments ask for: ``size_average=False`` is "sum", ``reduce=False`` "none"."""
+    """The reduction asked for, in today's words or 2017's: ``size_average=False`` is "sum", ``reduce=False`` "none"."""
     if reduction not in ("mean", "sum", "none"):
         raise record.located(ArgumentError(f"reduction is 'mean', 'sum' or 'none', not {reduction!r}"))
     if size_average is None and reduce is None:
@@ -187,7 +179,7 @@ def _classes_last(x: Tensor) -> Tensor:
 
 def cross_entropy(input: Tensor, target: Any, *, size_average: bool | None = None, reduce: bool | None = None,
                   reduction: str = "mean") -> Tensor:
-    """Softmax cross-entropy of scores (n, classes, ...) against class indices (n, ...) or probabilities (n, classes, ...)."""
+    """Softmax cross-entropy of scores (n, classes, ...) against classes (n, ...) or probabilities (n, classes, ...)."""
     target = as_tensor(target)
     if target.dtype.kind == "f" and target.ndim == input.ndim:
         target = _classes_last(target)

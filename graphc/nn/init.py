@@ -1,10 +1,11 @@
 """Initial values of parameters, written into a tensor's buffer and drawn from graphc's generator.
 
-`graphc.manual_seed` makes them reproducible. All of them run eagerly, whatever is being recorded, and return the tensor.
+`graphc.manual_seed` makes them reproducible. All run eagerly, whatever is being recorded, and return the tensor.
 """
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from ..core import record
 from ..core.dims import format_shape
 from ..core.errors import ArgumentError, ModeError, ShapeError
 from ..core.tensor import Tensor
-from ..ops import rand, randn
+from ..ops.create import rand, randn
 
 
 def _write(tensor: Tensor, values: Any) -> Tensor:
@@ -25,6 +26,12 @@ def _write(tensor: Tensor, values: Any) -> Tensor:
     return tensor
 
 
+def _drawn(draw: Callable[..., Any], tensor: Tensor, scale: float, offset: float) -> Tensor:
+    with record.eagerly(), record.no_grad():
+        values = draw(tensor.shape, dtype=tensor.dtype) * scale + offset
+    return _write(tensor, values._data)
+
+
 def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
     """Uniform in [a, b).
 
@@ -34,14 +41,12 @@ def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
     >>> bool((t >= -2).all()), bool((t < 2).all())
     (True, True)
     """
-    with record.eagerly(), record.no_grad():
-        return _write(tensor, (rand(tensor.shape, dtype=tensor.dtype) * (b - a) + a)._data)
+    return _drawn(rand, tensor, b - a, a)
 
 
 def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """Normal with the given mean and standard deviation."""
-    with record.eagerly(), record.no_grad():
-        return _write(tensor, (randn(tensor.shape, dtype=tensor.dtype) * std + mean)._data)
+    return _drawn(randn, tensor, std, mean)
 
 
 def constant_(tensor: Tensor, value: float) -> Tensor:
@@ -70,8 +75,9 @@ def fans(tensor: Tensor) -> tuple[int, int]:
     if tensor.ndim < 2:
         raise record.located(ShapeError(f"init: fan-in and fan-out need a weight of two axes or more, not "
                                         f"{format_shape(tensor.shape)}"))
-    window = math.prod(int(s) for s in tensor.shape[2:])          # type: ignore[arg-type]
-    return int(tensor.shape[1]) * window, int(tensor.shape[0]) * window   # type: ignore[arg-type]
+    outputs, inputs, *kernel = tensor._array("init").shape
+    window: int = math.prod(kernel)
+    return inputs * window, outputs * window
 
 
 _GAINS = {"linear": 1.0, "conv2d": 1.0, "sigmoid": 1.0, "tanh": 5.0 / 3, "relu": math.sqrt(2.0), "selu": 0.75}
@@ -83,8 +89,8 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
         slope = 0.01 if param is None else param
         return math.sqrt(2.0 / (1 + slope * slope))
     if nonlinearity not in _GAINS:
-        raise record.located(ArgumentError(f"calculate_gain: nonlinearity is one of {', '.join([*_GAINS, 'leaky_relu'])}, "
-                                           f"not {nonlinearity!r}"))
+        known = ", ".join([*_GAINS, "leaky_relu"])
+        raise record.located(ArgumentError(f"calculate_gain: nonlinearity is one of {known}, not {nonlinearity!r}"))
     return _GAINS[nonlinearity]
 
 

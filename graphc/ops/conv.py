@@ -248,10 +248,12 @@ conv2d_op = Op(
     run=_conv_run,
     vjp=(lambda g, c: record.apply(conv2d_dx_op, g, c.y, **_attrs(c), size=c.shapes[0][2:]),
          lambda g, c: record.apply(conv2d_dw_op, c.x, g, **_attrs(c), kernel=c.shapes[1][2:])),
-    saves=("x", "y"),
+    saves=(("y",), ("x",)),
     lower=Loops(_conv_loops),
+    kinds="f",
     cost=100.0,
     compiled=True,
+    batched=(0,),
 )
 
 conv2d_dx_op = Op(
@@ -260,10 +262,12 @@ conv2d_dx_op = Op(
     run=_conv_dx_run,
     vjp=(lambda g, c: record.apply(conv2d_op, g, c.y, **_attrs(c)),
          lambda g, c: record.apply(conv2d_dw_op, g, c.x, **_attrs(c), kernel=c.shapes[1][2:])),
-    saves=("x", "y"),
+    saves=(("y",), ("x",)),
     lower=Loops(_conv_dx_loops),
+    kinds="f",
     cost=100.0,
     compiled=True,
+    batched=(0,),
 )
 
 conv2d_dw_op = Op(
@@ -272,10 +276,12 @@ conv2d_dw_op = Op(
     run=_conv_dw_run,
     vjp=(lambda g, c: record.apply(conv2d_dx_op, c.y, g, **_attrs(c), size=c.shapes[0][2:]),
          lambda g, c: record.apply(conv2d_op, c.x, g, **_attrs(c))),
-    saves=("x", "y"),
+    saves=(("y",), ("x",)),
     lower=Loops(_conv_dw_loops),
+    kinds="f",
     cost=100.0,
     compiled=True,
+    batched=(0, 1),
 )
 
 
@@ -302,6 +308,8 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int | 
 # ---------------------------------------------------------------- pooling
 
 def _pool_infer(name: str, x: Aval, kernel: Pair, stride: Pair, padding: Pair) -> Shape:
+    if x.dtype.kind == "b":
+        raise DTypeError(f"{name}: takes numbers, not bool")
     if x.ndim != 4:
         raise ShapeError(f"{name}: input {format_shape(x.shape)}; expected (n, c, h, w)")
     if any(2 * p > k for p, k in zip(padding, kernel)):
@@ -313,6 +321,7 @@ def _pool_infer(name: str, x: Aval, kernel: Pair, stride: Pair, padding: Pair) -
 
 
 def _max_pool_run(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Array, Array]:
+    _pool_infer("max_pool2d", Aval(x.shape, x.dtype), kernel, stride, padding)
     low = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
     win = _windows(x, kernel, stride, padding, (1, 1), low)
     best, where = win[..., 0, 0].copy(), np.zeros(win.shape[:4], np.int32)
@@ -366,8 +375,10 @@ max_pool2d_op = Op(
     saves=("out",),
     lower=Loops(_max_pool_loops),
     outputs=2,
+    kinds="iuf",
     cost=8.0,
     compiled=True,
+    batched=(0,),
 )
 
 
@@ -413,7 +424,7 @@ def _unpool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pair,
 
 def _pick_window_run(x: Array, where: Array, kernel: Pair, stride: Pair, padding: Pair) -> Array:
     win = _windows(x, kernel, stride, padding, (1, 1))
-    flat = win.reshape(*win.shape[:4], -1)
+    flat = win.reshape(*win.shape[:4], kernel[0] * kernel[1])
     return np.take_along_axis(flat, where[..., None].astype(np.int64), -1)[..., 0]
 
 
@@ -441,6 +452,7 @@ max_unpool2d_op = Op(
     lower=Loops(_unpool_loops),
     cost=8.0,
     compiled=True,
+    batched=(0, 1),
 )
 
 pick_window_op = Op(
@@ -456,6 +468,7 @@ pick_window_op = Op(
 
 
 def _avg_pool_run(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> Array:
+    _pool_infer("avg_pool2d", Aval(x.shape, x.dtype), kernel, stride, padding)
     return (_windows(x, kernel, stride, padding, (1, 1)).sum((4, 5)) / x.dtype.type(kernel[0] * kernel[1])).astype(x.dtype)
 
 
@@ -516,8 +529,10 @@ avg_pool2d_op = Op(
     vjp=(lambda g, c: record.apply(avg_unpool2d_op, g, kernel=c.kernel, stride=c.stride, padding=c.padding,
                                    size=c.shapes[0][2:]),),
     lower=Loops(_avg_pool_loops),
+    kinds="f",
     cost=8.0,
     compiled=True,
+    batched=(0,),
 )
 
 avg_unpool2d_op = Op(
@@ -528,6 +543,7 @@ avg_unpool2d_op = Op(
     lower=Loops(_avg_unpool_loops),
     cost=8.0,
     compiled=True,
+    batched=(0,),
 )
 
 

@@ -45,19 +45,19 @@ def unary(name: str, run: Callable[..., Array], vjp: Rule | None = None, saves: 
         _check(name, kinds, x)
         return Aval(x.shape, to or x.dtype)
     return Op(name, infer, run, (vjp,) if vjp else None, saves, Map(lower) if lower else _template(name),
-              promote="float" if floating else None, cost=cost, traits=CHEAP if cost <= 2 else frozenset(),
-              compiled=compiled)
+              promote="float" if floating else None, kinds=kinds, cost=cost, traits=CHEAP if cost <= 2 else frozenset(),
+              compiled=compiled, batched=(0,) if compiled else ())
 
 
 def binary(name: str, run: Callable[..., Array], vjp: tuple[Rule | None, Rule | None] | None = None,
-           saves: tuple[str, ...] = (), *, lower: Callable[..., Any] | None = None, kinds: str = "biuf",
+           saves: tuple[Any, ...] = (), *, lower: Callable[..., Any] | None = None, kinds: str = "biuf",
            floating: bool = False, to: Any = None, cost: float = 1.0, commutative: bool = False) -> Op:
     def infer(x: Aval, y: Aval) -> Aval:
         _check(name, kinds, x, y)
         return Aval(broadcast(name, x.shape, y.shape), to or x.dtype)
     traits = (CHEAP if cost <= 2 else frozenset()) | ({"commutative"} if commutative else set())
     return Op(name, infer, run, vjp, saves, Map(lower) if lower else _template(name),
-              promote="float" if floating else "same", cost=cost, traits=traits)
+              promote="float" if floating else "same", kinds=kinds, cost=cost, traits=traits)
 
 
 # ---------------------------------------------------------------- arithmetic
@@ -66,15 +66,15 @@ add_op = binary("add", np.add, (lambda g, c: fit(g, c.shapes[0]), lambda g, c: f
                 lower=lambda b, x, y: b.lor(x, y) if x.dtype == "bool" else b.add(x, y), commutative=True)
 sub_op = binary("sub", np.subtract, (lambda g, c: fit(g, c.shapes[0]), lambda g, c: fit(-g, c.shapes[1])), kinds="iuf")
 mul_op = binary("mul", np.multiply, (lambda g, c: fit(g * c.y, c.shapes[0]), lambda g, c: fit(g * c.x, c.shapes[1])),
-                saves=("x", "y"), lower=lambda b, x, y: b.land(x, y) if x.dtype == "bool" else b.mul(x, y),
+                saves=(("y",), ("x",)), lower=lambda b, x, y: b.land(x, y) if x.dtype == "bool" else b.mul(x, y),
                 commutative=True)
 div_op = binary("div", np.true_divide,
                 (lambda g, c: fit(g / c.y, c.shapes[0]), lambda g, c: fit(-g * c.out / c.y, c.shapes[1])),
-                saves=("y", "out"), floating=True, cost=4)
+                saves=(("y",), ("y", "out")), floating=True, cost=4)
 floordiv_op = binary("floordiv", np.floor_divide, kinds="iuf", cost=4)
 mod_op = binary("mod", np.remainder,
                 (lambda g, c: fit(g, c.shapes[0]), lambda g, c: fit(-g * (c.x // c.y), c.shapes[1])),
-                saves=("x", "y"), kinds="iuf", cost=4)
+                saves=((), ("x", "y")), kinds="iuf", cost=4)
 
 
 def _pow_dx(g: Tensor, c: Any) -> Tensor:
@@ -96,7 +96,7 @@ def _pow_run(x: Array, y: Array) -> Array:
     return np.power(x, y)
 
 
-pow_op = binary("pow", _pow_run, (_pow_dx, _pow_dy), saves=("x", "y", "out"), kinds="iuf", cost=40,
+pow_op = binary("pow", _pow_run, (_pow_dx, _pow_dy), saves=(("x", "y"), ("x", "y", "out")), kinds="iuf", cost=40,
                 lower=lambda b, x, y: b.ipow(x, y) if x.dtype[0] in "iu" else b.pow(x, y))
 maximum_op = binary("maximum", np.maximum,
                     (lambda g, c: fit(_winner(g, c.x, c.y), c.shapes[0]), lambda g, c: fit(_winner(g, c.y, c.x), c.shapes[1])),
@@ -223,6 +223,7 @@ where_op = Op(
          lambda g, c: fit(where(c.x, 0.0, g), c.shapes[2])),
     saves=("x",),
     lower=Map(lambda b, cond, x, y: b.select(cond, x, y)),
+    kinds="b",
     traits=CHEAP,
 )
 

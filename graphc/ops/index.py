@@ -7,7 +7,7 @@ import numpy as np
 
 from ..core import record
 from ..core.aval import Aval, broadcast, normalize_axis
-from ..core.dims import Dim, Shape, Size, at_least, format_shape
+from ..core.dims import Dim, Shape, Size, at_least, format_shape, same_size
 from ..core.dtypes import bool_, int64
 from ..core.errors import AxisError, DTypeError, ModeError, ShapeError
 from ..core.op import EachInput, Loops, Op, Pull
@@ -34,6 +34,8 @@ def _index_shape(x: Aval, indices: tuple[Aval, ...], axes: tuple[int, ...]) -> S
 def _window(ndim: int, axes: tuple[int, ...], indices: tuple[Array, ...]) -> tuple[Any, ...]:
     out: list[Any] = [slice(None)] * ndim
     for a, i in zip(axes, indices):
+        if i.dtype.kind == "b":                              # NumPy would take it for a mask
+            raise IndexError("an index is bool")
         out[a] = i
     return tuple(out)
 
@@ -123,16 +125,22 @@ index_add_op = Op(
 def _pick_infer(x: Aval, target: Aval) -> Aval:
     if target.dtype.kind not in "iu":
         raise DTypeError(f"pick: targets are class indices (integers), not {target.dtype.name}")
-    if x.ndim == 0 or target.ndim != x.ndim - 1:
+    if x.ndim == 0 or target.ndim != x.ndim - 1 or any(same_size(n, m) is None for n, m in zip(x.shape, target.shape)):
         raise ShapeError(f"pick: {format_shape(target.shape)} targets for rows of {format_shape(x.shape)}; expected "
                          f"{format_shape(x.shape[:-1])}")
-    return Aval(broadcast("pick", x.shape[:-1], target.shape), x.dtype)
+    return Aval(x.shape[:-1], x.dtype)
+
+
+def _pick_run(x: Array, target: Array) -> Array:
+    if target.shape != x.shape[:-1]:
+        raise ValueError("shapes")                           # take_along_axis would broadcast
+    return np.take_along_axis(x, target[..., None], -1)[..., 0]
 
 
 pick_op = Op(
     "pick",                              # out[..., ] = x[..., target[...]]
     infer=_pick_infer,
-    run=lambda x, target: np.take_along_axis(x, target[..., None].astype(np.int64), -1)[..., 0],
+    run=_pick_run,
     vjp=(lambda g, c: record.apply(place_op, g, c.y, size=c.shapes[0][-1]), None),
     saves=("y",),
     lower=Pull(lambda b, index, x, target: x.at([*index, b.wrap_index(b.cast(target.at(index), "int64"), x.shape[-1])])),

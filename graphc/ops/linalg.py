@@ -35,6 +35,12 @@ def _matmul_infer(x: Aval, y: Aval, ta: bool, tb: bool) -> Aval:
     return Aval((*broadcast("matmul", x.shape[:-2], y.shape[:-2]), m, n), x.dtype)
 
 
+def _matmul_run(x: Array, y: Array, ta: bool, tb: bool) -> Array:
+    if x.ndim < 2 or y.ndim < 2:
+        raise ValueError("vectors")                          # NumPy would take them
+    return np.matmul(_swap(x, ta), _swap(y, tb))
+
+
 def _dx(g: Tensor, c: Any) -> Tensor:
     # C = A B: dA = G B';  C = A' B: dA = B G'
     d = matmul_t(c.y, g, c.tb, True) if c.ta else matmul_t(g, c.y, False, not c.tb)
@@ -88,10 +94,11 @@ def _integer_loops(k: Any, x: Any, y: Any, out: Any, ta: bool, tb: bool, m: Any,
 matmul_op = Op(
     "matmul",
     infer=_matmul_infer,
-    run=lambda x, y, ta, tb: np.matmul(_swap(x, ta), _swap(y, tb)),
+    run=_matmul_run,
     vjp=(_dx, _dy),
-    saves=("x", "y"),
+    saves=(("y",), ("x",)),
     lower=Loops(_loops),
+    kinds="iuf",
     cost=100.0,
 )
 

@@ -32,7 +32,7 @@ reshape_op = Op(
     run=lambda x, shape: x.reshape(shape),
     vjp=(lambda g, c: reshape(g, c.shapes[0]),),
     lower=Pull(lambda b, index, x, shape: x.at_flat(b.flatten(index, shape)), view=True),
-    traits=VIEW,
+    traits=VIEW | {"flat"},
 )
 
 
@@ -104,9 +104,15 @@ expand_dims = unsqueeze
 
 # ---------------------------------------------------------------- transpose
 
+def _transpose_infer(x: Aval, axes: tuple[int, ...]) -> Aval:
+    if sorted(axes) != list(range(x.ndim)):
+        raise ShapeError(f"transpose: {axes} is not an order of the {x.ndim} axes of {format_shape(x.shape)}")
+    return Aval(tuple(x.shape[a] for a in axes), x.dtype)
+
+
 transpose_op = Op(
     "transpose",
-    infer=lambda x, axes: Aval(tuple(x.shape[a] for a in axes), x.dtype),
+    infer=_transpose_infer,
     run=lambda x, axes: x.transpose(axes),
     vjp=(lambda g, c: permute(g, tuple(int(a) for a in np.argsort(c.axes))),),
     lower=Pull(lambda b, index, x, axes: x.at([index[axes.index(k)] for k in range(len(axes))]), view=True),
@@ -193,7 +199,7 @@ def _slice_run(x: Array, starts: tuple[int, ...], sizes: tuple[int, ...], steps:
     for start, n, step in zip(starts, sizes, steps):
         stop = start + n * step
         window.append(slice(start, stop if stop >= 0 else None, step) if n else slice(0, 0))
-    return x[tuple(window)]
+    return x[(*window, ...)]              # the ellipsis keeps 0-d arrays arrays
 
 
 slice_op = Op(
@@ -264,6 +270,12 @@ def _pad_infer(x: Aval, widths: tuple[tuple[int, int], ...], value: float) -> Av
     return Aval(tuple(s + a + b for s, (a, b) in zip(x.shape, widths)), x.dtype)
 
 
+def _pad_run(x: Array, widths: tuple[tuple[int, int], ...], value: float) -> Array:
+    if len(widths) != x.ndim:
+        raise ValueError("widths")                           # NumPy would repeat a single pair
+    return np.pad(x, widths, constant_values=value) if widths else x.copy()
+
+
 def _pad_element(b: Any, index: Any, x: Any, widths: tuple[tuple[int, int], ...], value: float) -> Any:
     inside, source = b.const(True, "bool"), []
     for i, n, (before, after) in zip(index, x.shape, widths):
@@ -279,7 +291,7 @@ def _pad_element(b: Any, index: Any, x: Any, widths: tuple[tuple[int, int], ...]
 pad_op = Op(
     "pad",
     infer=_pad_infer,
-    run=lambda x, widths, value: np.pad(x, widths, constant_values=value),
+    run=_pad_run,
     vjp=(lambda g, c: record.apply(slice_op, g, starts=tuple(a for a, _ in c.widths), sizes=c.shapes[0],
                                    steps=(1,) * len(c.widths)),),
     lower=Pull(_pad_element),

@@ -9,7 +9,7 @@ import numpy as np
 from ..core.dims import Dim, evaluate
 from ..core.node import Node, Value
 from ..ops.basic import constant_op
-from .program import Program
+from .program import Program, toposort
 
 Array = np.ndarray[Any, Any]
 
@@ -56,6 +56,7 @@ class Interpreted:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.nodes = program.nodes()
+        self.check_nodes = toposort(c.value.node for c in program.checks)
 
     def run(self, arguments: Sequence[Array], targets: Sequence[Array], env: Mapping[str, int]) -> tuple[list[Array], int | None]:
         """Run once.
@@ -75,11 +76,11 @@ class Interpreted:
         """
         program = self.program
         known = {id(n): (a,) for n, a in zip(program.arguments, arguments)}
-        values = evaluate_values(program.roots, known, self.nodes, env)
-        n, m = len(program.outputs), len(program.updates)
-        for i, ok in enumerate(values[n + m:]):
+        for i, ok in enumerate(evaluate_values([c.value for c in program.checks], dict(known), self.check_nodes, env)):
             if not bool(ok):
                 return [], i
+        values = evaluate_values(program.roots, known, self.nodes, env)
+        n, m = len(program.outputs), len(program.updates)
         outputs = [np.array(v) for v in values[:n]]
         new = [np.array(v) for v in values[n:n + m]]
         for target, v in zip(targets, new):

@@ -191,12 +191,12 @@ def _erf(x: Array) -> Array:
     for n in range(1, 220):
         term = term * (2 * x * x) / (2 * n + 1)
         total = total + term
-    return total * np.exp(-x * x) * 2 / np.sqrt(np.arctan(x.dtype.type(1)) * 4)
+    return np.asarray(total * np.exp(-x * x) * 2 / np.sqrt(np.arctan(x.dtype.type(1)) * 4))
 
 
 def _sigmoid(x: Array) -> Array:
     e = np.exp(-np.abs(x))
-    return np.where(x < 0, e, x.dtype.type(1)) / (1 + e)
+    return np.asarray(np.where(x < 0, e, x.dtype.type(1)) / (1 + e))
 
 
 REFERENCE: dict[str, Callable[..., Array]] = {
@@ -207,7 +207,8 @@ REFERENCE: dict[str, Callable[..., Array]] = {
 def reference(op: str, *args: Array) -> Array:
     """``op`` in the next wider format."""
     with np.errstate(all="ignore"):
-        return REFERENCE.get(op, getattr(np, op, None))(*(a.astype(_wide(a.dtype.name)) for a in args))
+        function = REFERENCE[op] if op in REFERENCE else getattr(np, op)
+        return np.asarray(function(*(a.astype(_wide(a.dtype.name)) for a in args)))
 
 
 def ulps(got: Array, want: Array) -> Array:
@@ -410,8 +411,7 @@ def test_one_value_is_computed_once() -> None:
     x = Var("x", "float32")
     pair = loop_over("float32", ("a",), Let("x", X), Let("s", call("sin", x)), Let("c", call("cos", x)),
                      Store("out", Var("i"), call("add", Var("s", "float32"), Var("c", "float32"))))
-    expected = 2 * _count(expanded("sin", "float32"), "fma") - 11                # 4 of the reduction, 7 of sin and cos
-    assert _count(verify(vmath.expand(pair)), "fma") == expected
+    assert _count(verify(vmath.expand(pair)), "fma") == _count(expanded("sin", "float32"), "fma")
 
 
 def test_what_a_store_or_set_may_change_is_read_again() -> None:

@@ -1,0 +1,354 @@
+"""The kernel builder: what op literals and the lowering write loops with.
+
+`Builder` holds scalar and index arithmetic and the statement being written; values appear to an op as accesses
+(`Stored` in a buffer, `Inlined` from its own inputs) with ``at(index)``, ``at_flat(i)`` and ``shape``. An op's template
+never sees a buffer name.
+"""
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..core.dims import Dim, Size
+from ..core.errors import CompileError, InternalError
+from . import loopir as ir
+from .loopir import Call, Const, Expr, Load, Var
+
+CHUNK_WORK = 40_000.0         # scalar operations that make a chunk worth handing to another thread
+UNKNOWN_SIZE = 32             # what a size known only at run time counts for in estimates
+
+
+class Builder:
+    """Scalar expressions, index expressions, and the statements of the kernel being written."""
+
+    def __init__(self) -> None:
+        self._blocks: list[list[ir.Stmt]] = []
+        self._memos: list[dict[Any, Expr]] = []
+        self._names = itertools.count()
+        self.sizes: dict[str, None] = {}
+
+    # ------------------------------------------------------------ scalars
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ir.SCALAR_OPS:
+            raise AttributeError(name)
+        return lambda *args, **kw: self.call(name, *args, **kw)
+
+    def call(self, name: str, *args: Expr, dtype: str | None = None) -> Expr:
+        return ir.call(name, *args, dtype=dtype)
+
+    def const(self, value: Any, dtype: str) -> Expr:
+        value = bool(value) if dtype == "bool" else float(value) if dtype[0] == "f" else int(value)
+        return Const(value, dtype)
+
+    def cast(self, x: Expr, dtype: str) -> Expr:
+        if x.dtype == dtype:
+            return x
+        if isinstance(x, Const):
+            with np.errstate(all="ignore"):
+                return self.const(np.asarray(x.value, x.dtype).astype(dtype).item(), dtype)
+        if dtype == "bool":
+            return self.ne(x, self.const(0, x.dtype))  # type: ignore[no-any-return]
+        return Call("cast", (x,), dtype)
+
+    def land(self, x: Expr, y: Expr) -> Expr:
+        for a, b in ((x, y), (y, x)):
+            if isinstance(a, Const):
+                return b if a.value else a
+        return ir.call("land", x, y)
+
+    def select(self, cond: Expr, x: Expr, y: Expr) -> Expr:
+        if isinstance(cond, Const):
+            return x if cond.value else y
+        return Call("select", (cond, x, y), x.dtype)
+
+    def ipow(self, x: Expr, y: Expr) -> Expr:
+        """x**y of integers by squaring, exponents below 2^16."""
+        result, base = self.const(1, x.dtype), x
+        for bit in range(16):
+            has = self.ne(self.call("and", y, self.const(1 << min(bit, 6) if x.dtype in ("int8", "uint8") else 1 << bit, x.dtype)),
+                          self.const(0, x.dtype))
+            if x.dtype in ("int8", "uint8") and bit > 6:
+                break
+            result = self.let(self.select(has, self.mul(result, base), result))
+            base = self.let(self.mul(base, base))
+        return result
+
+    def lowest(self, dtype: str) -> Expr:
+        return self.const(-math.inf if dtype[0] == "f" else np.iinfo(dtype).min, dtype)
+
+    # ------------------------------------------------------------ indices
+
+    def index(self, i: int) -> Expr:
+        return Const(i, "int64")
+
+    index_add, index_sub, index_mul = staticmethod(ir.iadd), staticmethod(ir.isub), staticmethod(ir.imul)
+    index_div, index_mod = staticmethod(ir.idiv), staticmethod(ir.imod)
+
+    def minimum(self, x: Expr, y: Expr) -> Expr:
+        if isinstance(x, Const) and isinstance(y, Const) and x.dtype == "int64":
+            return Const(min(x.value, y.value), "int64")
+        return ir.call("minimum", x, y)
+
+    def maximum(self, x: Expr, y: Expr) -> Expr:
+        if isinstance(x, Const) and isinstance(y, Const) and x.dtype == "int64":
+            return Const(max(x.value, y.value), "int64")
+        return ir.call("maximum", x, y)
+
+    def size(self, s: Size) -> Expr:
+        """A size as an index expression over the kernel's size arguments."""
+        if isinstance(s, int):
+            return Const(s, "int64")
+        total: Expr = Const(0, "int64")
+        for mono, coef in s.terms:
+            term: Expr = Const(coef, "int64")
+            for atom, power in mono:
+                if isinstance(atom, str):
+                    self.sizes.setdefault(atom)
+                    factor: Expr = Var(atom)
+                else:
+                    factor = (ir.idiv if atom[0] == "//" else ir.imod)(self.size(atom[1]), self.size(atom[2]))
+                for _ in range(power):
+                    term = ir.imul(term, factor)
+            total = ir.iadd(total, term)
+        return total
+
+    def _sizes_of(self, shape: Sequence[Any]) -> list[Expr]:
+        return [self.size(s) if isinstance(s, (int, Dim)) else s for s in shape]
+
+    def product(self, sizes: Sequence[Any]) -> Expr:
+        out: Expr = Const(1, "int64")
+        for s in self._sizes_of(sizes):
+            out = ir.imul(out, s)
+        return out
+
+    def flatten(self, index: Sequence[Expr], shape: Sequence[Any]) -> Expr:
+        """The row-major flat index."""
+        out: Expr = Const(0, "int64")
+        for i, n in zip(index, self._sizes_of(shape)):
+            out = ir.iadd(ir.imul(out, n), i)
+        return out
+
+    flatten_expr = flatten
+
+    def unravel(self, flat: Expr, shape: Sequence[Any]) -> list[Expr]:
+        """The index of a flat position."""
+        sizes, out = self._sizes_of(shape), []
+        rest = flat
+        for k, n in reversed(list(enumerate(sizes))):
+            if isinstance(n, Const) and n.value == 1:
+                out.append(Const(0, "int64"))
+            elif k == 0 or all(isinstance(m, Const) and m.value == 1 for m in sizes[:k]):
+                out.append(rest)
+                rest = Const(0, "int64")
+            else:
+                rest = self.let(rest)
+                out.append(self.let(ir.imod(rest, n)))
+                rest = self.let(ir.idiv(rest, n))
+        return out[::-1]
+
+    def known(self, e: Expr) -> int | None:
+        return int(e.value) if isinstance(e, Const) else None
+
+    def same(self, a: Expr, b: Expr) -> bool:
+        return a == b
+
+    def is_zero(self, s: Size) -> bool:
+        return isinstance(s, int) and s == 0
+
+    def size_at(self, index: Expr) -> Expr:
+        """The extent that an index variable runs over, when it is known (else the index itself)."""
+        return self.extents.get(index.name, index) if isinstance(index, Var) else index
+
+    @property
+    def extents(self) -> dict[str, Expr]:
+        found: dict[str, Expr] = self.__dict__.setdefault("_extents", {})
+        return found
+
+    def wrap_index(self, i: Expr, n: Expr) -> Expr:
+        """A user's index: negative ones from the end; always inside (a run-time check reports those that were not)."""
+        i = self.let(i)
+        i = self.select(self.lt(i, self.index(0)), ir.iadd(i, n), i)
+        return self.let(self.minimum(self.maximum(i, self.index(0)), ir.isub(n, 1)))
+
+    def guarded(self, inside: Expr, at: Any, index: Sequence[Expr], shape: Sequence[Expr], otherwise: Expr) -> Expr:
+        """``at(index)`` where ``inside`` holds, else ``otherwise``; the index is clamped, so every load is in bounds."""
+        if isinstance(inside, Const):
+            return at(list(index)) if inside.value else otherwise  # type: ignore[no-any-return]
+        safe = [self.let(self.minimum(self.maximum(i, self.index(0)), ir.isub(n, 1))) if not isinstance(i, Const) else i
+                for i, n in zip(index, shape)]
+        return self.let(self.select(inside, at(safe), otherwise))
+
+    def clip(self, i: Expr, n: Expr, padding: int) -> Expr:
+        return self.let(self.minimum(self.maximum(i, self.index(0)), ir.isub(n, 1))) if padding else i
+
+    def inside(self, *ranges: tuple[Expr, Expr, int]) -> Expr | None:
+        """Whether each position is within 0..size; None when none of them is padded."""
+        out: Expr | None = None
+        for i, n, padding in ranges:
+            if padding:
+                ok = self.land(self.ge(i, self.index(0)), self.lt(i, n))
+                out = ok if out is None else self.land(out, ok)
+        return None if out is None else self.let(out)
+
+    # ------------------------------------------------------------ statements
+
+    def emit(self, stmt: ir.Stmt) -> None:
+        self._blocks[-1].append(stmt)
+
+    def fresh(self, prefix: str) -> str:
+        return f"{prefix}{next(self._names)}"
+
+    def let(self, e: Expr) -> Expr:
+        """The value of ``e``, computed here once."""
+        if isinstance(e, (Const, Var)):
+            return e
+        for memo in reversed(self._memos):
+            if e in memo:
+                return memo[e]
+        name = self.fresh("v")
+        self.emit(ir.Let(name, e))
+        self._memos[-1][e] = out = Var(name, e.dtype)
+        return out
+
+    @contextmanager
+    def block(self) -> Iterator[list[ir.Stmt]]:
+        """Statements made inside go to the list given."""
+        body: list[ir.Stmt] = []
+        self._blocks.append(body)
+        self._memos.append({})
+        try:
+            yield body
+        finally:
+            self._blocks.pop()
+            self._memos.pop()
+
+    @contextmanager
+    def loop(self, start: Expr, stop: Expr) -> Iterator[Expr]:
+        """A serial loop; gives its variable."""
+        var = Var(self.fresh("i"))
+        if start == Const(0, "int64"):
+            self.extents[var.name] = stop
+        with self.block() as body:
+            yield var
+        self.emit(ir.For(var.name, start, stop, tuple(body)))
+
+    def variable(self, init: Expr) -> Mutable:
+        out = Mutable(self, self.fresh("acc"), init.dtype)
+        out.set(init)
+        return out
+
+    def gemm(self, m: Any, n: Any, k: Any, a: ir.Operand, b: ir.Operand, c: ir.Operand, accumulate: bool = False) -> None:
+        self.emit(ir.Gemm(m, n, k, _operand(a), _operand(b), _operand(c), accumulate, a.dtype))  # type: ignore[attr-defined]
+
+    def estimate(self, *factors: Any) -> float:
+        """A rough number of scalar operations."""
+        out = 1.0
+        for f in factors:
+            out *= f if isinstance(f, (int, float)) else (self.known(f) if self.known(f) is not None else UNKNOWN_SIZE)
+        return out
+
+
+def _operand(block: Any) -> ir.Operand:
+    return ir.Operand(block.buffer, block.offset, block.ld, block.transposed)
+
+
+@dataclass(slots=True)
+class Mutable:
+    """An accumulator."""
+    builder: Builder
+    name: str
+    dtype: str
+
+    def get(self) -> Expr:
+        return Var(self.name, self.dtype)
+
+    def set(self, e: Expr) -> None:
+        self.builder.emit(ir.Set(self.name, e))
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A matrix inside a buffer, for gemm; row-major with leading dimension ``ld``."""
+    buffer: str
+    offset: Expr
+    ld: Expr
+    transposed: bool
+    dtype: str
+
+    def rows_from(self, start: Expr) -> Block:
+        """The rows of op(matrix) from ``start`` on."""
+        step = start if self.transposed else ir.imul(start, self.ld)
+        return Block(self.buffer, ir.iadd(self.offset, step), self.ld, self.transposed, self.dtype)
+
+    def columns_from(self, start: Expr) -> Block:
+        """The columns of op(matrix) from ``start`` on."""
+        step = ir.imul(start, self.ld) if self.transposed else start
+        return Block(self.buffer, ir.iadd(self.offset, step), self.ld, self.transposed, self.dtype)
+
+
+class Access:
+    """A value as an op's template sees it."""
+    b: Builder
+    shape: list[Expr]
+    dtype: str
+
+    def at(self, index: Sequence[Expr]) -> Expr:
+        raise NotImplementedError
+
+    def at_flat(self, flat: Expr) -> Expr:
+        return self.at(self.b.unravel(flat, self.shape))
+
+    def at_broadcast(self, index: Sequence[Expr]) -> Expr:
+        """The element that broadcasting puts at a result's ``index``."""
+        tail = list(index)[len(index) - len(self.shape):]
+        return self.at([Const(0, "int64") if self.b.known(n) == 1 else i for i, n in zip(tail, self.shape)])
+
+
+@dataclass(eq=False)
+class Stored(Access):
+    """A contiguous value in a buffer."""
+    b: Builder
+    buffer: str
+    shape: list[Expr]
+    dtype: str
+    base: Expr = field(default_factory=lambda: Const(0, "int64"))      # where this chunk's slice of scratch begins
+    loads: list[Expr] = field(default_factory=list)
+
+    def at(self, index: Sequence[Expr]) -> Expr:
+        if len(index) != len(self.shape):
+            raise InternalError(f"{len(index)} indices for {len(self.shape)} axes")
+        return self.at_flat(self.b.flatten(index, self.shape))
+
+    def at_flat(self, flat: Expr) -> Expr:
+        where = ir.iadd(self.base, flat)
+        self.loads.append(where)
+        return Load(self.buffer, where, self.dtype)
+
+    def store_flat(self, flat: Expr, value: Expr) -> None:
+        self.b.emit(ir.Store(self.buffer, ir.iadd(self.base, flat), value))
+
+    def block(self, offset: Expr, ld: Expr, transposed: bool = False) -> Block:
+        return Block(self.buffer, offset, ld, transposed, self.dtype)
+
+    def matrix_flat(self, i: Expr, transposed: bool = False) -> Block:
+        """The i-th of the stack of matrices that the last two axes are."""
+        rows, cols = self.shape[-2:]
+        return Block(self.buffer, ir.imul(i, ir.imul(rows, cols)), cols, transposed, self.dtype)
+
+    def matrix(self, index: Sequence[Expr], transposed: bool = False) -> Block:
+        """The matrix that broadcasting puts at a result's batch ``index``."""
+        batch = self.shape[:-2]
+        tail = list(index)[len(index) - len(batch):]
+        own = [Const(0, "int64") if self.b.known(n) == 1 else i for i, n in zip(tail, batch)]
+        return self.matrix_flat(self.b.flatten(own, batch), transposed)
+
+
+def unsupported(what: str, origins: Sequence[str]) -> CompileError:
+    return CompileError(f"{what}\n  made at {', '.join(origins)}")

@@ -1,0 +1,207 @@
+"""Fusion: which values are computed inside the kernels that use them, and which get a buffer of their own.
+
+A `Group` is the nodes of one kernel. Maps and pulls go into their consumers; a fold takes the maps in front of it; roots
+of equal shape that need nothing from each other's later kernels share one loop. Every decision is kept with its
+reason for reports.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..core.dims import Shape
+from ..core.errors import CompileError
+from ..core.node import Node, Value
+from ..core.op import Fold, Loops, Map, Pull
+from ..static.passes.fold import literal
+from ..static.program import Program
+
+CHEAP_RECOMPUTE = 4.0       # scalar operations per element below which a value is recomputed in each of its users
+MAX_GROUP = 48              # nodes of one kernel: compile time grows with them
+
+
+@dataclass(eq=False, slots=True)
+class Group:
+    """One kernel to be: its nodes in order, and the values it stores."""
+    kind: str                                   # "map", "fold" or "loops"
+    space: tuple[object, ...]                   # what must agree for two groups to share a loop
+    roots: list[Value]
+    nodes: list[Node]
+    needs: set[int] = field(default_factory=set)          # ids of nodes in other groups that it reads
+
+    def __repr__(self) -> str:
+        return f"<{self.kind} {'+'.join(n.op.name for n in self.nodes)}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """All groups of a program in execution order, and why things are as they are."""
+    groups: tuple[Group, ...]
+    reasons: tuple[tuple[str, str], ...]        # (node, reason it has a buffer or not)
+
+
+def is_pointwise(node: Node) -> bool:
+    return isinstance(node.op.lower, (Map, Pull))
+
+
+def is_argument(node: Node) -> bool:
+    """Placeholders and reads: values that come from outside."""
+    return "source" in node.op.traits and node.op.lower is None
+
+
+def is_buffer_constant(node: Node) -> bool:
+    """A literal array kept in memory; 0-d ones are part of the code."""
+    return literal(node) is not None and node.avals[0].shape != () and node.op.name == "constant"
+
+
+def storage_of(value: Value) -> Value:
+    """The value whose buffer ``value`` may share: through reshapes."""
+    while "flat" in value.node.op.traits:
+        value = value.node.inputs[0]
+    return value
+
+
+def _stretches(user: Node, value: Value) -> bool:
+    """Whether ``user`` reads elements of ``value`` more than once each."""
+    if isinstance(user.op.lower, Fold):
+        return False
+    return bool(user.avals[0].size != value.aval.size)
+
+
+def fuse(program: Program) -> Fusion:
+    """Partition the program's nodes into kernels."""
+    nodes = [n for n in program.nodes() if not is_argument(n) and not is_buffer_constant(n)]
+    for n in nodes:
+        if n.op.lower is None:
+            raise CompileError(f"{n.op.name} has no lowering for compiled targets; run it with target='interpret'\n"
+                               f"  made at {', '.join(n.origins)}")
+    stored, reasons = _stored_nodes(program, nodes)
+    groups = _form_groups(nodes, stored)
+    return Fusion(tuple(_merge(groups)), tuple(reasons))
+
+
+def _stored_nodes(program: Program, nodes: Sequence[Node]) -> tuple[set[int], list[tuple[str, str]]]:
+    """Nodes that get a buffer; decided from the last to the first, each knowing what its users do."""
+    users: dict[int, list[Node]] = {id(n): [] for n in nodes}
+    for n in nodes:
+        for v in n.inputs:
+            if id(v.node) in users:
+                users[id(v.node)].append(n)
+    roots = {id(v.node) for v in program.roots}
+    stored: set[int] = set()
+    kernels: dict[int, frozenset[int]] = {}             # node -> the stored nodes whose kernels compute it
+    reasons = []
+    for n in reversed(nodes):
+        reason = _why_stored(n, users[id(n)], roots, stored, kernels)
+        if reason is not None:
+            stored.add(id(n))
+            kernels[id(n)] = frozenset((id(n),))
+        else:
+            kernels[id(n)] = frozenset(k for u in users[id(n)] for k in kernels[id(u)])
+        reasons.append((n.name, f"stored: {reason}" if reason else f"computed in {len(kernels[id(n)])} kernel(s)"))
+    return stored, reasons[::-1]
+
+
+def _why_stored(n: Node, users: list[Node], roots: set[int], stored: set[int], kernels: dict[int, frozenset[int]]) -> str | None:
+    """The reason to give ``n`` a buffer, or None to compute it where it is used."""
+    lower = n.op.lower
+    if not is_pointwise(n):
+        return "a reduction" if isinstance(lower, Fold) else "loops of its own"
+    if id(n) in roots:
+        return "a result of the program"
+    if not n.inputs and "cheap" in n.op.traits:
+        return "its users need it in memory" if any(isinstance(u.op.lower, Loops) for u in users) else None
+    if isinstance(lower, Pull) and lower.view:
+        if any(isinstance(u.op.lower, Loops) for u in users):
+            return None if "flat" in n.op.traits and _in_memory(storage_of(Value(n, 0)).node) else "its users need it in memory"
+        return None
+    if any(isinstance(u.op.lower, Loops) for u in users):
+        return "its users need it in memory"
+    if "random" in n.op.traits and len(users) > 1:
+        return "random numbers are drawn once"
+    value = Value(n, 0)
+    if n.op.cost > CHEAP_RECOMPUTE and any(_stretches(u, value) for u in users):
+        return "each element is used many times"
+    homes = frozenset(k for u in users for k in kernels[id(u)])
+    if len(homes) > 1 and (n.op.cost > CHEAP_RECOMPUTE or len(n.inputs) > 1 or "cheap" not in n.op.traits):
+        return f"used by {len(homes)} kernels"
+    return None
+
+
+def _in_memory(node: Node) -> bool:
+    return is_argument(node) or is_buffer_constant(node) or not is_pointwise(node)
+
+
+def _form_groups(nodes: Sequence[Node], stored: set[int]) -> list[Group]:
+    groups = []
+    for n in nodes:
+        if id(n) not in stored:
+            continue
+        inside: dict[int, Node] = {}
+        needs: set[int] = set()
+        stack = [n]
+        while stack:
+            node = stack.pop()
+            if id(node) in inside:
+                continue
+            inside[id(node)] = node
+            for v in node.inputs:
+                source = v.node
+                if is_argument(source) or is_buffer_constant(source):
+                    continue
+                if id(source) in stored:
+                    needs.add(id(source))
+                else:
+                    stack.append(source)
+        order = [m for m in nodes if id(m) in inside]
+        groups.append(Group(*_space(n), [Value(n, i) for i in range(len(n.avals))], order, needs))
+    return groups
+
+
+def _space(n: Node) -> tuple[str, tuple[object, ...]]:
+    if isinstance(n.op.lower, Loops):
+        return "loops", (id(n),)
+    if isinstance(n.op.lower, Fold):
+        shape: Shape = n.inputs[0].aval.shape
+        return "fold", (shape, n.attrs["axis"])
+    return "map", (n.avals[0].shape,)
+
+
+def _merge(groups: list[Group]) -> list[Group]:
+    """Groups over the same space join when nothing that runs between them is needed: one loop, one read of shared inputs."""
+    made_by: dict[int, int] = {}                       # node id -> position of its group in `out`
+    out: list[Group] = []
+    for g in groups:
+        ready = max((made_by[k] for k in g.needs if k in made_by), default=-1)
+        home = None
+        if g.kind != "loops":
+            for position in range(len(out) - 1, max(ready, 0) - 1, -1):
+                other = out[position]
+                same = other.kind == g.kind and other.space == g.space
+                own = {id(v.node) for v in other.roots}
+                if not same or len(other.nodes) + len(g.nodes) > MAX_GROUP:
+                    continue
+                late = {k for k in g.needs if made_by[k] >= position and k not in own}
+                if late or (g.kind == "fold" and g.needs & own) or not _shares(other, g):
+                    continue
+                home = position
+                break
+        if home is None:
+            out.append(g)
+            made_by.update((id(v.node), len(out) - 1) for v in g.roots)
+            continue
+        other = out[home]
+        other.roots += g.roots
+        present = {id(n) for n in other.nodes}
+        other.nodes += [n for n in g.nodes if id(n) not in present]
+        other.needs |= g.needs - {id(v.node) for v in other.roots}
+        made_by.update((id(v.node), home) for v in g.roots)
+    return out
+
+
+def _shares(a: Group, b: Group) -> bool:
+    """Whether sharing a loop saves something: a common input, or one reads what the other makes."""
+    reads_a = {(id(v.node), v.index) for n in a.nodes for v in n.inputs}
+    reads_b = {(id(v.node), v.index) for n in b.nodes for v in n.inputs}
+    made_a = {(id(v.node), v.index) for v in a.roots}
+    return bool(reads_a & reads_b or reads_b & made_a)
