@@ -165,26 +165,29 @@ def calls(args: tuple[Any, ...], *attrs: dict[str, Any], **fields: Any) -> Itera
 
 # ---------------------------------------------------------------- one input, element by element
 
-def unary(name: str, low: float = -2.0, high: float = 2.0, kinds: str = "biuf", large: bool = False, **attrs: Any) -> None:
+def unary(name: str, low: float = -2.0, high: float = 2.0, kinds: str = "biuf", large: bool = False) -> None:
+    """``large``: defined for the largest numbers too (compiled sin, cos and tan are NaN far out, see vmath)."""
     data = Data(name)
     if "f" in kinds:
         for dtype in FLOATS:
-            good(name, *(Sample((data(shape, dtype, low, high),), attrs) for shape in ((2, 3), (), (0, 3))),
-                 Sample((special(dtype),), attrs, grad=False, label="special"))
+            good(name, *(Sample((data(shape, dtype, low, high),)) for shape in ((2, 3), (), (0, 3))),
+                 Sample((special(dtype),), grad=False, label="special"))
         if large:
-            good(name, *(Sample((huge(d),), attrs, grad=False, label="huge") for d in FLOATS))
-        good(name, *(Sample((layout(data((3, 4), F32, low, high)),), attrs, label=layout.__name__) for layout in LAYOUTS))
+            good(name, *(Sample((huge(d),), grad=False, label="huge") for d in FLOATS))
+        good(name, *(Sample((layout(data((3, 4), F32, low, high)),), label=layout.__name__) for layout in LAYOUTS))
     for dtype in (*INTS, BOOL):
         if dtype.kind in kinds:
-            good(name, Sample((data((2, 3), dtype),), attrs), Sample((special(dtype),), attrs, label="special"))
+            good(name, Sample((data((2, 3), dtype),)))
+            if large or kinds != "biuf":
+                good(name, Sample((special(dtype),), label="special"))
         else:
-            bad(name, ((data((2, 3), dtype),), attrs, gc.DTypeError, f"{name}.*{dtype.name}"))
+            bad(name, ((data((2, 3), dtype),), gc.DTypeError, f"{name}.*{dtype.name}"))
     if "f" not in kinds:
-        bad(name, ((data((2, 3), F32),), attrs, gc.DTypeError, f"{name}.*float32"))
+        bad(name, ((data((2, 3), F32),), gc.DTypeError, f"{name}.*float32"))
 
 
 for _name in ("asin", "acos"):
-    unary(_name, -0.9, 0.9)
+    unary(_name, -0.9, 0.9, large=True)
 for _name in ("sin", "cos"):
     unary(_name, -3.0, 3.0)
 for _name in ("log", "log2", "log10", "sqrt", "rsqrt", "reciprocal"):

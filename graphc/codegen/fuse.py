@@ -14,7 +14,7 @@ from ..core.errors import CompileError
 from ..core.node import Node, Value
 from ..core.op import Fold, Loops, Map, Pull
 from ..static.passes.fold import literal
-from ..static.program import Program
+from ..static.program import Program, toposort
 
 CHEAP_RECOMPUTE = 4.0       # scalar operations per element below which a value is recomputed in each of its users
 MAX_GROUP = 48              # nodes of one kernel: compile time grows with them
@@ -28,6 +28,7 @@ class Group:
     roots: list[Value]
     nodes: list[Node]
     needs: set[int] = field(default_factory=set)          # ids of nodes in other groups that it reads
+    early: bool = False                         # a run-time check needs it: runs before anything is written
 
     def __repr__(self) -> str:
         return f"<{self.kind} {'+'.join(n.op.name for n in self.nodes)}>"
@@ -76,7 +77,8 @@ def fuse(program: Program) -> Fusion:
             raise CompileError(f"{n.op.name} has no lowering for compiled targets; run it with target='interpret'\n"
                                f"  made at {', '.join(n.origins)}")
     stored, reasons = _stored_nodes(program, nodes)
-    groups = _form_groups(nodes, stored)
+    early = {id(n) for n in toposort(c.value.node for c in program.checks)}
+    groups = _form_groups(nodes, stored, early)
     return Fusion(tuple(_merge(groups)), tuple(reasons))
 
 
@@ -132,7 +134,7 @@ def _in_memory(node: Node) -> bool:
     return is_argument(node) or is_buffer_constant(node) or not is_pointwise(node)
 
 
-def _form_groups(nodes: Sequence[Node], stored: set[int]) -> list[Group]:
+def _form_groups(nodes: Sequence[Node], stored: set[int], early: set[int]) -> list[Group]:
     groups = []
     for n in nodes:
         if id(n) not in stored:
@@ -154,7 +156,7 @@ def _form_groups(nodes: Sequence[Node], stored: set[int]) -> list[Group]:
                 else:
                     stack.append(source)
         order = [m for m in nodes if id(m) in inside]
-        groups.append(Group(*_space(n), [Value(n, i) for i in range(len(n.avals))], order, needs))
+        groups.append(Group(*_space(n), [Value(n, i) for i in range(len(n.avals))], order, needs, id(n) in early))
     return groups
 
 
@@ -177,7 +179,7 @@ def _merge(groups: list[Group]) -> list[Group]:
         if g.kind != "loops":
             for position in range(len(out) - 1, max(ready, 0) - 1, -1):
                 other = out[position]
-                same = other.kind == g.kind and other.space == g.space
+                same = other.kind == g.kind and other.space == g.space and other.early == g.early
                 own = {id(v.node) for v in other.roots}
                 if not same or len(other.nodes) + len(g.nodes) > MAX_GROUP:
                     continue

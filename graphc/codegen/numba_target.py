@@ -23,6 +23,7 @@ import operator
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -103,10 +104,11 @@ def compile_kernels(kernels: Sequence[Kernel]) -> list[CompiledKernel]:
     """
     keys = [kernel_key(k) for k in kernels]
     if any(key not in _compiled for key in keys):
-        with _lock, _gc_paused():
-            for key, kernel in zip(keys, kernels, strict=True):
-                if key not in _compiled:
-                    _compiled[key] = _compile(kernel, key)
+        with _lock, _gc_paused(), ThreadPoolExecutor(1, "graphc-llvm") as llvm:
+            # Numba's front end runs here, LLVM (which lets go of the GIL) beside it, one kernel behind
+            missing = {key: kernel for key, kernel in zip(keys, kernels, strict=True) if key not in _compiled}
+            compiled = [llvm.submit(_finish, *_front(kernel, key)) for key, kernel in missing.items()]
+            _compiled.update((k.key, k) for k in (future.result() for future in compiled))
     return [_compiled[key] for key in keys]
 
 
@@ -129,19 +131,28 @@ def _gc_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _compile(kernel: Kernel, key: str) -> CompiledKernel:
+def _front(kernel: Kernel, key: str) -> tuple[str, str, str, str, float]:
+    """Numba's part: (name, key, source, LLVM IR, seconds)."""
     start = time.perf_counter()
     source = emit_source(verify(kernel))
     if any(isinstance(s, Gemm) for s in walk_stmts(kernel.body)):
         blas.install()
-    symbol = f"graphc_{key}"
     try:
-        text = _lower(kernel, source, symbol)
+        text = _lower(kernel, source, f"graphc_{key}")
+    except (numba.core.errors.NumbaError, TypeError) as e:
+        raise CompileError(f"Numba rejects kernel {kernel.name}: {e}\n{source}") from e
+    return kernel.name, key, source, text, time.perf_counter() - start
+
+
+def _finish(name: str, key: str, source: str, text: str, seconds: float) -> CompiledKernel:
+    """LLVM's part."""
+    start = time.perf_counter()
+    try:
         module = native.optimise(text)
-    except (numba.core.errors.NumbaError, RuntimeError, TypeError) as e:       # the last two are llvmlite's
-        raise CompileError(f"Numba or LLVM rejects kernel {kernel.name}: {e}\n{source}") from e
-    address = native.load_object(native.emit_object(module), symbol)
-    return CompiledKernel(kernel.name, key, source, address, time.perf_counter() - start, text)
+    except RuntimeError as e:
+        raise CompileError(f"LLVM rejects kernel {name}: {e}\n{source}") from e
+    address = native.load_object(native.emit_object(module), f"graphc_{key}")
+    return CompiledKernel(name, key, source, address, seconds + time.perf_counter() - start, text)
 
 
 # ---------------------------------------------------------------- Numba's front end

@@ -10,7 +10,7 @@ import threading
 import time
 from bisect import insort
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ class Step:
     """One kernel call: its slots and sizes by position."""
     kernel: ir.Kernel
     slots: tuple[int, ...]
+    sizes: tuple[str | int, ...]     # named sizes, and constants that were made arguments
     entry: Any                       # native address, or a Python entry
 
 
@@ -70,6 +71,34 @@ def evaluate_expr(e: ir.Expr, env: Mapping[str, int]) -> int:
         return {"add": a + b, "sub": a - b, "mul": a * b, "floordiv": a // b if b else 0, "mod": a % b if b else 0,
                 "minimum": min(a, b), "maximum": max(a, b)}[e.op]
     raise InternalError(f"not a size: {e!r}")
+
+
+def code_form(kernel: ir.Kernel) -> tuple[ir.Kernel, tuple[str | int, ...]]:
+    """The kernel as it is compiled, and the values of its size arguments.
+
+    Its extent and chunks are the plan's business, and a product's sizes become arguments: so all updates of parameters,
+    and all products, are one kernel each.
+    """
+    constants: dict[int, str] = {}
+
+    def lift(e: ir.Expr) -> ir.Expr:
+        if isinstance(e, ir.Const) and e.dtype == "int64" and e.value > 1:
+            return ir.Var(constants.setdefault(int(e.value), f"c{len(constants)}"))
+        return e
+
+    body = kernel.body
+    plain = [s for s in ir.walk_stmts(body) if not isinstance(s, ir.Note)]
+    if plain and all(isinstance(s, ir.Gemm) for s in plain):
+        def operand(o: ir.Operand) -> ir.Operand:
+            return replace(o, offset=ir.map_expr(o.offset, lift), ld=ir.map_expr(o.ld, lift))
+        body = tuple(s if not isinstance(s, ir.Gemm) else replace(
+            s, m=ir.map_expr(s.m, lift), n=ir.map_expr(s.n, lift), k=ir.map_expr(s.k, lift), a=operand(s.a), b=operand(s.b),
+            c=operand(s.c)) for s in body)
+    used = {e.name for e in ir.walk_exprs(body) if isinstance(e, ir.Var)}
+    names = tuple(n for n in kernel.sizes if n in used)
+    buffers = tuple(replace(b, size=ir.const(1)) if b.size is not None else b for b in kernel.buffers)
+    form = replace(kernel, buffers=buffers, sizes=(*names, *constants.values()), extent=ir.const(1), grain=ir.const(1), body=body)
+    return form, (*names, *constants)
 
 
 class CompiledProgram:
@@ -193,8 +222,8 @@ class CompiledProgram:
 
     def _make_steps(self, lowered: list[list[Lowered]]) -> None:
         kernels = [low.kernel for group in lowered for low in group]
-        expanded = [vmath.expand(k) for k in kernels]
-        entries, sources, seconds = self._compile(expanded)
+        forms = [code_form(vmath.expand(k)) for k in kernels]
+        entries, sources, seconds = self._compile([form for form, _ in forms])
         self.kernels: list[KernelInfo] = []
         at = 0
         for g, group in enumerate(lowered):
@@ -209,7 +238,7 @@ class CompiledProgram:
                     else:
                         size = b.size
                         slots.append(self._slot(("scratch", at, b.name), lambda s=size, d=dtype, a=at: Slot("arena", -1, None, s, d, a)))  # type: ignore[misc]
-                self.steps.append(Step(low.kernel, tuple(slots), entries[at]))
+                self.steps.append(Step(low.kernel, tuple(slots), forms[at][1], entries[at]))
                 self.kernels.append(KernelInfo(low.kernel.name, sources[at], seconds[at], low.nodes, low.kernel))
                 at += 1
 
@@ -379,7 +408,7 @@ class Instance:
         table = np.zeros((max(n, 1), 6), np.int64)
         for t, step in enumerate(program.steps):
             bufs = np.array([slot_base + item * s for s in step.slots] or [0], np.int64)
-            sizes = np.array([plan.env[name] for name in step.kernel.sizes] or [0], np.int64)
+            sizes = np.array([n if isinstance(n, int) else plan.env[n] for n in step.sizes] or [0], np.int64)
             self._keep += [bufs, sizes]
             chunks = -(-plan.extents[t] // plan.grains[t])
             table[t] = (step.entry, _address(bufs), _address(sizes), plan.extents[t], plan.grains[t], chunks > 1)
@@ -400,7 +429,7 @@ class Instance:
         for t in range(0, k) if early else range(k, len(program.steps)):
             step = program.steps[t]
             buffers = [self.views[s] for s in step.slots]
-            sizes = [plan.env[name] for name in step.kernel.sizes]
+            sizes = [n if isinstance(n, int) else plan.env[n] for n in step.sizes]
             extent, grain = plan.extents[t], plan.grains[t]
             for chunk in range(-(-extent // grain)):
                 step.entry(buffers, sizes, chunk, chunk * grain, min((chunk + 1) * grain, extent))

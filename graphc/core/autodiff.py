@@ -69,8 +69,8 @@ def walk(roots: Iterable[tuple[Edge, Tensor]], wrt: set[Key] | None = None,
          done: Callable[[Any], None] | None = None) -> tuple[dict[Key, Tensor], dict[int, Tensor]]:
     """Cotangents of everything in ``wrt`` (None: of every leaf), given those of the roots.
 
-    ``done(node)`` is called after a node's rules ran (eager frees saved values there). Returns the cotangents by key
-    and, for leaf tensors, the tensors by id.
+    ``done(node)`` is called after a node's rules ran (eager frees saved values there); nodes that do not lead to ``wrt``
+    are left alone. Returns the cotangents by key and, for leaf tensors, the tensors by id.
     """
     roots = list(roots)
     order, leading = reverse_order((e for e, _ in roots), wrt)
@@ -89,8 +89,8 @@ def walk(roots: Iterable[tuple[Edge, Tensor]], wrt: set[Key] | None = None,
     for node in order:
         if id(node) in leading:
             _step(node, cotangents, leading, wrt, add)
-        if done is not None:
-            done(node)
+            if done is not None:
+                done(node)
     return cotangents, leaves
 
 
@@ -104,7 +104,7 @@ def _step(node: Any, cotangents: dict[Key, Tensor], leading: set[int], wrt: set[
         key = (id(node), i)
         g = cotangents.get(key)
         if g is not None and type(node) is TapeNode and node.hooks is not None:
-            for hook in node.hooks.get(i, ()):
+            for hook in tuple(node.hooks.get(i, ())):
                 changed = hook(g)
                 g = g if changed is None else changed
         if wrt is None or key not in wrt:

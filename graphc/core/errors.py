@@ -5,9 +5,22 @@ adds the line that *made* the node (`at`), not only the line that ran it.
 """
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import ClassVar
+
 
 class GraphcError(Exception):
-    """The base of all graphc errors."""
+    """The base of all graphc errors.
+
+    `core.record` sets ``locate``, which puts the user's line at the end of the message as soon as the error is made.
+    """
+    at: str | None = None
+    locate: ClassVar[Callable[[GraphcError], object] | None] = None
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        if GraphcError.locate is not None:
+            GraphcError.locate(self)
 
 
 class ShapeError(GraphcError, ValueError):
@@ -63,6 +76,8 @@ class CompileError(GraphcError, RuntimeError):
 
 class ScriptError(GraphcError, RuntimeError):
     """A user's script that failed under `graphc compare` or `graphc dump`; the message holds its own traceback lines."""
+    at = ""
+    at = ""                                                  # no other line is to be put there
 
 
 class InternalError(GraphcError, AssertionError):

@@ -6,6 +6,7 @@ also turns NumPy's failures into graphc's errors. The functions read module glob
 """
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,9 @@ from . import record
 from .node import Saved, TapeNode
 from .op import Op, reads
 from .tensor import Tensor, _new
+
+# 0/0 is NaN without a word, as in the other paths; np.errstate would cost more than the operation
+warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"graphc\.core\.fast")
 
 _ndarray, _asarray = np.ndarray, np.asarray
 _EMPTY: dict[str, Any] = {}

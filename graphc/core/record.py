@@ -7,6 +7,7 @@ them: `set_eager` takes the eager kernel, recorders are pushed by `recording`, `
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -19,7 +20,8 @@ from .errors import GraphcError, InternalError
 from .op import Op
 
 F = TypeVar("F", bound=Callable[..., Any])
-_PACKAGE = str(Path(__file__).resolve().parent.parent)
+_NOT_THE_USER = (f"{Path(__file__).resolve().parent.parent}{os.sep}", "<frozen")
+_STDLIB = f"{Path(os.__file__).parent}{os.sep}"
 
 
 class Recorder(Protocol):
@@ -188,13 +190,12 @@ def record_sources() -> Iterator[None]:
 
 
 def user_line() -> str:
-    """``file:line`` of the innermost frame outside graphc."""
+    """``file:line`` of the innermost frame outside graphc and the standard library."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if not file.startswith(_PACKAGE):
-            if not file.startswith("<frozen"):
-                return f"{file}:{frame.f_lineno}"
+        if not file.startswith(_NOT_THE_USER) and (not file.startswith(_STDLIB) or "site-packages" in file):
+            return f"{file}:{frame.f_lineno}"
         frame = frame.f_back
     return "<unknown>"
 
@@ -206,8 +207,11 @@ def source_line() -> str | None:
 
 def located(error: GraphcError) -> GraphcError:
     """``error`` with the user's line at the end of its message (once)."""
-    if getattr(error, "at", None) is None:
-        error.at = user_line()  # type: ignore[attr-defined]
-        if error.args:
-            error.args = (f"{error.args[0]}\n  at {error.at}", *error.args[1:])  # type: ignore[attr-defined]
+    if error.at is None:
+        error.at = user_line()
+        if error.args and error.at != "<unknown>" and "\n  at " not in str(error.args[0]):
+            error.args = (f"{error.args[0]}\n  at {error.at}", *error.args[1:])
     return error
+
+
+GraphcError.locate = located

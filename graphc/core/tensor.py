@@ -326,7 +326,7 @@ class Tensor:
         keep = self._more()
 
         def store(g: Tensor) -> None:
-            keep.grad = g
+            keep.grad = g * 1.0 if keep.grad is None else keep.grad + g         # a buffer of its own
         self.register_hook(store)
 
     # ------------------------------------------------------------ devices

@@ -67,10 +67,16 @@ def backward(t: Tensor, gradient: Any = None, retain_graph: bool | None = None, 
         raise record.located(error) from None
 
 
-def _accumulate(leaf: Tensor, g: Tensor, create_graph: bool, shared: set[int]) -> None:
-    for hook in (leaf._rare.hooks or ()) if leaf._rare else ():
+def _hooked(leaf: Tensor, g: Tensor) -> Tensor:
+    """The gradient of a leaf after its hooks."""
+    for hook in tuple(leaf._rare.hooks or ()) if leaf._rare else ():
         changed = hook(g)
         g = g if changed is None else changed
+    return g
+
+
+def _accumulate(leaf: Tensor, g: Tensor, create_graph: bool, shared: set[int]) -> None:
+    g = _hooked(leaf, g)
     rare = leaf._more()
     if rare.grad is None:
         # add passes one cotangent on to both inputs, views pass on part of one: .grad gets a buffer of its own
@@ -128,7 +134,8 @@ def grad(outputs: Tensor | Sequence[Tensor], inputs: Tensor | Sequence[Tensor], 
             keep = create_graph if retain_graph is None else retain_graph
             with record._GradScope(create_graph):
                 roots = [_root(t, c, "grad()") for t, c in zip(outs, cots)]
-                found, _ = walk(roots, wrt, None if keep else lambda node: node.free())
+                found, leaves = walk(roots, wrt, None if keep else lambda node: node.free())
+                found |= {key: _hooked(leaves[key], found[key]) for key in leaves.keys() & wrt}
         except (AutogradError, ShapeError, ModeError) as error:
             raise record.located(error) from None
         got = [found.get(key_of(edge_of(t))) for t in ins]

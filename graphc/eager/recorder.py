@@ -9,7 +9,7 @@ import numpy as np
 from ..core import record
 from ..core.aval import Aval
 from ..core.dtypes import promote, scalar_kind, to_float
-from ..core.errors import AxisError, DTypeError, GraphcError, InternalError, ShapeError
+from ..core.errors import ArgumentError, AxisError, DTypeError, GraphcError, InternalError, ShapeError
 from ..core.node import Saved, TapeNode, Value
 from ..core.op import Op, reads, saved_positions
 from ..core.tensor import Tensor, from_numpy, wrap
@@ -149,6 +149,8 @@ def write(target: Tensor, op: Op | None, inputs: tuple[Any, ...], attrs: dict[st
     name = op.name if op is not None else "copy_"
     tracked = record.grad_enabled() and (target.requires_grad or value.requires_grad)
     if tracked:
+        if value.dtype != target.dtype and target.dtype.kind == "f":
+            value = record.apply(cast_op, value, dtype=target.dtype)             # gradients change dtype on the way back
         if target._node is None and target.requires_grad:
             raise AutogradError(f"{name}: a leaf that requires grad cannot be changed in place; "
                                 "update it inside graphc.no_grad()")
@@ -158,7 +160,7 @@ def write(target: Tensor, op: Op | None, inputs: tuple[Any, ...], attrs: dict[st
                                 "differentiated; use the functional form, x = ... or graphc.where")
     _store(name, target, value)
     if tracked:
-        target._node, target.requires_grad = value._node, True
+        target._node, target.requires_grad = value._node, value.requires_grad
     return target
 
 
@@ -168,6 +170,8 @@ def _store(name: str, target: Tensor, value: Tensor) -> None:
         raise DTypeError(f"{name}: a {new.dtype.name} result does not fit in place into {data.dtype.name}")
     if new.shape != data.shape and np.broadcast_shapes(new.shape, data.shape) != data.shape:
         raise ShapeError(f"{name}: the result has shape {new.shape}, the tensor updated in place {data.shape}")
+    if not data.flags.writeable:
+        raise ArgumentError(f"{name}: the tensor is read-only (a broadcast view); work on a copy: x = x.clone()")
     np.copyto(data, new, casting="unsafe")
     target.storage().bump(record.source_line())
 

@@ -192,13 +192,6 @@ def nll_loss(input: Tensor, target: Any, *, size_average: bool | None = None, re
     return compose.nll_loss(_classes_last(input), target, reduction_of(reduction, size_average, reduce))
 
 
-def _same_shape(name: str, input: Tensor, target: Tensor) -> Tensor:
-    if input.shape != target.shape:
-        raise record.located(ShapeError(f"{name}: input {format_shape(input.shape)} and target "
-                                        f"{format_shape(target.shape)} differ"))
-    return target
-
-
 def mse_loss(input: Tensor, target: Any, *, size_average: bool | None = None, reduce: bool | None = None,
              reduction: str = "mean") -> Tensor:
     """The squared difference of two tensors of one shape."""
@@ -208,12 +201,14 @@ def mse_loss(input: Tensor, target: Any, *, size_average: bool | None = None, re
 def l1_loss(input: Tensor, target: Any, *, size_average: bool | None = None, reduce: bool | None = None,
             reduction: str = "mean") -> Tensor:
     """The absolute difference of two tensors of one shape."""
-    target = _same_shape("l1_loss", input, as_tensor(target))
+    target = as_tensor(target)
+    compose.check_same_shape("l1_loss", input, target)
     return compose.l1_loss(input, target, reduction_of(reduction, size_average, reduce))
 
 
 def binary_cross_entropy_with_logits(input: Tensor, target: Any, *, size_average: bool | None = None,
                                      reduce: bool | None = None, reduction: str = "mean") -> Tensor:
     """``-(t log sigmoid(x) + (1-t) log(1 - sigmoid(x)))`` of two tensors of one shape, without overflow."""
-    target = _same_shape("binary_cross_entropy_with_logits", input, as_tensor(target))
+    target = as_tensor(target)
+    compose.check_same_shape("binary_cross_entropy_with_logits", input, target)
     return compose.binary_cross_entropy_with_logits(input, target, reduction_of(reduction, size_average, reduce))

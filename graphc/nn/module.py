@@ -53,7 +53,7 @@ class _Building(type):
 
 
 def _noting(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """``forward`` that notes, weakly, which input gave which output (for `Module.backward`), and where it was recorded."""
+    """``forward`` that notes which input gave which output, for `Module.backward`, and names what it records."""
     @functools.wraps(forward)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         recorder = record.current_recorder()
@@ -540,6 +540,10 @@ def _convert(t: Tensor, dtype: DType) -> None:
 
 class Criterion(Module):
     """The base of losses: ``forward(input, target)``, and ``backward(input, target)`` for Lua Torch's loop."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._path = cls.__name__                     # a loss belongs to no model: its nodes are named after its class
 
     def backward(self, input: Tensor, target: Any) -> Tensor | None:
         """The gradient of the loss with respect to ``input``; the third of Lua Torch's steps.

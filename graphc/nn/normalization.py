@@ -9,6 +9,7 @@ from ..core import record
 from ..core.dims import format_shape, same_size
 from ..core.errors import ShapeError
 from ..core.tensor import Buffer, Parameter, Tensor
+from ..ops.index import record_checks
 from . import functional as F
 from .arguments import a_count, a_float_dtype, a_positive, a_probability
 from .module import Module
@@ -125,21 +126,23 @@ class BatchNorm2d(Module):
         self.num_batches_tracked = Buffer(np.array(0, np.int64)) if track_running_stats else None
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.ndim != 4 or same_size(input.shape[1], self.num_features) is None:
+        with record_checks(input):
+            fits = input.ndim == 4 and same_size(input.shape[1], self.num_features) is not None
+        if not fits:
             raise record.located(ShapeError(f"BatchNorm2d: input {format_shape(input.shape)}; expected (n, "
                                             f"{self.num_features}, h, w)"))
         return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias,
                             self.training or not self.track_running_stats, self._count_batch(), self.eps)
 
-    def _count_batch(self) -> float | Tensor:
+    def _count_batch(self) -> Any:
         """One more batch, in training; the momentum for it."""
-        if self.num_batches_tracked is None or not self.training:
-            return 0.0 if self.momentum is None else self.momentum
+        count: Any = self.num_batches_tracked
+        if count is None or self.running_mean is None or not self.training:
+            return self.momentum or 0.0
         with record.no_grad():
-            count: Any = self.num_batches_tracked
-            now = count + 1
-            count.copy_(now)
-            return 1 / now.to(self.running_dtype) if self.momentum is None else self.momentum  # type: ignore[no-any-return]
+            counted = count + 1                                     # not read back: a Graph's update is pending
+            count.copy_(counted)
+            return 1 / counted.to(self.running_mean.dtype) if self.momentum is None else self.momentum
 
     def extra_repr(self) -> str:
         return (f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "

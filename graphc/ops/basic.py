@@ -92,7 +92,11 @@ full_op = Op(
 
 def full_value(shape: Shape, value: Any, dtype: DType) -> Tensor:
     """``full`` for other ops' rules: the shape may hold named sizes."""
-    return record.apply(full_op, shape=tuple(shape), value=dtype.type(value).item(), dtype=dtype)
+    try:
+        fitting = dtype.type(value).item()
+    except (OverflowError, ValueError):
+        raise record.located(DTypeError(f"full: {value} does not fit {dtype.name}")) from None
+    return record.apply(full_op, shape=tuple(shape), value=fitting, dtype=dtype)
 
 
 def zeros_of(x: Tensor) -> Tensor:

@@ -6,13 +6,13 @@ from typing import Any
 
 from ..core import record
 from ..core.aval import normalize_axis
-from ..core.dims import format_shape, size_of
+from ..core.dims import format_shape, same_size, size_of
 from ..core.errors import ArgumentError, DTypeError, ShapeError
 from ..core.tensor import Tensor, as_tensor
 from .basic import cast, detach
 from .create import rand
-from .elementwise import abs, erf, exp, expm1, log, log1p, maximum, rsqrt, sigmoid, tanh, where
-from .index import pick
+from .elementwise import abs, erf, exp, expm1, isfinite, log, log1p, maximum, rsqrt, sigmoid, tanh, where
+from .index import pick, record_checks
 from .reduce import amax, mean, size_value, sum
 
 
@@ -36,6 +36,7 @@ def logsumexp(x: Any, dim: int = -1, keepdim: bool = False) -> Tensor:
     """``log(sum(exp(x)))`` along ``dim``, without overflow."""
     x = as_tensor(x)
     top = detach(amax(x, dim, keepdim=True))
+    top = where(isfinite(top), top, 0.0)                     # inf - inf would be NaN
     out = log(sum(exp(x - top), dim, keepdim=True)) + top
     return out if keepdim else out.squeeze(dim)  # type: ignore[attr-defined]
 
@@ -130,19 +131,25 @@ def cross_entropy(x: Tensor, target: Any, reduction: str = "mean") -> Tensor:
     target = as_tensor(target)
     log_probs = log_softmax(x, -1)
     if target.ndim == x.ndim and target.dtype.kind == "f":
-        if target.shape != x.shape:
-            raise record.located(ShapeError(f"cross_entropy: target {format_shape(target.shape)} for scores {format_shape(x.shape)}"))
+        check_same_shape("cross_entropy", x, target)
         return _reduce_loss(-sum(log_probs * target, -1), reduction)
     if target.dtype.kind not in "iu":
         raise record.located(DTypeError(f"cross_entropy: class targets are integers, not {target.dtype.name}"))
     return _reduce_loss(-pick(log_probs, target), reduction)
 
 
+def check_same_shape(name: str, x: Tensor, target: Tensor) -> None:
+    """ShapeError when the two certainly differ; open questions about named sizes are checked at run time."""
+    with record_checks(target if x._data is not None else x):
+        if x.ndim != target.ndim or any(same_size(a, b) is None for a, b in zip(x.shape, target.shape, strict=True)):
+            raise record.located(ShapeError(f"{name}: input {format_shape(x.shape)} and target "
+                                            f"{format_shape(target.shape)} differ"))
+
+
 def mse_loss(x: Tensor, target: Any, reduction: str = "mean") -> Tensor:
     """The squared difference."""
     target = as_tensor(target)
-    if x.shape != target.shape:
-        raise record.located(ShapeError(f"mse_loss: input {format_shape(x.shape)} and target {format_shape(target.shape)} differ"))
+    check_same_shape("mse_loss", x, target)
     d = x - target
     return _reduce_loss(d * d, reduction)
 

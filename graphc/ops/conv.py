@@ -355,8 +355,8 @@ def _max_pool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pai
                     if inside is not None:
                         v = k.let(k.select(inside, v, low))
                     wins = k.gt(v, value)
-                    if x.dtype[0] == "f":
-                        wins = k.lor(wins, k.land(k.isnan(v), k.lnot(k.isnan(value))))
+                    if x.dtype[0] == "f":                    # larger, or the first NaN
+                        wins = k.land(k.lnot(k.le(v, value)), k.eq(value, value))
                     first = i == j == 0
                     tap = tap if first else k.let(k.select(wins, k.const(i * kernel[1] + j, "int32"), tap))
                     value = v if first else k.let(k.select(wins, v, value))

@@ -9,7 +9,7 @@ from ..core import record
 from ..core.aval import Aval, broadcast, normalize_axis
 from ..core.dims import Dim, Shape, Size, at_least, format_shape, same_size
 from ..core.dtypes import bool_, int64
-from ..core.errors import AxisError, DTypeError, ModeError, ShapeError
+from ..core.errors import ArgumentError, AxisError, DTypeError, ModeError, ShapeError
 from ..core.op import EachInput, Loops, Op, Pull
 from ..core.tensor import Tensor, as_tensor
 from .basic import cast
@@ -185,7 +185,10 @@ index_select = take
 def _slice_bounds(s: slice, n: Size, axis: int) -> tuple[Size, Size, int]:
     """(start, number of elements, step) of a slice of an axis of ``n`` elements."""
     if isinstance(n, int):
-        start, stop, step = s.indices(n)
+        try:
+            start, stop, step = s.indices(n)
+        except (TypeError, ValueError) as error:
+            raise record.located(ArgumentError(f"index: {error}")) from None
         return start, len(range(start, stop, step)), step
     step = 1 if s.step is None else int(s.step)
     start = 0 if s.start is None else s.start
@@ -203,13 +206,20 @@ def _slice_bounds(s: slice, n: Size, axis: int) -> tuple[Size, Size, int]:
 def _expand_key(key: Any, ndim: int) -> list[Any]:
     """The index as one entry per axis (None entries extra), ellipsis and missing axes filled in."""
     items = list(key) if isinstance(key, tuple) else [key]
-    items = [np.asarray(i) if isinstance(i, list) else i for i in items]
+    items = [_from_list(i) if isinstance(i, list) else i for i in items]
+    if sum(1 for i in items if i is Ellipsis) > 1:
+        raise record.located(AxisError("index: more than one ellipsis"))
     used = sum(1 if not _is_mask(i) else _ndim(i) for i in items if i is not None and i is not Ellipsis)
     if used > ndim:
         raise record.located(AxisError(f"index: {used} indices for {ndim} axes"))
     at = next((k for k, i in enumerate(items) if i is Ellipsis), None)
     fill = [slice(None)] * (ndim - used)
     return items + fill if at is None else items[:at] + fill + items[at + 1:]
+
+
+def _from_list(i: list[Any]) -> Array:
+    array = np.asarray(i)
+    return array if array.size else array.astype(np.int64)        # NumPy makes [] floating
 
 
 def _ndim(i: Any) -> int:
@@ -280,6 +290,8 @@ def _integer(i: Any, n: Size, axis: int) -> Size:
     if isinstance(i, Dim):
         return i
     try:
+        if isinstance(i, (bool, np.bool_)):
+            raise TypeError                                  # no integer, though Python thinks so
         k = i.__index__()
     except (AttributeError, TypeError):
         raise record.located(DTypeError(f"index: cannot index with {type(i).__name__}")) from None
@@ -301,6 +313,8 @@ def _masks_to_indices(x: Tensor, items: list[Any]) -> list[Any]:
                                            "have; use graphc.where(mask, x, 0)"))
         at = len([k for k in out if k is not None])
         mask = np.asarray(i)
+        if mask.ndim == 0:
+            raise record.located(DTypeError("index: cannot index with a single bool"))
         if mask.shape != x.shape[at:at + mask.ndim]:
             raise record.located(ShapeError(f"index: a mask of shape {format_shape(mask.shape)} for axes of "
                                             f"{format_shape(x.shape[at:at + mask.ndim])}"))

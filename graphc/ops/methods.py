@@ -22,6 +22,14 @@ def _install(**methods: Any) -> None:
 
 # ---------------------------------------------------------------- operators
 
+def _or_by_identity(compare: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """``t == None`` and ``t == "a"`` are False, as for any Python object."""
+    def method(x: Any, y: Any) -> Any:
+        return NotImplemented if y is None or type(y) is str else compare(x, y)
+    method.__name__ = compare.__name__
+    return method
+
+
 _install(
     __add__=binary(e.add_op), __radd__=binary(e.add_op, True),
     __sub__=binary(e.sub_op), __rsub__=binary(e.sub_op, True),
@@ -34,7 +42,7 @@ _install(
     __or__=binary(e.or_op), __ror__=binary(e.or_op, True),
     __xor__=binary(e.xor_op), __rxor__=binary(e.xor_op, True),
     __lt__=binary(e.lt_op), __le__=binary(e.le_op), __gt__=binary(e.gt_op), __ge__=binary(e.ge_op),
-    __eq__=binary(e.eq_op), __ne__=binary(e.ne_op),
+    __eq__=_or_by_identity(binary(e.eq_op)), __ne__=_or_by_identity(binary(e.ne_op)),
     __neg__=e.neg, __pos__=lambda x: x, __abs__=e.abs, __invert__=e.logical_not,
     __matmul__=linalg.matmul, __rmatmul__=lambda x, y: linalg.matmul(y, x),
 )
@@ -42,7 +50,7 @@ _install(
 
 def _pow(x: Tensor, y: Any) -> Tensor:
     if type(y) in (int, float):
-        if y == 2:
+        if y == 2 and (type(y) is int or x.dtype.kind == "f"):
             return record.apply(e.square_op, x) if x.dtype != bool_ else e.pow(x, y)
         if y == 0.5:
             return e.sqrt(x)

@@ -1,4 +1,4 @@
-"""What looks at both modes from outside: `compare` trains a model in each and reports, `dump` writes what each made of it.
+"""What looks at both modes from outside: `compare` trains a model in each, `dump` writes what each made of it.
 
 Nothing else in graphc imports this package, but for the command line.
 """

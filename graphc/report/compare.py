@@ -14,7 +14,7 @@ import numpy as np
 from ..core.config import config
 from ..core.errors import ArgumentError
 from ..static.session import TARGETS
-from . import worker
+from . import isolated as processes
 from .measure import MODES, Arrays, Measured, measure
 from .workload import Make, Request, request
 
@@ -111,9 +111,9 @@ class Comparison:
             low, middle, high = m.quartiles
             out[mode] |= {"first": m.first, "median": middle, "lower_quartile": low, "upper_quartile": high,
                           "start_up": m.start_up, "n_ops": m.n_ops}
-        from .. import __name__ as package
-        found: dict[str, Any] = _plain({package: 1, **out, "speedup": self.speedup, "pays_off_after": self.pays_off_after,
-                                        "verdict": self.verdict})
+        from .info import graphc_version
+        found: dict[str, Any] = _plain({"graphc": graphc_version(), **out, "speedup": self.speedup,
+                                        "pays_off_after": self.pays_off_after, "verdict": self.verdict})
         return found
 
     def to_json(self, indent: int | None = 2) -> str:
@@ -141,18 +141,19 @@ class Comparison:
         return as_html(self)
 
 
-def compare(model_or_script: str | os.PathLike[str] | Make, steps: int = 100, batch_size: int | None = None, seed: int = 0,
-            target: str | None = None, data: str | os.PathLike[str] | None = None, dtype: str | None = None,
-            progress: bool = True, isolate: bool | None = None, tolerance: float | None = None) -> Comparison:
+def compare(model_or_script: str | os.PathLike[str] | Make, steps: int = 100, batch_size: int | None = None,
+            seed: int = 0, target: str | None = None, data: str | os.PathLike[str] | None = None,
+            dtype: str | None = None, progress: bool = True, isolate: bool | None = None,
+            tolerance: float | None = None) -> Comparison:
     """Train in each mode from the same weights and data, and compare time, memory, losses and parameters.
 
     Parameters
     ----------
     model_or_script : str, path or callable
         ``"lenet"`` or ``"mlp"`` (with SGD at 1e-3 and the summed cross-entropy); or a script that defines
-        ``make(seed) -> (step, batches, state)``; or such a function. ``step(*batch)`` does forward, backward and update and
-        returns the loss; ``batches`` is iterated, again and again where it is shorter than ``steps``; ``state`` holds the
-        modules and optimisers, in lists, tuples or dicts.
+        ``make(seed) -> (step, batches, state)``; or such a function. ``step(*batch)`` does forward, backward and
+        update and returns the loss; ``batches`` is iterated, again and again where it is shorter than ``steps``;
+        ``state`` holds the modules and optimisers, in lists, tuples or dicts.
     steps : int
         At least 2: the first one, which compiles, is told apart.
     batch_size : int, optional
@@ -168,8 +169,8 @@ def compare(model_or_script: str | os.PathLike[str] | Make, steps: int = 100, ba
     progress : bool
         Progress bars on stderr, where that is a terminal.
     isolate : bool, optional
-        Run each mode in a process of its own, so that memory and start-up are its own. True by default, but for a
-        function, which cannot be sent to one.
+        Run each mode in a process of its own, so that memory and start-up are its own. True by default, but for
+        a function, which cannot be sent to one.
     tolerance : float, optional
         The relative difference of losses up to which they are called equal; 1e-5, and 1e-9 in float64.
 
@@ -200,7 +201,8 @@ def compare(model_or_script: str | os.PathLike[str] | Make, steps: int = 100, ba
     if callable(model_or_script):
         given = [n for n, v in (("batch_size", batch_size), ("data", data), ("dtype", dtype)) if v is not None]
         if given or isolate:
-            raise ArgumentError(f"{', '.join(given) or 'isolate'}: not for a function; pass the path of a script that defines make")
+            raise ArgumentError(f"{', '.join(given) or 'isolate'}: not for a function; pass the path of a script "
+                                "that defines make")
         wanted, subject = model_or_script, getattr(model_or_script, "__name__", "make")
     else:
         wanted = request(model_or_script, seed, batch_size, data, dtype)
@@ -208,7 +210,8 @@ def compare(model_or_script: str | os.PathLike[str] | Make, steps: int = 100, ba
     isolated = isinstance(wanted, Request) and isolate is not False
     (eager, eager_state), (static, static_state) = _both(wanted, steps, target, seed, progress, isolated, subject)
     kind = _dtype(eager_state)
-    difference = _difference(eager, static, eager_state, static_state, TOLERANCE[kind] if tolerance is None else tolerance)
+    bound = TOLERANCE[kind] if tolerance is None else tolerance
+    difference = _difference(eager, static, eager_state, static_state, bound)
     size = wanted.batch_size if isinstance(wanted, Request) and wanted.script is None else None
     return Comparison(subject, target, steps, seed, size, kind, isolated, eager, static, difference)
 
@@ -218,14 +221,16 @@ def _both(wanted: Request | Make, steps: int, target: str, seed: int, progress: 
     from .progress import Bars
     with Bars(subject, steps, target, progress) as bars:
         if isinstance(wanted, Request) and isolated:
-            return [worker.run(wanted, mode, steps, target, bars.bar(mode), bars.echo) for mode in MODES]
+            echo = bars.echo if progress else None
+            return [processes.run(wanted, mode, steps, target, bars.bar(mode), echo) for mode in MODES]
         return [measure(wanted, mode, steps, target, seed, bars.bar(mode)) for mode in MODES]
 
 
 # ---------------------------------------------------------------- differences
 
-def _difference(eager: Measured, static: Measured, eager_state: Arrays, static_state: Arrays, tolerance: float) -> Difference:
-    apart = [_relative(a, b) for a, b in zip(eager.losses, static.losses)]
+def _difference(eager: Measured, static: Measured, eager_state: Arrays, static_state: Arrays,
+                tolerance: float) -> Difference:
+    apart = [_relative(a, b) for a, b in zip(eager.losses, static.losses, strict=True)]
     worst = max(range(len(apart)), key=apart.__getitem__)
     beyond = next((k + 1 for k, d in enumerate(apart) if d > tolerance), None)
     relative, absolute, name = _parameter_difference(eager_state, static_state)
@@ -293,5 +298,6 @@ def _loss_verdict(c: Comparison) -> str:
         return "with equal losses" if d.loss == 0 else f"with losses that agree to {d.loss:.1e}"
     if d.first_beyond == 1:
         return f"but the losses differ from the first step on, by up to {d.loss:.1e}"
-    return (f"with losses that agree to {d.tolerance:.0e} for {d.first_beyond - 1} step{'s' * (d.first_beyond > 2)} and differ by "
-            f"up to {d.loss:.1e} later")
+    equal = d.first_beyond - 1
+    return (f"with losses that agree to {d.tolerance:.0e} for {equal} step{'s' * (equal > 1)} and differ by up to "
+            f"{d.loss:.1e} later")

@@ -2,7 +2,9 @@
 arrays, Numba's code and its compiler are all in it."""
 from __future__ import annotations
 
+import ctypes
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
@@ -30,14 +32,21 @@ def _highest() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def _give_back() -> None:
+    """Return freed memory to the system (glibc), so that what loading data left behind does not hide a rise."""
+    with suppress(AttributeError, OSError, TypeError):                   # another system
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class PeakMemory:
     """The rise of resident memory over the moment it was made.
 
-    Linux forgets an earlier peak when it is told to; elsewhere the rise is that over the highest size before, which is the
-    same in a fresh process.
+    Linux forgets an earlier peak when it is told to; elsewhere the rise is that over the highest size before, which is
+    the same in a fresh process.
     """
 
     def __init__(self) -> None:
+        _give_back()
         try:
             _CLEAR.write_text("5")                                       # Linux: reset the high-water mark
         except OSError:

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import sys
-from types import TracebackType
 from typing import Any
 
 from .measure import Progress
@@ -12,22 +11,24 @@ class Bars:
     """A scope with one bar per mode; nothing is drawn when stderr is no terminal, or nobody asked."""
 
     def __init__(self, subject: str, steps: int, target: str, wanted: bool) -> None:
-        self._wanted, self._progress = wanted, None
+        self._wanted = wanted
+        self._progress: Any = None
         self._subject, self._steps, self._target = subject, steps, target
 
     def __enter__(self) -> Bars:
         if not self._wanted or not (sys.stderr.isatty() or _in_jupyter()):
             return self
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-        self._progress: Any = Progress(
-            SpinnerColumn(), TextColumn("{task.fields[subject]}"), TextColumn("[bold]{task.description}", markup=True),
+        from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as RichProgress
+        self._progress = RichProgress(
+            SpinnerColumn(), TextColumn("{task.fields[subject]}", markup=False), TextColumn("{task.description}"),
             BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn(),
             console=Console(stderr=True), transient=True)
         self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *exc: object) -> None:
         if self._progress is not None:
             self._progress.stop()
 
@@ -37,17 +38,18 @@ class Bars:
         if progress is None:
             return None
         name = "eager" if mode == "eager" else f"static ({self._target})"
-        task = progress.add_task(name if mode == "eager" else f"{name}, compiling", total=self._steps, subject=self._subject)
+        waiting = name if mode == "eager" else f"{name}, compiling"
+        task = progress.add_task(waiting, total=self._steps, subject=self._subject)
 
         def show(done: int) -> None:
-            progress.update(task, completed=done, description=name if done else None)
+            progress.update(task, completed=done, description=name if done else waiting)
         return show
 
     def echo(self, text: str) -> None:
         """Pass on what the user's code printed, above the bars."""
         if self._progress is not None:
             self._progress.console.print(text, end="", markup=False, highlight=False)
-        elif self._wanted:
+        else:
             sys.stderr.write(text)
             sys.stderr.flush()
 

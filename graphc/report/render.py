@@ -22,6 +22,8 @@ class Row(NamedTuple):
 
 def seconds_text(seconds: float) -> str:
     """A time in the unit that suits it, to three digits."""
+    if seconds == 0:
+        return "none"
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= size * 0.9995:
             return f"{_three(seconds / size)} {unit}"
@@ -51,14 +53,14 @@ def rows(c: Comparison) -> list[Row]:
     pays = "never paid for" if after is None else f"paid for after {after:,} step{'s' * (after > 1)}"
     arena = f"arena {bytes_text(s.arena_bytes)}" if s.arena_bytes is not None else ""
     return [
-        Row("time per step (median)", seconds_text(e.median), seconds_text(s.median), note),
-        Row("  half of the steps in", _spread(e), _spread(s)),
-        Row("first step", seconds_text(e.first), seconds_text(s.first)),
-        Row("start-up (compile)", seconds_text(e.start_up), seconds_text(s.start_up), pays),
-        Row("peak memory, rise", bytes_text(e.peak_bytes), bytes_text(s.peak_bytes), arena),
+        Row("median step", seconds_text(e.median), seconds_text(s.median), note),
+        Row("  half of them in", _spread(e), _spread(s)),
+        Row("first step", seconds_text(e.first), seconds_text(s.first), _traces(s)),
+        Row("compile, warm-up", seconds_text(e.start_up), seconds_text(s.start_up), pays),
+        Row("peak memory rise", bytes_text(e.peak_bytes), bytes_text(s.peak_bytes), arena),
         Row("work per step", f"{e.n_ops} ops", _work(s), _from(s)),
-        Row("loss, first step", f"{e.losses[0]:.6g}", f"{s.losses[0]:.6g}"),
-        Row("loss, last step", f"{e.losses[-1]:.6g}", f"{s.losses[-1]:.6g}"),
+        Row("first loss", f"{e.losses[0]:.6g}", f"{s.losses[0]:.6g}"),
+        Row("last loss", f"{e.losses[-1]:.6g}", f"{s.losses[-1]:.6g}"),
     ]
 
 
@@ -66,6 +68,11 @@ def _spread(m: Measured) -> str:
     low, _, high = m.quartiles
     a, b = seconds_text(low), seconds_text(high)
     return f"{a.split()[0]} - {b}" if a.split()[1] == b.split()[1] else f"{a} - {b}"
+
+
+def _traces(s: Measured) -> str:
+    again = [str(k + 1) for k in s.traced if k]
+    return f"traced again in step {', '.join(again[:3])}{' ...' * (len(again) > 3)}" if again else ""
 
 
 def _work(s: Measured) -> str:
@@ -79,13 +86,14 @@ def _from(s: Measured) -> str:
     if s.kernels is None:
         return "interpreted: no kernels"
     distinct = f", {s.kernels} distinct" if s.launches not in (None, s.kernels) else ""
-    return f"from {s.n_ops} nodes{distinct}"
+    return f"{s.n_ops} nodes{distinct}"
 
 
 def differences(c: Comparison) -> list[tuple[str, str]]:
     """The lines under the table: what, how much and where."""
     d = c.difference
-    beyond = f"never above {d.tolerance:.0e}" if d.first_beyond is None else f"above {d.tolerance:.0e} from step {d.first_beyond} on"
+    limit = f"{d.tolerance:.0e}"
+    beyond = f"never above {limit}" if d.first_beyond is None else f"first above {limit} at step {d.first_beyond}"
     loss = "none" if d.loss == 0 else f"{d.loss:.1e} relative, at step {d.loss_step}; {beyond}"
     parameters = "none" if not d.parameter else f"{d.parameters:.1e} relative, in {d.parameter}"
     return [("largest difference of loss", loss), ("of parameters after all steps", parameters)]
@@ -129,8 +137,10 @@ def as_text(c: Comparison) -> str:
 def as_html(c: Comparison) -> str:
     """A table for Jupyter."""
     def cells(tag: str, row: tuple[str, ...]) -> str:
-        align = ("left", "right", "right", "left")
-        return "<tr>" + "".join(f'<{tag} style="text-align: {a}">{html.escape(t)}</{tag}>' for a, t in zip(align, row)) + "</tr>"
+        sides = ("left", "right", "right", "left")
+        inner = (f'<{tag} style="text-align: {side}">{html.escape(text)}</{tag}>'
+                 for side, text in zip(sides, row, strict=True))
+        return f"<tr>{''.join(inner)}</tr>"
     head = cells("th", ("", "eager", f"static ({c.target})", ""))
     body = "".join(cells("td", tuple(row)) for row in rows(c))
     below = "".join(f"<li>{html.escape(what)}: {html.escape(text)}</li>" for what, text in differences(c))

@@ -1,4 +1,4 @@
-"""What is trained: a built-in model, a user's script, or a function, all brought to ``make(seed) -> (step, batches, state)``.
+"""What is trained: a built-in model, a user's script, or a function, each brought to a `Workload`.
 
 Here is the contract with the user and every message about breaking it. Nothing here measures.
 """
@@ -35,8 +35,8 @@ _PACKAGE = str(Path(__file__).resolve().parent.parent)
 class Request:
     """What to train and how, in plain values that another process can be told.
 
-    ``script`` is a path, or None for the built-in model ``name``; ``batch_size``, ``data`` and ``dtype`` are for built-in
-    models.
+    ``script`` is a path, or None for the built-in model ``name``; ``batch_size``, ``data`` and ``dtype`` are for
+    built-in models.
     """
     name: str
     script: str | None
@@ -62,8 +62,8 @@ class Workload:
                 yield tuple(batch) if isinstance(batch, (list, tuple)) else (batch,)
             if not count:
                 raise ArgumentError(
-                    "batches: there are none, or an iterator ran out that cannot be started again; return something that "
-                    "can be iterated anew, such as a list or a DataLoader, or ask for fewer steps")
+                    "batches: there are none, or an iterator ran out that cannot be started again; return something "
+                    "that can be iterated anew, such as a list or a DataLoader, or ask for fewer steps")
 
 
 def request(model_or_script: str | os.PathLike[str], seed: int = 0, batch_size: int | None = None,
@@ -96,14 +96,20 @@ def request(model_or_script: str | os.PathLike[str], seed: int = 0, batch_size: 
 
 def start(wanted: Request | Make, seed: int) -> Workload:
     """A fresh training: the generators seeded, ``make`` called, its result checked."""
-    make = wanted if not isinstance(wanted, Request) else _built_in(wanted) if wanted.script is None else _load(wanted.script)
-    where = f"{wanted.script}: make" if isinstance(wanted, Request) and wanted.script else "make"
+    if isinstance(wanted, Request):
+        make, where = _maker(wanted), f"{wanted.script or wanted.name}: make"
+    else:
+        make, where = wanted, "make"
     manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
     with user_code(where):
         made = make(seed)
     return _checked(made, where)
+
+
+def _maker(wanted: Request) -> Make:
+    return _built_in(wanted) if wanted.script is None else _load(wanted.script)
 
 
 def _checked(made: Any, where: str) -> Workload:
@@ -127,8 +133,8 @@ def _built_in(wanted: Request) -> Make:
     from ..models import MODELS
 
     def make(seed: int) -> Any:
-        steps = [ToTensor()] if wanted.dtype == "float32" else [ToTensor(), Lambda(lambda x: x.astype(np.float64))]
-        data: Any = MNIST(wanted.data, transform=Compose(steps)) if wanted.data else Digits(size=28, transform=Compose(steps))
+        transform = Compose([ToTensor(), Lambda(lambda x: x.astype(wanted.dtype))])
+        data: Any = MNIST(wanted.data, transform=transform) if wanted.data else Digits(size=28, transform=transform)
         if wanted.batch_size > len(data):
             raise ArgumentError(f"batch_size: {wanted.batch_size}, but there are {len(data)} images")
         model = MODELS[wanted.name]().to(dtype=wanted.dtype)
@@ -170,7 +176,7 @@ def _load(script: str) -> Make:
 def loss_of(result: Any) -> float:
     """What a step returned, as a number."""
     if isinstance(result, (Tensor, np.ndarray)) and int(result.size) == 1:
-        return float(np.asarray(result.detach() if isinstance(result, Tensor) else result).item())  # type: ignore[attr-defined]
+        return float(result.item())
     if isinstance(result, (int, float, np.number)) and not isinstance(result, bool):
         return float(result)
     got = f"shape {tuple(result.shape)}" if isinstance(result, (Tensor, np.ndarray)) else type(result).__name__
@@ -222,8 +228,11 @@ def user_code(where: str) -> Iterator[None]:
 
 
 def _user_lines(error: BaseException) -> str:
-    """The traceback without the frames of graphc and of Python's import system."""
+    """The traceback without the frames of graphc and of Python's import system, but for one that raised."""
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [f for f in frames if not f.filename.startswith((_PACKAGE, "<frozen"))]
     text = "".join(traceback.format_list(theirs) + traceback.format_exception_only(error)).rstrip()
-    return f"{text}\n(raised inside graphc)" if frames and frames[-1] not in theirs and len(frames) > 1 else text
+    last = frames[-1]
+    if not last.filename.startswith(_PACKAGE) or last.filename.startswith(str(Path(__file__).parent)):
+        return text
+    return f"{text}\n  raised inside graphc: {last.filename}:{last.lineno}, in {last.name}"

@@ -62,8 +62,9 @@ def apply(op: Op, args: tuple[Any, ...], sample: Sample | ErrorSample) -> tuple[
     return several(record.apply(op, *args, **sample.attrs))
 
 
-def difference(op: Op, got: Any, want: Array, ulps: float | None = None) -> str:
+def difference(op: Op, got: Any, want: Array, ulps: float | None = None, spread: bool | None = None) -> str:
     """What is wrong with ``got``, or nothing; within the op's stated bound, NaNs and signs of zeros included."""
+    spread = op.name in SPREAD if spread is None else spread
     got = np.asarray(got)
     if got.dtype != want.dtype or got.shape != want.shape:
         return f"{got.dtype}{list(got.shape)} instead of {want.dtype}{list(want.shape)}"
@@ -71,7 +72,6 @@ def difference(op: Op, got: Any, want: Array, ulps: float | None = None) -> str:
         return "" if np.array_equal(got, want) else f"{got.tolist()} instead of {want.tolist()}"
     with np.errstate(all="ignore"):
         finite = np.isfinite(want)
-        spread = op.name in SPREAD
         bound = (ULPS.get(op.name, SPREAD.get(op.name, 0)) if ulps is None else ulps) * (
             np.spacing(np.abs(want[finite]).max(initial=0)) if spread else np.spacing(np.abs(want)))
         close = np.abs(got - want) <= bound

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ...core.aval import Aval
 from ...core.node import Node, Value
 from ...core.op import get_op
 from ..program import Program, rewrite
@@ -111,6 +112,20 @@ def _divide_by_power_of_two(n: Node) -> Node | None:
     return _call(n, "mul", (n.inputs[0], Value(inverse, 0)))
 
 
+def _join_axes(n: Node) -> Node | None:
+    """Reduced axes side by side become one, so that the kernel has one long loop."""
+    x, axis = n.inputs[0], n.attrs["axis"]
+    pair = next((a for a, b in zip(axis, axis[1:]) if b == a + 1), None)
+    if pair is None or n.attrs["keepdims"]:
+        return None
+    shape = (*x.aval.shape[:pair], x.aval.shape[pair] * x.aval.shape[pair + 1], *x.aval.shape[pair + 2:])
+    aval = Aval(shape, x.aval.dtype)
+    joined = x if x.aval == aval else Value(Node(get_op("reshape"), (x,), {"shape": shape}, (aval,), n.name, n.origins), 0)
+    fewer = tuple(a if a <= pair else a - 1 for a in axis if a != pair + 1)
+    out = _call(n, n.op.name, (joined,), axis=fewer, keepdims=False)
+    return _join_axes(out) or out
+
+
 RULES: tuple[Rule, ...] = (
     Rule("x * 1 = x", "mul", lambda n: _unit(n, 1, 0, 1)),
     Rule("x * -1 = -x", "mul", lambda n: _call(n, "neg", (v,)) if (v := _unit(n, -1, 0, 1)) and v.aval.dtype.kind == "f" else None),
@@ -132,6 +147,8 @@ RULES: tuple[Rule, ...] = (
     Rule("A.T @ B as one product", "matmul", _absorb_transposes),
     Rule("the whole slice", "slice", _whole_slice),
     Rule("sum over axes of size 1", "sum", _reduce_nothing),
+    Rule("sum over (i, i+1) = sum over one axis", "sum", _join_axes),
+    Rule("max over (i, i+1) = max over one axis", "amax", _join_axes),
     Rule("max over axes of size 1", "amax", _reduce_nothing),
     Rule("min over axes of size 1", "amin", _reduce_nothing),
     Rule("where(true, x, y) = x", "where", lambda n: _same(n, n.inputs[1]) if _is(n.inputs[0], 1) else None),

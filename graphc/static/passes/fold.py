@@ -19,9 +19,18 @@ def literal(node: Node) -> np.ndarray[Any, Any] | None:
     if node.op is constant_op:
         value: np.ndarray[Any, Any] = node.attrs["value"]
         return value
-    if node.op is full_op and node.avals[0].shape == ():
-        return np.asarray(node.attrs["value"], node.attrs["dtype"])
+    if node.op is full_op and node.avals[0].is_static:
+        return np.broadcast_to(np.asarray(node.attrs["value"], node.attrs["dtype"]), node.avals[0].shape)
     return None
+
+
+def literal_node(value: np.ndarray[Any, Any], like: Node) -> Node:
+    """A node for ``value`` in place of ``like``: one number everywhere is kept as a number."""
+    flat = value.reshape(-1)
+    if value.shape and flat.size and flat[0].tobytes() * flat.size == flat.tobytes():
+        attrs = {"shape": value.shape, "value": flat[0].item(), "dtype": value.dtype}
+        return Node(full_op, (), attrs, like.avals, like.name, like.origins)
+    return Node(constant_op, (), {"value": value}, like.avals, like.name, like.origins)
 
 
 def fold_constants(program: Program) -> Program:
@@ -36,6 +45,6 @@ def fold_constants(program: Program) -> Program:
             return None
         with np.errstate(all="ignore"):
             value = np.ascontiguousarray(call_node(node, arrays, {})[0]).reshape(aval.shape)  # type: ignore[arg-type]
-        return Node(constant_op, (), {"value": value}, node.avals, node.name, node.origins)
+        return literal_node(value, node)
 
     return rewrite(program, change)

@@ -1,0 +1,5 @@
+"""``python -m graphc``: the command line."""
+from .cli import main
+
+if __name__ == "__main__":
+    main(prog_name="graphc")
