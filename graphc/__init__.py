@@ -39,6 +39,9 @@ from .core.tensor import Buffer, Parameter, Tensor, as_tensor, from_numpy, tenso
 from .ops import *  # noqa: F403
 from .eager import autograd
 from .core.config import config
+from . import nn as nn
+from . import optim as optim
+from . import data as data
 from .static import (
     Graph,
     Program,

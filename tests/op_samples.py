@@ -76,7 +76,8 @@ ERRORS: dict[str, list[ErrorSample]] = {}
 
 # Units in the last place that an executor may be away from `run`; an op not listed here is exact.
 # For ops in SPREAD the unit is that of the largest element: their sums may be taken in another order.
-ULPS = dict.fromkeys(("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "asin", "acos", "atan",
+ULPS = dict.fromkeys(("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "asin", "acos",
+                      "atan",
                       "sinh", "cosh", "tanh", "sigmoid", "erf", "pow", "atan2"), 8)
 SPREAD = dict.fromkeys(("sum", "prod", "matmul", "conv2d", "conv2d_dx", "conv2d_dw", "avg_pool2d", "avg_unpool2d",
                         "max_unpool2d", "index_add"), 16)
@@ -90,7 +91,8 @@ class Data:
     def __init__(self, name: str) -> None:
         self.rng = np.random.default_rng(zlib.crc32(name.encode()))
 
-    def __call__(self, shape: tuple[int, ...] = (2, 3), dtype: Any = F64, low: float = -2.0, high: float = 2.0) -> Array:
+    def __call__(self, shape: tuple[int, ...] = (2, 3), dtype: Any = F64, low: float = -2.0,
+                 high: float = 2.0) -> Array:
         """Floats in (low, high), at least 0.06 away from multiples of a half (where rounding and |x| have kinks)."""
         dtype = np.dtype(dtype)
         if dtype == BOOL:
@@ -135,10 +137,12 @@ def special(dtype: Any) -> Array:
         return np.array([False, True])
     if dtype.kind in "iu":
         info = np.iinfo(dtype)
-        return np.array(sorted({info.min, info.min + 1, 0, 1, 2, 3, info.max - 1, info.max, *((-1, -2, -7) if info.min else ())}),
+        return np.array(sorted({info.min, info.min + 1, 0, 1, 2, 3, info.max - 1, info.max,
+                                *((-1, -2, -7) if info.min else ())}),
                         dtype)
     tiny = np.finfo(dtype)
-    return np.array([0.0, -0.0, np.inf, -np.inf, np.nan, tiny.smallest_subnormal, -tiny.smallest_subnormal, tiny.tiny, 0.5,
+    return np.array([0.0, -0.0, np.inf, -np.inf, np.nan, tiny.smallest_subnormal, -tiny.smallest_subnormal, tiny.tiny,
+                     0.5,
                      -0.5, 1.0, -1.0, 1.5, -2.5, 3.0, -7.0], dtype)
 
 
@@ -192,7 +196,8 @@ for _name in ("sin", "cos"):
     unary(_name, -3.0, 3.0)
 for _name in ("log", "log2", "log10", "sqrt", "rsqrt", "reciprocal"):
     unary(_name, 0.3, 4.0, large=True)
-for _name in ("atan", "sinh", "cosh", "tanh", "sigmoid", "erf", "exp", "exp2", "expm1", "isnan", "isinf", "isfinite", "abs"):
+for _name in ("atan", "sinh", "cosh", "tanh", "sigmoid", "erf", "exp", "exp2", "expm1", "isnan", "isinf", "isfinite",
+              "abs"):
     unary(_name, large=True)
 for _name in ("sign", "square", "relu", "floor", "ceil", "trunc", "round", "neg"):
     unary(_name, kinds="iuf", large=True)
@@ -200,7 +205,8 @@ unary("tan", -1.2, 1.2)
 unary("log1p", -0.8, 3.0, large=True)
 unary("bitwise_not", kinds="biu")
 unary("clone", large=True)
-good("detach", *(Sample((Data("detach")(shape, dtype),), grad=False) for shape in ((2, 3), ()) for dtype in (*FLOATS, I32)))
+good("detach", *(Sample((Data("detach")(shape, dtype),), grad=False) for shape in ((2, 3), ())
+                 for dtype in (*FLOATS, I32)))
 
 _data = Data("cast")
 for _from in (*FLOATS, *INTS, BOOL):
@@ -213,7 +219,8 @@ for _x, _to in ((special(F64), F32), (special(F32), F64), (special(F32), BOOL), 
 
 # ---------------------------------------------------------------- two inputs, element by element
 
-def binary(name: str, kinds: str = "biuf", low: float = -2.0, high: float = 2.0, second: tuple[float, float] | None = None,
+def binary(name: str, kinds: str = "biuf", low: float = -2.0, high: float = 2.0,
+           second: tuple[float, float] | None = None,
            grid: bool = True) -> None:
     """``second`` gives the range of the second operand where it differs (divisors, exponents)."""
     data = Data(name)
@@ -223,14 +230,17 @@ def binary(name: str, kinds: str = "biuf", low: float = -2.0, high: float = 2.0,
 
     if "f" in kinds:
         for dtype in FLOATS:
-            good(name, Sample(pair((2, 3), (2, 3), dtype)), Sample(pair((2, 1), (3,), dtype)), Sample(pair((), (2, 3), dtype)),
+            good(name, Sample(pair((2, 3), (2, 3), dtype)), Sample(pair((2, 1), (3,), dtype)),
+                 Sample(pair((), (2, 3), dtype)),
                  Sample(pair((), (), dtype)), Sample(pair((0, 3), (1, 3), dtype)))
             if grid:
                 v = special(dtype)
                 good(name, Sample((v[:, None], v), grad=False, label="special"))
         x, y = pair((3, 4), (3, 4), F32)
-        good(name, *(Sample((layout(x), y), label=layout.__name__) for layout in LAYOUTS), Sample((x, y[::2, :][:1, ::-1])),
-             Sample((x, 1.5)), Sample((2, x) if low >= 0 or second is None else (x, 2)), Sample(pair((2,), (2,), F32, F64)))
+        good(name, *(Sample((layout(x), y), label=layout.__name__) for layout in LAYOUTS),
+             Sample((x, y[::2, :][:1, ::-1])),
+             Sample((x, 1.5)), Sample((2, x) if low >= 0 or second is None else (x, 2)),
+             Sample(pair((2,), (2,), F32, F64)))
         if "i" in kinds:
             good(name, Sample((data((3,), F32, low, high), np.array([1, 2, 3]))), Sample((np.array([1, 2, 3]), 0.5)))
     for dtype in (*INTS, BOOL):
@@ -240,7 +250,8 @@ def binary(name: str, kinds: str = "biuf", low: float = -2.0, high: float = 2.0,
         elif grid:
             good(name, Sample((v[:, None], v), label="special"), Sample((data((2, 3), dtype), v[-1:])))
     if "i" in kinds and grid:
-        good(name, Sample((special(I32), special(U8)[:1])), Sample((special(U8), 1)), Sample((special(I64)[:3], special(BOOL)[:1])))
+        good(name, Sample((special(I32), special(U8)[:1])), Sample((special(U8), 1)),
+             Sample((special(I64)[:3], special(BOOL)[:1])))
     if "f" not in kinds:
         bad(name, ((data((2,), F32), data((2,), F32)), gc.DTypeError, f"{name}.*float32"))
     fits = F32 if "f" in kinds else I64
@@ -281,7 +292,8 @@ bad("where", ((np.array([1, 0]), _data((2,)), _data((2,))), gc.DTypeError, "wher
 
 # ---------------------------------------------------------------- sources
 
-good("constant", *(Sample((), {"value": v}) for v in (np.array(1.5), np.arange(6, dtype=F32).reshape(2, 3), np.array([True]))))
+good("constant", *(Sample((), {"value": v}) for v in (np.array(1.5), np.arange(6, dtype=F32).reshape(2, 3),
+                                                      np.array([True]))))
 good("full", *(Sample((), {"shape": s, "value": v, "dtype": d}, sizes=("shape",)) for s, v, d in (
     ((2, 3), 1.5, F32), ((), -0.0, F64), ((0, 2), 1, I64), ((3,), True, BOOL), ((2,), 255, U8), ((2,), math.inf, F32))))
 good("arange", *(Sample((), {"start": a, "step": s, "size": n, "dtype": d}) for a, s, n, d in (
@@ -289,7 +301,8 @@ good("arange", *(Sample((), {"start": a, "step": s, "size": n, "dtype": d}) for 
 good("eye", *(Sample((), {"n": n, "m": m, "dtype": d}) for n, m, d in (
     (3, 3, F32), (2, 4, F64), (4, 2, I64), (0, 2, F32), (2, 2, BOOL))))
 good("size_value", Sample((), {"size": 7, "dtype": F32}), Sample((), {"size": 0, "dtype": I64}))
-good("random_bits", *(Sample((np.array(state, I64),), {"shape": shape, "ordinal": n}, sizes=("shape",), fixed=(0,)) for state, shape, n in (
+good("random_bits", *(Sample((np.array(state, I64),), {"shape": shape, "ordinal": n}, sizes=("shape",), fixed=(0,))
+                      for state, shape, n in (
     ((0, 0), (5,), 0), ((7, 3), (2, 3), 1), ((2**62 + 5, 2**33), (4,), 2), ((1, 1), (), 0), ((1, 1), (0, 2), 0))))
 
 
@@ -321,46 +334,57 @@ def reduction(name: str, *attrs: dict[str, Any], empty: bool = True, distinct: b
 
 for _name in ("sum", "any", "all", "prod"):
     reduction(_name, *_REDUCTIONS)
-good("prod", *(Sample((np.array([[0.0, 2.0, 3.0], [1.5, 2.0, -1.0], [0.0, 0.0, 3.0]]),), a, order=1, label="zeros") for a in _REDUCTIONS))
+good("prod", *(Sample((np.array([[0.0, 2.0, 3.0], [1.5, 2.0, -1.0], [0.0, 0.0, 3.0]]),), a, order=1, label="zeros")
+               for a in _REDUCTIONS))
 for _name in ("amax", "amin"):
     reduction(_name, *_REDUCTIONS, empty=False, distinct=True)
 for _name in ("argmax", "argmin"):
     reduction(_name, {"axis": (0,), "keepdims": False}, {"axis": (1,), "keepdims": True}, empty=False)
-    good(_name, Sample((np.array([[1.0, 3.0, 3.0, np.nan, np.nan], [2, 2, 1, 1, 0]]),), {"axis": (1,), "keepdims": False}, label="ties"))
+    good(_name, Sample((np.array([[1.0, 3.0, 3.0, np.nan, np.nan], [2, 2, 1, 1, 0]]),),
+                       {"axis": (1,), "keepdims": False}, label="ties"))
 
 
 # ---------------------------------------------------------------- shape and order
 
 _data = Data("shape")
 good("reshape", *(Sample((x,), {"shape": s}, sizes=("shape",)) for x, s in (
-    (_data((2, 3)), (6,)), (_data((2, 3), F32), (3, 1, 2)), (_data((), I64), (1, 1)), (_data((0, 3)), (3, 0)), (_data((1,), BOOL), ()),
-    (transposed(_data((3, 4))), (2, 6)), (strided(_data((3, 4), F32)), (12,)), (backwards(_data((2, 6), I32)), (4, 3)))))
+    (_data((2, 3)), (6,)), (_data((2, 3), F32), (3, 1, 2)), (_data((), I64), (1, 1)), (_data((0, 3)), (3, 0)),
+    (_data((1,), BOOL), ()),
+    (transposed(_data((3, 4))), (2, 6)), (strided(_data((3, 4), F32)), (12,)),
+    (backwards(_data((2, 6), I32)), (4, 3)))))
 bad("reshape", ((_data((2, 3)),), {"shape": (4, 2)}, gc.ShapeError, r"reshape.*\(2, 3\).*\(4, 2\)"))
 good("transpose", *(Sample((x,), {"axes": a}) for x, a in (
-    (_data((2, 3)), (1, 0)), (_data((2, 3, 4), F32), (2, 0, 1)), (_data((2, 3), U8), (0, 1)), (_data(()), ()), (_data((0, 3)), (1, 0)),
+    (_data((2, 3)), (1, 0)), (_data((2, 3, 4), F32), (2, 0, 1)), (_data((2, 3), U8), (0, 1)), (_data(()), ()),
+    (_data((0, 3)), (1, 0)),
     (strided(_data((3, 4))), (1, 0)), (backwards(_data((2, 3, 2))), (0, 2, 1)))))
 bad("transpose", ((_data((2, 3)),), {"axes": (0, 0)}, gc.ShapeError, r"transpose.*\(2, 3\)"),
     ((_data((2, 3)),), {"axes": (0,)}, gc.ShapeError, r"transpose.*\(2, 3\)"))
 good("broadcast_to", *(Sample((x,), {"shape": s}, sizes=("shape",)) for x, s in (
-    (_data((3,)), (2, 3)), (_data((2, 1), F32), (4, 2, 3)), (_data((), I64), (2, 2)), (_data((1, 3)), (0, 3)), (_data((2, 3), BOOL), (2, 3)),
+    (_data((3,)), (2, 3)), (_data((2, 1), F32), (4, 2, 3)), (_data((), I64), (2, 2)), (_data((1, 3)), (0, 3)),
+    (_data((2, 3), BOOL), (2, 3)),
     (backwards(_data((3,))), (2, 3)))))
 bad("broadcast_to", ((_data((2, 3)),), {"shape": (2, 4)}, gc.ShapeError, r"broadcast_to.*\(2, 3\).*\(2, 4\)"),
     ((_data((2, 3)),), {"shape": (3,)}, gc.ShapeError, r"broadcast_to.*\(2, 3\).*\(3,\)"))
 _SLICES = (((5, 6), (1, 0), (3, 6), (1, 1)), ((5, 6), (4, 1), (5, 3), (-1, 2)), ((5, 6), (3, 5), (2, 2), (-2, -4)),
            ((4,), (0,), (0,), (1,)), ((), (), (), ()), ((3, 0), (0, 0), (2, 0), (1, 1)))
 for _d in (F64, F32, I32):
-    good("slice", *(Sample((_data(s, _d),), {"starts": a, "sizes": n, "steps": k}, fixed=None) for s, a, n, k in _SLICES))
-    good("unslice", *(Sample((_data(n, _d),), {"shape": s, "starts": a, "steps": k}, fixed=None) for s, a, n, k in _SLICES))
-good("slice", Sample((transposed(_data((4, 5))),), {"starts": (1, 4), "sizes": (2, 5), "steps": (2, -1)}, fixed=None, label="transposed"),
+    good("slice", *(Sample((_data(s, _d),), {"starts": a, "sizes": n, "steps": k}, fixed=None) for s, a, n,
+                    k in _SLICES))
+    good("unslice", *(Sample((_data(n, _d),), {"shape": s, "starts": a, "steps": k}, fixed=None) for s, a, n,
+                      k in _SLICES))
+good("slice", Sample((transposed(_data((4, 5))),), {"starts": (1, 4), "sizes": (2, 5), "steps": (2, -1)}, fixed=None,
+                     label="transposed"),
      Sample((_data((4, 3)),), {"starts": (1, 0), "sizes": (2, 3), "steps": (1, 1)}, fixed=None))
 for _d in (F64, F32, I64, BOOL):
     good("pad", *(Sample((x,), {"widths": w, "value": 0}) for x, w in (
         (_data((2, 3), _d), ((1, 0), (2, 3))), (_data((), _d), ()), (_data((0, 2), _d), ((1, 1), (0, 0))))))
-good("pad", Sample((_data((3,)),), {"widths": ((2, 1),), "value": -math.inf}, grad=False), Sample((backwards(_data((2, 3), F32)),), {
+good("pad", Sample((_data((3,)),), {"widths": ((2, 1),), "value": -math.inf}, grad=False),
+     Sample((backwards(_data((2, 3), F32)),), {
     "widths": ((0, 0), (0, 1)), "value": -0.0}), Sample((_data((3,), I32),), {"widths": ((0, 2),), "value": 7}))
 bad("pad", ((_data((2, 3)),), {"widths": ((1, 1),), "value": 0}, gc.ShapeError, "pad.*1.*2"))
 good("concatenate", *(Sample(xs, {"axis": a}) for xs, a in (
-    ((_data((2, 3)), _data((1, 3))), 0), ((_data((2, 3), F32), _data((2, 1), F32), _data((2, 2), F32)), 1), ((_data((2,), I64),) * 2, 0),
+    ((_data((2, 3)), _data((1, 3))), 0), ((_data((2, 3), F32), _data((2, 1), F32), _data((2, 2), F32)), 1),
+    ((_data((2,), I64),) * 2, 0),
     ((_data((0, 3)), _data((2, 3)), _data((0, 3))), 0), ((_data((2, 1, 3), BOOL), _data((2, 2, 3), BOOL)), 1),
     ((transposed(_data((3, 2))), strided(_data((3, 4))), backwards(_data((3, 1)))), 1))))
 bad("concatenate", ((_data((2, 3)), _data((2, 4))), {"axis": 0}, gc.ShapeError, r"concatenate.*\(2, 3\).*\(2, 4\)"),
@@ -370,8 +394,10 @@ bad("concatenate", ((_data((2, 3)), _data((2, 4))), {"axis": 0}, gc.ShapeError, 
 # ---------------------------------------------------------------- indexing
 
 _INDEX: tuple[tuple[tuple[int, ...], tuple[Any, ...], tuple[int, ...]], ...] = (
-    ((4, 3), (np.array([0, 2, -1, 2]),), (0,)), ((4, 3), (np.array([[1, 0], [-3, 2]]),), (1,)), ((4,), (np.array(2),), (0,)),
-    ((4, 3), (np.array([1, 1, 3]), np.array([0, 0, -2])), (0, 1)), ((2, 4, 3), (np.array([[0], [1]]), np.array([2, 0])), (0, 2)),
+    ((4, 3), (np.array([0, 2, -1, 2]),), (0,)), ((4, 3), (np.array([[1, 0], [-3, 2]]),), (1,)),
+    ((4,), (np.array(2),), (0,)),
+    ((4, 3), (np.array([1, 1, 3]), np.array([0, 0, -2])), (0, 1)),
+    ((2, 4, 3), (np.array([[0], [1]]), np.array([2, 0])), (0, 2)),
     ((2, 4, 3), (np.array([3, 0]), np.array(1)), (1, 2)), ((4, 3), (np.zeros(0, np.int64),), (0,)))
 _data = Data("index")
 for _shape, _where, _axes in _INDEX:
@@ -380,7 +406,8 @@ for _shape, _where, _axes in _INDEX:
         _g = _data(gc.ops.index.index_op.run(_x, *_where, axes=_axes).shape, _d)
         good("index", Sample((_x, *_where), {"axes": _axes}))
         good("index_add", Sample((_g, *_where), {"axes": _axes, "shape": _shape}, sizes=("shape",), fixed=None))
-good("index", Sample((transposed(_data((4, 3), I64)), np.array([3, 0], U8)), {"axes": (0,)}), Sample((_data((4,), BOOL), np.array([1, 0], I32)), {
+good("index", Sample((transposed(_data((4, 3), I64)), np.array([3, 0], U8)), {"axes": (0,)}),
+     Sample((_data((4,), BOOL), np.array([1, 0], I32)), {
     "axes": (0,)}))
 good("index_add", Sample((_data((3,), I64), np.array([1, 1, 1], I32)), {"axes": (0,), "shape": (2,)}, fixed=None))
 bad("index", ((_data((4, 3)), np.array([0.0, 1.0])), {"axes": (0,)}, gc.DTypeError, "index.*float64"),
@@ -392,11 +419,15 @@ bad("index", ((_data((4, 3)), np.array([4])), {"axes": (0,)}, IndexError, "index
 
 _data = Data("pick")
 for _d in FLOATS:
-    good("pick", Sample((_data((3, 4), _d), np.array([0, 3, -1]))), Sample((_data((4,), _d), np.array(2))), Sample((_data((0, 4), _d), np.zeros(0, I64))))
-    good("place", Sample((_data((3,), _d), np.array([0, 3, -1])), {"size": 4}, sizes=("size",)), Sample((_data((), _d), np.array(2)), {"size": 3}),
+    good("pick", Sample((_data((3, 4), _d), np.array([0, 3, -1]))), Sample((_data((4,), _d), np.array(2))),
+         Sample((_data((0, 4), _d), np.zeros(0, I64))))
+    good("place", Sample((_data((3,), _d), np.array([0, 3, -1])), {"size": 4}, sizes=("size",)),
+         Sample((_data((), _d), np.array(2)), {"size": 3}),
          Sample((_data((0,), _d), np.zeros(0, I64)), {"size": 2}))
-good("pick", Sample((_data((2, 2, 3)), np.array([[0, 1], [2, 1]], I32))), Sample((transposed(_data((3, 4), I64)), np.array([1, 1, 0], U8))))
-good("place", Sample((_data((2, 2)), np.array([[0, 1], [2, 1]], I32)), {"size": 3}), Sample((_data((2,), I32), np.array([1, 1], U8)), {"size": 2}))
+good("pick", Sample((_data((2, 2, 3)), np.array([[0, 1], [2, 1]], I32))),
+     Sample((transposed(_data((3, 4), I64)), np.array([1, 1, 0], U8))))
+good("place", Sample((_data((2, 2)), np.array([[0, 1], [2, 1]], I32)), {"size": 3}),
+     Sample((_data((2,), I32), np.array([1, 1], U8)), {"size": 2}))
 bad("pick", ((_data((3, 4)), np.array([0.0, 1.0, 2.0])), gc.DTypeError, "pick.*float64"),
     ((_data((3, 4)), np.array([0, 1])), gc.ShapeError, r"pick.*\(2,\).*\(3, 4\)"),
     ((_data((1, 4)), np.array([0, 1])), gc.ShapeError, r"pick.*\(2,\).*\(1, 4\)"))
@@ -410,22 +441,27 @@ _STRAIGHT = {"ta": False, "tb": False}
 for _ta in (False, True):
     for _tb in (False, True):
         for _d in (F64, F32, I64):
-            good("matmul", Sample((_data((3, 2) if _ta else (2, 3), _d), _data((4, 3) if _tb else (3, 4), _d)), {"ta": _ta, "tb": _tb}))
+            good("matmul", Sample((_data((3, 2) if _ta else (2, 3), _d), _data((4, 3) if _tb else (3, 4), _d)),
+                                  {"ta": _ta, "tb": _tb}))
         good("matmul", Sample((_data((2, 2, 2)), _data((1, 2, 2))), {"ta": _ta, "tb": _tb}),
              Sample((_data((2, 2)), _data((2, 1, 2, 2))), {"ta": _ta, "tb": _tb}))
 good("matmul", *(Sample((_data(a, d), _data(b, d)), _STRAIGHT) for d in FLOATS for a, b in (
     ((0, 3), (3, 2)), ((2, 0), (0, 3)), ((1, 1), (1, 1)), ((2, 1, 3), (3, 2)), ((0, 2, 3), (3, 2)))),
-     *(Sample((layout(_data((3, 4), F32)), _data((4, 2), F32)), _STRAIGHT, label=layout.__name__) for layout in LAYOUTS),
-     Sample((np.array([[np.inf, 1.0], [np.nan, 2.0]]), np.array([[1.0, 0.0], [0.0, 1.0]])), _STRAIGHT, grad=False, label="special"),
-     Sample((_data((2, 3), I32), _data((3, 2), I32)), _STRAIGHT), Sample((_data((2, 3), U8), _data((3, 2), U8)), _STRAIGHT))
+     *(Sample((layout(_data((3, 4), F32)), _data((4, 2), F32)), _STRAIGHT, label=layout.__name__)
+       for layout in LAYOUTS),
+     Sample((np.array([[np.inf, 1.0], [np.nan, 2.0]]), np.array([[1.0, 0.0], [0.0, 1.0]])), _STRAIGHT, grad=False,
+            label="special"),
+     Sample((_data((2, 3), I32), _data((3, 2), I32)), _STRAIGHT),
+     Sample((_data((2, 3), U8), _data((3, 2), U8)), _STRAIGHT))
 bad("matmul", ((_data((2, 3)), _data((2, 3))), _STRAIGHT, gc.ShapeError, r"matmul.*\(2, 3\).*\(2, 3\)"),
     ((_data((2, 3)), _data((3, 2))), {"ta": True, "tb": False}, gc.ShapeError, r"matmul.*\(2, 3\).*\(3, 2\)"),
     ((_data((3,)), _data((3, 2))), _STRAIGHT, gc.ShapeError, r"matmul.*\(3,\).*\(3, 2\)"),
     ((_data((2, 2, 3)), _data((3, 3, 2))), _STRAIGHT, gc.ShapeError, r"matmul.*\(2,\).*\(3,\)"),
     ((_data((2, 2), BOOL), _data((2, 2), BOOL)), _STRAIGHT, gc.DTypeError, "matmul.*bool"))
 
-_CONV = tuple(dict(zip(("stride", "padding", "dilation", "groups"), row)) for row in (
-    ((1, 1), (0, 0), (1, 1), 1), ((1, 1), (1, 1), (1, 1), 1), ((2, 1), (0, 1), (1, 2), 1), ((2, 2), (1, 0), (1, 1), 2), ((1, 1), (1, 2), (1, 1), 2)))
+_CONV = tuple(dict(zip(("stride", "padding", "dilation", "groups"), row, strict=True)) for row in (
+    ((1, 1), (0, 0), (1, 1), 1), ((1, 1), (1, 1), (1, 1), 1), ((2, 1), (0, 1), (1, 2), 1), ((2, 2), (1, 0), (1, 1), 2),
+    ((1, 1), (1, 2), (1, 1), 2)))
 _X, _W = ((2, 2, 4, 5), (2, 2, 3, 2)), ((2, 2, 4, 5), (2, 1, 3, 2))
 _data = Data("conv2d")
 for _a in _CONV:
@@ -438,14 +474,16 @@ for _a in _CONV:
         good("conv2d_dw", Sample((_x, _g), {**_a, "kernel": _ws[2:]}, fixed=None))
 good("conv2d", Sample((_data((2, 3, 4, 4)), _data((2, 3, 1, 1))), _CONV[0], fixed=(1,), label="1x1"),
      Sample((_data((0, 2, 5, 6)), _data((4, 2, 3, 2))), _CONV[0], fixed=(1,), label="empty"),
-     Sample((transposed(_data((1, 2, 4, 4), F32)), backwards(_data((1, 2, 3, 3), F32))), _CONV[1], fixed=(1,), label="transposed"))
-bad("conv2d", ((_data((2, 3, 5, 5)), _data((4, 2, 3, 3))), _CONV[0], gc.ShapeError, r"conv2d.*\(2, 3, 5, 5\).*\(4, 2, 3, 3\)"),
+     Sample((transposed(_data((1, 2, 4, 4), F32)), backwards(_data((1, 2, 3, 3), F32))), _CONV[1], fixed=(1,),
+            label="transposed"))
+bad("conv2d", ((_data((2, 3, 5, 5)), _data((4, 2, 3, 3))), _CONV[0], gc.ShapeError,
+               r"conv2d.*\(2, 3, 5, 5\).*\(4, 2, 3, 3\)"),
     ((_data((2, 2, 2, 2)), _data((4, 2, 3, 3))), _CONV[0], gc.ShapeError, r"conv2d.*\(3, 3\).*\(2, 2\)"),
     ((_data((2, 2, 5)), _data((4, 2, 3, 3))), _CONV[0], gc.ShapeError, r"conv2d.*\(2, 2, 5\)"),
     ((_data((2, 2, 5, 5)), _data((3, 1, 3, 3))), _CONV[3], gc.ShapeError, "conv2d.*3.*2 groups"),
     ((_data((2, 2, 5, 5), I64), _data((4, 2, 3, 3), I64)), _CONV[0], gc.DTypeError, "conv2d.*int64"))
 
-_POOL = tuple(dict(zip(("kernel", "stride", "padding"), row)) for row in (
+_POOL = tuple(dict(zip(("kernel", "stride", "padding"), row, strict=True)) for row in (
     ((2, 2), (2, 2), (0, 0)), ((3, 2), (1, 2), (1, 0)), ((3, 3), (2, 2), (1, 1)), ((1, 2), (2, 3), (0, 0))))
 _data = Data("pool")
 for _a in _POOL:
@@ -460,11 +498,13 @@ for _a in _POOL:
             good("avg_unpool2d", Sample((_g,), {**_a, "size": (4, 5)}, fixed=None))
             good("pick_window", Sample((_x, _win), _a, fixed=None))
 for _name in ("max_pool2d", "avg_pool2d"):
-    good(_name, Sample((np.resize(special(F32), (1, 1, 4, 5)),), _POOL[2], grad=False, label="special"), Sample((_data((0, 2, 4, 4)),), _POOL[0]),
+    good(_name, Sample((np.resize(special(F32), (1, 1, 4, 5)),), _POOL[2], grad=False, label="special"),
+         Sample((_data((0, 2, 4, 4)),), _POOL[0]),
          Sample((transposed(_data.distinct((2, 1, 4, 4), F32)),), _POOL[0], label="transposed"))
     bad(_name, ((_data((2, 5, 6)),), _POOL[0], gc.ShapeError, rf"{_name}.*\(2, 5, 6\)"),
         ((_data((2, 2, 1, 6)),), _POOL[0], gc.ShapeError, rf"{_name}.*\(2, 2\).*\(1, 6\)"),
-        ((_data((2, 2, 5, 6)),), {"kernel": (2, 2), "stride": (2, 2), "padding": (2, 2)}, gc.ShapeError, rf"{_name}.*padding"),
+        ((_data((2, 2, 5, 6)),), {"kernel": (2, 2), "stride": (2, 2), "padding": (2, 2)}, gc.ShapeError,
+         rf"{_name}.*padding"),
         ((_data((2, 2, 5, 6), BOOL),), _POOL[0], gc.DTypeError, f"{_name}.*bool"))
 
 # Ops of graphs that are not functions of arrays: inputs, state and updates. tests/static has their tests.

@@ -175,18 +175,23 @@ class Builder:
         """A user's index: negative ones from the end; always inside (a run-time check reports those that were not)."""
         i = self.let(i)
         i = self.select(self.lt(i, self.index(0)), ir.iadd(i, n), i)
-        return self.let(self.minimum(self.maximum(i, self.index(0)), ir.isub(n, 1)))
+        return self.let(self._clamp(i, n))
+
+    def _clamp(self, i: Expr, n: Expr) -> Expr:
+        """``i`` within 0..n; 0 when n is 0 (an empty buffer still has an element that may be read)."""
+        return self.maximum(self.minimum(i, ir.isub(n, 1)), self.index(0))
 
     def guarded(self, inside: Expr, at: Any, index: Sequence[Expr], shape: Sequence[Expr], otherwise: Expr) -> Expr:
         """``at(index)`` where ``inside`` holds, else ``otherwise``; the index is clamped, so every load is in bounds."""
         if isinstance(inside, Const):
             return at(list(index)) if inside.value else otherwise  # type: ignore[no-any-return]
-        safe = [self.let(self.minimum(self.maximum(i, self.index(0)), ir.isub(n, 1))) if not isinstance(i, Const) else i
-                for i, n in zip(index, shape)]
+        if any(self.known(n) == 0 for n in shape):
+            return otherwise
+        safe = [self.let(self._clamp(i, n)) if not isinstance(i, Const) else i for i, n in zip(index, shape)]
         return self.let(self.select(inside, at(safe), otherwise))
 
     def clip(self, i: Expr, n: Expr, padding: int) -> Expr:
-        return self.let(self.minimum(self.maximum(i, self.index(0)), ir.isub(n, 1))) if padding else i
+        return self.let(self._clamp(i, n)) if padding else i
 
     def inside(self, *ranges: tuple[Expr, Expr, int]) -> Expr | None:
         """Whether each position is within 0..size; None when none of them is padded."""
@@ -246,6 +251,10 @@ class Builder:
 
     def gemm(self, m: Any, n: Any, k: Any, a: ir.Operand, b: ir.Operand, c: ir.Operand, accumulate: bool = False) -> None:
         self.emit(ir.Gemm(m, n, k, _operand(a), _operand(b), _operand(c), accumulate, a.dtype))  # type: ignore[attr-defined]
+
+    def grain(self, work: float, multiple: int = 1) -> Expr:
+        """How many indices of ``work`` operations each make a chunk, a multiple of ``multiple``."""
+        return self.index(max(multiple, int(CHUNK_WORK / max(work, 1.0)) // multiple * multiple))
 
     def estimate(self, *factors: Any) -> float:
         """A rough number of scalar operations."""

@@ -6,7 +6,7 @@ reason for reports.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 
 from ..core.dims import Shape
@@ -38,6 +38,7 @@ class Group:
 class Fusion:
     """All groups of a program in execution order, and why things are as they are."""
     groups: tuple[Group, ...]
+    stored: frozenset[int]                      # ids of the nodes that have a buffer
     reasons: tuple[tuple[str, str], ...]        # (node, reason it has a buffer or not)
 
 
@@ -55,9 +56,9 @@ def is_buffer_constant(node: Node) -> bool:
     return literal(node) is not None and node.avals[0].shape != () and node.op.name == "constant"
 
 
-def storage_of(value: Value) -> Value:
-    """The value whose buffer ``value`` may share: through reshapes."""
-    while "flat" in value.node.op.traits:
+def storage_of(value: Value, stored: Set[int]) -> Value:
+    """The value whose buffer ``value`` may share: through reshapes that have none of their own."""
+    while "flat" in value.node.op.traits and id(value.node) not in stored:
         value = value.node.inputs[0]
     return value
 
@@ -79,7 +80,7 @@ def fuse(program: Program) -> Fusion:
     stored, reasons = _stored_nodes(program, nodes)
     early = {id(n) for n in toposort(c.value.node for c in program.checks)}
     groups = _form_groups(nodes, stored, early)
-    return Fusion(tuple(_merge(groups)), tuple(reasons))
+    return Fusion(tuple(_merge(groups)), frozenset(stored), tuple(reasons))
 
 
 def _stored_nodes(program: Program, nodes: Sequence[Node]) -> tuple[set[int], list[tuple[str, str]]]:
@@ -111,11 +112,11 @@ def _why_stored(n: Node, users: list[Node], roots: set[int], stored: set[int], k
         return "a reduction" if isinstance(lower, Fold) else "loops of its own"
     if id(n) in roots:
         return "a result of the program"
-    if not n.inputs and "cheap" in n.op.traits:
+    if not n.inputs and ("cheap" in n.op.traits or literal(n) is not None):
         return "its users need it in memory" if any(isinstance(u.op.lower, Loops) for u in users) else None
     if isinstance(lower, Pull) and lower.view:
         if any(isinstance(u.op.lower, Loops) for u in users):
-            return None if "flat" in n.op.traits and _in_memory(storage_of(Value(n, 0)).node) else "its users need it in memory"
+            return None if "flat" in n.op.traits and _in_memory(storage_of(Value(n, 0), stored).node) else "its users need it in memory"
         return None
     if any(isinstance(u.op.lower, Loops) for u in users):
         return "its users need it in memory"

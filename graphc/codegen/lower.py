@@ -5,7 +5,7 @@ or down the columns), and what ops write themselves with `OpKernels`.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +17,7 @@ from ..core.op import Fold, Loops, Map, Pull
 from ..static.passes.fold import literal
 from ..static.printer import short_origin
 from . import loopir as ir
-from .builder import CHUNK_WORK, Access, Builder, Stored, unsupported
+from .builder import Access, Builder, Stored, unsupported
 from .fuse import Group, is_argument, is_buffer_constant, storage_of
 from .loopir import Expr, Kernel, Var
 
@@ -44,16 +44,16 @@ class Lowered:
     nodes: tuple[Node, ...]
 
 
-def lower_group(group: Group, in_place: dict[Value, Value] | None = None) -> list[Lowered]:
+def lower_group(group: Group, stored: Set[int], in_place: dict[Value, Value] | None = None) -> list[Lowered]:
     """The kernels of a group.
 
-    ``in_place`` maps a stored value to the argument whose buffer it takes over; `InPlaceConflict` is raised when the group
+    ``stored`` are the nodes of the program that have a buffer (`Fusion.stored`). ``in_place`` maps a stored value to the argument whose buffer it takes over; `InPlaceConflict` is raised when the group
     reads that argument anywhere but at the element being written.
     """
     try:
         if group.kind == "loops":
-            return _lower_loops(group)
-        writer = _Writer(group, in_place or {})
+            return _lower_loops(group, stored)
+        writer = _Writer(group, stored, in_place or {})
         return [writer.fold() if group.kind == "fold" else writer.pointwise()]
     except GraphcError:
         raise
@@ -89,8 +89,8 @@ class _Inlined(Access):
 class _Writer:
     """Writes the kernel of a map or fold group."""
 
-    def __init__(self, group: Group, in_place: dict[Value, Value]) -> None:
-        self.group, self.in_place = group, in_place
+    def __init__(self, group: Group, stored: Set[int], in_place: dict[Value, Value]) -> None:
+        self.group, self.in_memory, self.in_place = group, stored, in_place
         self.b = Builder()
         self.inside = {id(n) for n in group.nodes}
         self.buffers: dict[tuple[int, int], Stored] = {}
@@ -103,9 +103,7 @@ class _Writer:
 
     def stored(self, value: Value, role: str) -> Stored:
         """The buffer of a value; reshapes share their input's."""
-        home = storage_of(value)
-        if role != "in":
-            home = value
+        home = storage_of(value, self.in_memory) if role == "in" else value
         key = (id(home.node), home.index)
         found = self.buffers.get(key)
         if found is None:
@@ -114,7 +112,7 @@ class _Writer:
             self.bindings.append(home)
             self.roles.append(role)
         elif role != "in":
-            self.roles[[b for b in self.bindings].index(home)] = role
+            self.roles[self.bindings.index(home)] = role
         return Stored(self.b, found.buffer, [self.b.size(s) for s in value.aval.shape], found.dtype, loads=found.loads)
 
     def output(self, value: Value) -> Stored:
@@ -220,18 +218,18 @@ class _Writer:
         with b.block() as body:
             self.note()
             if flat:
-                extent, per_chunk = b.product(shape), CHUNK_WORK / max(work, 1.0)
+                extent, per_index = b.product(shape), work
                 with b.loop(Var("begin"), Var("end")) as i:
                     self._store(i, [self.compute_flat(v, i) for v in self.group.roots])
             else:
                 outer, inner = _split_rows(shape)
                 extent = b.product(outer)
-                per_chunk = CHUNK_WORK / (max(work, 1.0) * b.estimate(b.product(inner)))
+                per_index = max(work, 1.0) * b.estimate(b.product(inner))
                 with b.loop(Var("begin"), Var("end")) as row:
                     front = b.unravel(row, outer)
                     base = b.let(ir.imul(row, b.product(inner)))
                     self._inner(front, base, inner)
-        return self.finish(body, extent, b.index(max(1, int(per_chunk))), "map")
+        return self.finish(body, extent, b.grain(per_index), "map")
 
     def _inner(self, front: list[Expr], base: Expr, inner: Shape) -> None:
         b = self.b
@@ -298,8 +296,7 @@ class _Writer:
                 outs = self._reduce_lanes(shape, axis, front) if lanes else self._reduce_serial(shape, axis, front)
                 for v, e in zip(self.group.roots, outs):
                     self.stored(v, "out").store_flat(r, e)
-        grain = max(1, int(CHUNK_WORK / self._work(shape, axis)))
-        return self.finish(body, b.product(outer), b.index(grain), "fold")
+        return self.finish(body, b.product(outer), b.grain(self._work(shape, axis)), "fold")
 
     def _loops(self, axes: Sequence[int], shape: Shape, index: dict[int, Expr], inside: Callable[[], None]) -> None:
         if not axes:
@@ -387,9 +384,8 @@ class _Writer:
                     self._column_row(r, shape, axis, kept, b.index(0), width)
         work = self._work(shape, axis)
         if by_columns:
-            grain = max(64, int(CHUNK_WORK / (work * max(n_rows or 1, 1))) // 64 * 64)
-            return self.finish(body, width, b.index(grain), "fold_columns")
-        return self.finish(body, rows, b.index(max(1, int(CHUNK_WORK / (work * b.estimate(width))))), "fold_columns")
+            return self.finish(body, width, b.grain(work * max(n_rows or 1, 1), 64), "fold_columns")
+        return self.finish(body, rows, b.grain(work * b.estimate(width)), "fold_columns")
 
     def _column_row(self, r: Expr, shape: Shape, axis: tuple[int, ...], kept: tuple[int, ...], start: Expr, stop: Expr) -> None:
         b = self.b
@@ -433,6 +429,7 @@ def _split_rows(shape: Shape) -> tuple[Shape, Shape]:
 class OpKernels(Builder):
     """What `Loops` ops write with: parallel regions (a kernel each), scratch, temporaries, and all of `Builder`."""
     group: Group
+    in_memory: Set[int]
     lowered: list[Lowered] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -444,7 +441,7 @@ class OpKernels(Builder):
         self._temporaries: list[Temporary] = []
 
     def bind(self, value: Value | Temporary, role: str, shape: Sequence[Any], dtype: str) -> Stored:
-        home = storage_of(value) if isinstance(value, Value) and role == "in" else value
+        home = storage_of(value, self.in_memory) if isinstance(value, Value) and role == "in" else value
         if role == "in" and home in self._bindings:
             return Stored(self, f"p{self._bindings.index(home)}", [self.size(s) for s in shape], dtype)
         self._bindings.append(home)
@@ -494,7 +491,7 @@ class OpKernels(Builder):
         with self.block() as body:
             with self.loop(Var("begin"), Var("end")) as i:
                 yield i
-        grain: Expr = self.index(max(1, int(CHUNK_WORK / max(work, 1.0))))
+        grain = self.grain(work)
         if partials is not None:
             grain = self.maximum(grain, ir.idiv(ir.iadd(extent, partials - 1), partials))
         self._region(body, extent, grain)
@@ -504,8 +501,7 @@ class OpKernels(Builder):
         """A region given as (start, count) of each chunk: for block-wise products."""
         with self.block() as body:
             yield Var("begin"), ir.isub(Var("end"), Var("begin"))
-        grain = max(8, int(12 * CHUNK_WORK / max(work, 1.0)) // 8 * 8)
-        self._region(body, extent, self.index(grain))
+        self._region(body, extent, self.grain(work / 12, 8))             # BLAS does a dozen of them at a time
 
     @contextmanager
     def parallel_chunks(self, extent: Expr, grain: Expr) -> Iterator[tuple[Expr, Expr, Expr]]:
@@ -522,9 +518,9 @@ class OpKernels(Builder):
         self._region(body, self.index(1), self.index(1))
 
 
-def _lower_loops(group: Group) -> list[Lowered]:
+def _lower_loops(group: Group, stored: Set[int]) -> list[Lowered]:
     node = group.nodes[-1]
-    k = OpKernels(group)
+    k = OpKernels(group, stored)
     inputs = [k.bind(v, "in", v.aval.shape, v.aval.dtype.name) for v in node.inputs]
     outputs = [k.bind(Value(node, i), "out", a.shape, a.dtype.name) for i, a in enumerate(node.avals)]
     lower = node.op.lower

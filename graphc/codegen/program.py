@@ -161,7 +161,7 @@ class CompiledProgram:
         for i, g in enumerate(groups):
             for n in g.nodes:
                 for v in n.inputs:
-                    reads[id(storage_of(v).node)] = i
+                    reads[id(storage_of(v, self.fusion.stored).node)] = i
         argument_of = {id(n.attrs["state"]): Value(n, 0) for n in self.program.arguments if "state" in n.attrs}
         outputs = {(id(v.node), v.index) for v in self.program.outputs}
         made = {(id(v.node), v.index): i for i, g in enumerate(groups) for v in g.roots}
@@ -183,11 +183,11 @@ class CompiledProgram:
         out = []
         for i, g in enumerate(groups):
             try:
-                out.append(lower_group(g, in_place.get(i)))
+                out.append(lower_group(g, self.fusion.stored, in_place.get(i)))
             except InPlaceConflict:
                 for k in [k for k, home in self.direct.items() if home == i and self.program.updates[k].value in in_place[i]]:
                     del self.direct[k]
-                out.append(lower_group(g))
+                out.append(lower_group(g, self.fusion.stored))
         return out
 
     def _slot(self, key: Any, make: Callable[[], Slot]) -> int:
@@ -375,10 +375,11 @@ class Instance:
         self.arena = np.empty(plan.arena_bytes + ALIGN, np.uint8)
         base = -_address(self.arena) % ALIGN
         self.views: dict[int, Array] = {}
+        self._keep_empty: dict[int, Array] = {}
         self.slots = np.zeros(len(program.slots), np.int64)
         for s, offset in plan.offsets.items():
             dtype = program.slots[s].dtype
-            view = self.arena[base + offset:base + offset + plan.counts[s] * dtype.itemsize].view(dtype)
+            view = self.arena[base + offset:base + offset + max(1, plan.counts[s]) * dtype.itemsize].view(dtype)
             self.views[s] = view
             self.slots[s] = _address(self.arena) + base + offset
         for s, slot in enumerate(program.slots):
@@ -435,6 +436,9 @@ class Instance:
                 step.entry(buffers, sizes, chunk, chunk * grain, min((chunk + 1) * grain, extent))
 
     def _set(self, slot: int, array: Array) -> None:
+        if not array.size:
+            array = np.zeros(1, array.dtype)               # clamped indices of an empty value read this
+            self._keep_empty[slot] = array
         self.slots[slot] = _address(array)
         if self.compiled.target == "python":
             self.views[slot] = array.reshape(-1)
@@ -453,7 +457,7 @@ class Instance:
             return outputs[slot.index]
         if slot.kind == "target":
             return targets[slot.index]
-        return self.views[s].reshape(self.plan.shapes[s])  # type: ignore[arg-type]
+        return self.views[s][:self.plan.counts[s]].reshape(self.plan.shapes[s])  # type: ignore[arg-type]
 
     def run(self, arguments: Sequence[Array], targets: Sequence[Array]) -> tuple[list[Array], int | None]:
         program, plan, last = self.compiled, self.plan, self.last

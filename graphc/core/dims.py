@@ -19,7 +19,12 @@ Monomial = tuple[tuple[Atom, int], ...]                   # sorted (atom, power)
 
 
 def _atom_key(atom: Atom) -> str:
-    return atom if isinstance(atom, str) else f"({atom[1]}{atom[0]}{atom[2]})"
+    return atom if isinstance(atom, str) else f"({_operand(atom[1])}{atom[0]}{_operand(atom[2])})"
+
+
+def _operand(size: Dim) -> str:
+    text = str(size)
+    return text if text.isidentifier() or text.isdigit() else f"({text})"
 
 
 def _monomial_key(m: Monomial) -> tuple[int, str]:
@@ -69,12 +74,21 @@ class Dim:
         return exact if exact is not None else _quotient("//", self, other)
 
     def __rfloordiv__(self, other: int) -> Size:
-        return _quotient("//", _from_int(other), self)
+        return _quotient("//", other, self) if other else 0
 
     def __mod__(self, other: Size) -> Size:
         if not isinstance(other, (int, Dim)):
             return NotImplemented
         return 0 if divide_exactly(self, other) is not None else _quotient("%", self, other)
+
+    def __rmod__(self, other: int) -> Size:
+        return _quotient("%", other, self) if other else 0
+
+    def __pow__(self, power: int) -> Size:
+        out: Size = 1
+        for _ in range(power):
+            out = out * self
+        return out
 
     def __repr__(self) -> str:
         parts = []

@@ -75,7 +75,7 @@ class CompileError(GraphcError, RuntimeError):
 
 
 class ScriptError(GraphcError, RuntimeError):
-    """A user's script that failed under `graphc compare` or `graphc dump`; the message holds its own traceback lines."""
+    """A user's script that failed under `graphc compare` or `dump`; the message holds its own traceback lines."""
     at = ""
     at = ""                                                  # no other line is to be put there
 

@@ -278,7 +278,12 @@ class Tensor:
 
     @property
     def grad(self) -> Tensor | None:
-        return self._rare.grad if self._rare else None
+        g = self._rare.grad if self._rare else None
+        if record.recording_scopes and self._data is not None:
+            recorder = record.current_recorder()
+            if recorder is not None:
+                recorder.note_grad_read(self, g)  # type: ignore[attr-defined]
+        return g
 
     @grad.setter
     def grad(self, g: Tensor | None) -> None:

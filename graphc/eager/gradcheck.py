@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from ..core import record
-from ..core.dims import format_shape
 from ..core.errors import ArgumentError, AutogradError
 from ..core.tensor import Tensor
 from . import autograd
@@ -16,7 +15,8 @@ Array = np.ndarray[Any, Any]
 Function = Callable[..., Any]
 
 
-def gradcheck(fn: Function, inputs: Tensor | Sequence[Tensor], order: int = 2, *, step: float = 1e-5, rtol: float = 1e-5,
+def gradcheck(fn: Function, inputs: Tensor | Sequence[Tensor], order: int = 2, *, step: float = 1e-5,
+              rtol: float = 1e-5,
               atol: float = 1e-7, seed: int = 0) -> bool:
     """Whether the gradients of ``fn`` at ``inputs`` agree with finite differences, to ``order``.
 
@@ -65,7 +65,7 @@ def gradcheck(fn: Function, inputs: Tensor | Sequence[Tensor], order: int = 2, *
         raise record.located(ArgumentError("gradcheck: no input requires grad"))
     for i in checked:
         if leaves[i].dtype != np.float64:
-            raise record.located(ArgumentError(f"gradcheck: input {i} is {leaves[i].dtype.name}; finite differences need float64"))
+            raise record.located(ArgumentError(f"gradcheck: input {i} is {leaves[i].dtype.name}; it must be float64"))
     rng = np.random.default_rng(seed)
     # fresh leaves, so that .grad, hooks and buffers of the caller's tensors stay untouched
     leaves = [Tensor(x._data.copy(), x.requires_grad) for x in leaves]
@@ -84,13 +84,13 @@ def _compare(fn: Function, leaves: list[Tensor], checked: list[int], order: int,
     def gradient(*xs: Tensor) -> tuple[Tensor, ...]:
         outs = _outputs(fn, xs[:n])
         wrt = [xs[i] for i in checked]
-        pairs = [(y, v) for y, v in zip(outs, xs[n:]) if y.requires_grad]
+        pairs = [(y, v) for y, v in zip(outs, xs[n:], strict=True) if y.requires_grad]
         if not pairs:
             return tuple(x * 0.0 for x in wrt)
         found = autograd.grad([y for y, _ in pairs], wrt, [v for _, v in pairs], create_graph=True, allow_unused=True)
-        return tuple(x * 0.0 if g is None else g for g, x in zip(found, wrt))
+        return tuple(x * 0.0 if g is None else g for g, x in zip(found, wrt, strict=True))
 
-    for i, g in zip(checked, gradient(*leaves, *directions)):
+    for i, g in zip(checked, gradient(*leaves, *directions), strict=True):
         _check(fn, leaves, directions, i, g, order, step, rtol, atol)
     return gradient, [*leaves, *directions], [*checked, *range(n, n + len(directions))]
 
@@ -100,7 +100,7 @@ def _check(fn: Function, leaves: list[Tensor], directions: list[Tensor], i: int,
     x = leaves[i]._data
     place = f"gradcheck: order {order}, input {i}"
     if g.shape != x.shape or g.dtype != x.dtype:
-        raise record.located(AutogradError(f"{place}: the gradient is {g.aval}, the input {format_shape(x.shape)} {x.dtype}"))
+        raise record.located(AutogradError(f"{place}: the gradient is {g.aval}, the input {leaves[i].aval}"))
     numeric = np.empty_like(x)
     for at in np.ndindex(x.shape):
         ends = []
@@ -123,4 +123,4 @@ def _outputs(fn: Function, xs: Sequence[Tensor]) -> list[Tensor]:
 
 def _projected(fn: Function, xs: list[Tensor], directions: list[Tensor]) -> float:
     """The sum of v . fn(xs); gradients inside ``fn`` need their tape, so grad mode stays on."""
-    return float(sum(np.vdot(v._data, y._data) for v, y in zip(directions, _outputs(fn, xs))))
+    return float(sum(np.vdot(v._data, y._data) for v, y in zip(directions, _outputs(fn, xs), strict=True)))

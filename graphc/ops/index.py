@@ -1,6 +1,7 @@
 """Indexing: `x[...]` in all its forms, gathers and their adjoints, one-of-many picks for losses."""
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -280,7 +281,6 @@ def getitem(x: Tensor, key: Any) -> Tensor:
 def record_checks(x: Tensor) -> Any:
     """A scope in which open questions about sizes are noted by the graph of ``x`` (nothing to do for eager tensors)."""
     if x._data is not None and record.current_recorder() is None:
-        from contextlib import nullcontext
         return nullcontext()
     recorder = record.current_recorder() or x._node.node.graph
     return recorder.size_checks("index")
@@ -332,12 +332,17 @@ def setitem(x: Tensor, key: Any, value: Any) -> Tensor:
     from .basic import zeros_of
     from .elementwise import where
     from .shape import broadcast_to
-    chosen = getitem(places, key)
+    symbolic = any(isinstance(k, Tensor) and k._data is None for k in (key if isinstance(key, tuple) else (key,)))
+    with nullcontext() if symbolic else record.eagerly():
+        chosen = getitem(places, key)
     value = cast(as_tensor(value), x.dtype) if isinstance(value, (Tensor, np.ndarray)) else as_tensor(np.asarray(value, x.dtype))
-    spread = broadcast_to(value, chosen.shape)
-    flat, at = reshape(x, (-1,)), reshape(chosen, (-1,))
+    spread, flat, at = reshape(broadcast_to(value, chosen.shape), (-1,)), reshape(x, (-1,)), reshape(chosen, (-1,))
+    if at._data is not None:                                 # of several writes to one place the last stays
+        last = at._data.size - 1 - np.unique(at._data[::-1], return_index=True)[1]
+        if last.size < at._data.size:
+            at, spread = as_tensor(at._data[last]), take(spread, last)
     hit = record.apply(index_add_op, as_tensor(np.ones(at.shape, np.int64)), at, axes=(0,), shape=flat.shape) > 0
-    put = record.apply(index_add_op, reshape(spread, (-1,)), at, axes=(0,), shape=flat.shape)
+    put = record.apply(index_add_op, spread, at, axes=(0,), shape=flat.shape)
     return reshape(where(hit, put + zeros_of(put), flat), x.shape)
 
 

@@ -38,10 +38,25 @@ class Trace(Graph):
     grads_before: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
     modules: list[tuple[Any, bool]] = field(default_factory=list)
     differentiated: bool = False
+    grads_seen: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)    # gradients from outside, looked at
+    grads_used: dict[int, Tensor] = field(default_factory=dict)                          # ... and computed with
 
     def read(self, tensor: Tensor) -> Value:
         found = self.written.get(id(tensor))
-        return found[1] if found is not None else super().read(tensor)
+        if found is not None:
+            return found[1]
+        for owner, g in self.grads_seen.values():
+            if g is tensor:
+                self.grads_used[id(owner)] = owner
+        return super().read(tensor)
+
+    def note_grad_read(self, tensor: Tensor, g: Tensor | None) -> None:
+        if id(tensor) not in self.grads_before:
+            self.grads_seen.setdefault(id(tensor), (tensor, g))
+
+    def guards(self) -> tuple[tuple[Tensor, Tensor | None, bool], ...]:
+        """(tensor, its gradient at the time, whether that very gradient is needed or only whether there was one)."""
+        return tuple((t, g, id(t) in self.grads_used) for t, g in self.grads_seen.values())
 
     def write(self, target: Tensor, value: Tensor) -> Tensor:
         if target._data is None:
@@ -78,8 +93,8 @@ class Trace(Graph):
                 g = found.get((id(node), 0))
                 if g is None:
                     continue
+                before = tensor.grad
                 self.note_grad(tensor)
-                before = tensor._rare.grad if tensor._rare else None
                 if before is not None and before._data is not None:             # accumulate into what is there
                     self.write(before, before + g)  # type: ignore[operator]
                 else:
@@ -96,7 +111,7 @@ class Traced:
     structure: Any
     n_results: int
     grads: tuple[Tensor, ...]                     # parameters whose .grad the function sets
-    grad_guards: tuple[tuple[Tensor, bool], ...]  # (parameter, whether .grad was None at entry)
+    grad_guards: tuple[tuple[Tensor, Tensor | None, bool], ...]     # see Trace.guards
     modules: tuple[tuple[Any, bool], ...]
     trace: Trace
     seconds: float
@@ -104,8 +119,14 @@ class Traced:
     pullback: Function[Any] | None = None
 
     def holds(self) -> bool:
-        return all(m.training is flag for m, flag in self.modules) and all(
-            ((p._rare is None or p._rare.grad is None) is missing) for p, missing in self.grad_guards)
+        for module, flag in self.modules:
+            if module.training is not flag:
+                return False
+        for tensor, g, very in self.grad_guards:
+            now = tensor._rare.grad if tensor._rare is not None else None
+            if (now is None) is not (g is None) or very and now is not g:
+                return False
+        return True
 
 
 class Function(Generic[R]):
@@ -232,7 +253,7 @@ class Function(Generic[R]):
         pattern_sizes = iter(sizes)
         pattern = tuple((tuple(s if isinstance(s, int) else None for s in next(pattern_sizes)), as_dtype(x.dtype),
                          isinstance(x, Tensor) and x.requires_grad) if _is_array(x) else _static(x) for x in leaves)
-        guards = tuple((p, before is None) for p, before in trace.grads_before.values())
+        guards = trace.guards()
         modules = tuple({id(m): (m, flag) for m, flag in trace.modules}.values())
         leaves_ = () if trace.differentiated else tuple(
             n.attrs["state"].tensor for n in trace.states.values() if n.attrs["state"].tensor.requires_grad)

@@ -277,12 +277,14 @@ class Graph:
             name = tensor.name or ("parameter" if isinstance(tensor, Parameter) else "buffer" if bound else "captured")
             state = State(name, tensor.aval, tensor, trainable=isinstance(tensor, Parameter) and tensor.requires_grad,
                           captured_version=None if bound else tensor.storage().version, captured_at=record.user_line())
-            outer, self._scopes.after = self._scopes.after, ()
+            scopes = self._scopes
+            outer = scopes.after, scopes.names
+            scopes.after, scopes.names = (), () if tensor.name else scopes.names      # a named tensor has its full path
             try:
                 node = self.add(read_op, (), {"state": state}, (tensor.aval,), record.user_line(), name.replace(".", "/"),
                                 wants_grad=tensor.requires_grad)
             finally:
-                self._scopes.after = outer
+                scopes.after, scopes.names = outer
             state.name = node.name
             self.states[id(tensor)] = node
         return self.current(node.attrs["state"], Value(node, 0))
@@ -343,6 +345,9 @@ class Graph:
 
     def note_grad(self, tensor: Tensor) -> None:
         raise ModeError("grad: inside a Graph, gradients are values: graphc.gradients(loss, parameters)")
+
+    def note_grad_read(self, tensor: Tensor, g: Tensor | None) -> None:
+        """``tensor.grad`` of an eager tensor was looked at while recording: a traced function depends on it."""
 
     def trainable_variables(self) -> list[Tensor]:
         """Parameters and Variables that gradients are taken for by default, in the order of first use."""

@@ -37,7 +37,7 @@ def test_right_gradients_pass(scratch_ops: None) -> None:
 
 def test_a_wrong_gradient_is_caught(scratch_ops: None) -> None:
     op = cube("wrong_cube", lambda g, c: g * c.x * c.x * 3.001)
-    with pytest.raises(gc.AutogradError, match=r"order 1, input 0, element \(\d,\): the gradient is .* finite differences"):
+    with pytest.raises(gc.AutogradError, match=r"order 1, input 0, element \(\d,\): the gradient .* finite"):
         check(op)
 
 
@@ -64,13 +64,13 @@ def test_a_gradient_that_ignores_its_cotangent_is_caught(scratch_ops: None) -> N
 
 def test_a_missing_gradient_is_caught(scratch_ops: None) -> None:
     op = Op("no_rule", infer=lambda x: x, run=lambda x: x * x)
-    with pytest.raises(gc.AutogradError, match="order 1, input 0.* gradient is 0"):
+    with pytest.raises(gc.AutogradError, match=r"order 1, input 0.* gradient is 0"):
         check(op)
 
 
 def test_a_gradient_of_the_wrong_shape_is_caught(scratch_ops: None) -> None:
     op = cube("wrong_shape", lambda g, c: (g * c.x).sum())
-    with pytest.raises(gc.AutogradError, match=r"float64\[\].*\(3,\)"):
+    with pytest.raises(gc.AutogradError, match=r"float64\[\].*float64\[3\]"):
         check(op)
 
 
@@ -81,7 +81,8 @@ def test_nan_is_not_agreement(scratch_ops: None) -> None:
 
 
 def test_only_inputs_that_require_grad_are_checked(scratch_ops: None) -> None:
-    op = Op("half_right", infer=lambda x, y: x, run=np.multiply, vjp=(lambda g, c: g * c.y, lambda g, c: g), saves=("x", "y"))
+    op = Op("half_right", infer=lambda x, y: x, run=np.multiply, vjp=(lambda g, c: g * c.y, lambda g, c: g),
+            saves=("x", "y"))
     x, y = gc.tensor(X, requires_grad=True), gc.tensor(X + 1)
     assert gc.autograd.gradcheck(lambda x, y: record.apply(op, x, y), [x, y])
     with pytest.raises(gc.AutogradError, match="input 1"):

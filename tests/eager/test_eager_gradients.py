@@ -142,7 +142,7 @@ def test_a_second_backward_needs_retain_graph() -> None:
     y.backward(retain_graph=True)
     y.backward()
     assert x.grad.item() == 8
-    with pytest.raises(gc.AutogradError, match="mul.*retain_graph=True"):
+    with pytest.raises(gc.AutogradError, match=r"mul.*retain_graph=True"):
         y.backward()
 
 

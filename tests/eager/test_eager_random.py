@@ -27,7 +27,8 @@ def philox4x32(counter: list[int], key: list[int]) -> list[int]:
 @pytest.mark.parametrize("counter, key, block", [
     ([0] * 4, [0] * 2, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
     ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-    ([0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344], [0xA4093822, 0x299F31D0], "d16cfe09 94fdcceb 5001e420 24126ea1")])
+    ([0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344], [0xA4093822, 0x299F31D0],
+     "d16cfe09 94fdcceb 5001e420 24126ea1")])
 def test_the_reference_gives_the_published_vectors(counter: list[int], key: list[int], block: str) -> None:
     assert " ".join(f"{w:08x}" for w in philox4x32(counter, key)) == block
 
@@ -80,7 +81,7 @@ def test_draws_do_not_depend_on_numpy_or_python() -> None:
 def test_uniform() -> None:
     gc.manual_seed(0)
     x = np.asarray(gc.rand(200_000))
-    assert x.dtype == np.float32 and 0 <= x.min() and x.max() < 1
+    assert x.dtype == np.float32 and x.min() >= 0 and x.max() < 1
     counts = np.histogram(x, 64, (0, 1))[0]
     assert ((counts - len(x) / 64) ** 2 / (len(x) / 64)).sum() < 120      # chi-square, 63 degrees of freedom
     assert abs(np.corrcoef(x[:-1], x[1:])[0, 1]) < 0.01 and np.all(x * 2**24 % 1 == 0)

@@ -36,7 +36,8 @@ def chosen(samples: Sequence[Sample], target: str) -> tuple[str, Sequence[Sample
         return target.removesuffix("-all"), samples
 
     def first(*dtypes: str) -> list[Sample]:
-        fits = [s for s in samples if not dtypes or any(getattr(a, "dtype", None) in map(np.dtype, dtypes) for a in s.args)]
+        fits = [s for s in samples if not dtypes or any(getattr(a, "dtype", None) in map(np.dtype, dtypes)
+                                                        for a in s.args)]
         return sorted(fits, key=lambda s: s.label != "special")[:1]
     return target, first("float32") + first("int64", "int32") or first()
 
@@ -45,7 +46,7 @@ def chosen(samples: Sequence[Sample], target: str) -> tuple[str, Sequence[Sample
 
 def named_shape(shape: tuple[int, ...]) -> tuple[int | Dim, ...]:
     """Each size but 1 by a name that stands for it: only a literal 1 broadcasts. Channels of images stay literal."""
-    return tuple(n if n == 1 or len(shape) == 4 and axis == 1 else dim(f"n{n}") for axis, n in enumerate(shape))
+    return tuple(n if n == 1 or (len(shape) == 4 and axis == 1) else dim(f"n{n}") for axis, n in enumerate(shape))
 
 
 def with_names(value: Any, known: set[int]) -> Any:
@@ -55,7 +56,8 @@ def with_names(value: Any, known: set[int]) -> Any:
     return dim(f"n{value}") if value in known else value
 
 
-def record_sample(op: Op, sample: Sample, named: bool, feeds: dict[Tensor, Array]) -> tuple[list[Tensor], tuple[Any, ...]]:
+def record_sample(op: Op, sample: Sample, named: bool, feeds: dict[Tensor, Array]) -> tuple[list[Tensor],
+    tuple[Any, ...]]:
     """The sample's call with placeholders for its arrays; returns these and the results."""
     fixed = sample.fixed or ()
     args, known = [], set()
@@ -63,7 +65,7 @@ def record_sample(op: Op, sample: Sample, named: bool, feeds: dict[Tensor, Array
         if isinstance(a, np.ndarray):
             names = named and i not in fixed
             shape = named_shape(a.shape) if names else a.shape
-            known |= {n for n, size in zip(a.shape, shape) if isinstance(size, Dim)}
+            known |= {n for n, size in zip(a.shape, shape, strict=True) if isinstance(size, Dim)}
             p = gc.placeholder(a.dtype, shape)
             feeds[p] = a
             args.append(p)
@@ -101,7 +103,7 @@ def static_gradients(ins: Sequence[Tensor], outs: Sequence[Tensor]) -> list[Tens
     floats = [y for y in outs if y.dtype.kind == "f"]
     wrt = [x for x in ins if x.dtype.kind == "f"]
     found = gc.gradients(floats, wrt) if floats else [None] * len(wrt)
-    return [gc.zeros_like(x) if g is None else g for g, x in zip(found, wrt)]
+    return [gc.zeros_like(x) if g is None else g for g, x in zip(found, wrt, strict=True)]
 
 
 def in_order(sample: Sample) -> Sample:
@@ -120,13 +122,13 @@ def eager_gradients(op: Op, sample: Sample) -> list[Array]:
     if not outs:
         return [np.zeros_like(x._data) for x in wrt]
     found = gc.autograd.grad(outs, wrt, [gc.ones_like(y) for y in outs], allow_unused=True)
-    return [np.zeros_like(x._data) if g is None else g._data for g, x in zip(found, wrt)]
+    return [np.zeros_like(x._data) if g is None else g._data for g, x in zip(found, wrt, strict=True)]
 
 
 def compare(op: Op, samples: Sequence[Sample], got: Sequence[Any], want: Sequence[Any], ulps: float | None,
             failures: Failures, spread: bool | None = None) -> None:
     for sample, ys, references in zip(samples, got, want, strict=True):
-        for y, reference in zip(ys or (), references):
+        for y, reference in zip(ys or (), references, strict=False):
             wrong = difference(op, y, reference, ulps, spread)
             if wrong:
                 failures.append(f"{sample}: {wrong}")
@@ -179,9 +181,9 @@ def test_static_raises_what_eager_raises(op: Op) -> None:
     for sample in ERRORS[op.name]:
         if sample.by_value:
             continue
-        with failures.of(sample), gc.Graph():
-            with pytest.raises(sample.error, match=f"(?s){sample.match}.*{__name__}.py:\\d+"):
-                record_sample(op, as_sample(sample), False, {})
+        expected = pytest.raises(sample.error, match=f"(?s){sample.match}.*{__name__}.py:\\d+")
+        with failures.of(sample), gc.Graph(), expected:
+            record_sample(op, as_sample(sample), False, {})
     failures.report()
 
 
