@@ -30,6 +30,7 @@ from .core.errors import (
     GraphError,
     InternalError,
     ModeError,
+    ScriptError,
     ShapeError,
 )
 from .core.random import initial_seed, manual_seed
@@ -67,3 +68,13 @@ def _codegen():  # type: ignore[no-untyped-def]
 
 
 record.set_executor(_codegen)
+
+
+def __getattr__(name: str) -> object:
+    """What is imported on first use: reports and built-in models."""
+    import importlib
+    if name in ("models", "report"):
+        return importlib.import_module(f".{name}", __name__)
+    if name in ("compare", "Comparison"):
+        return getattr(importlib.import_module(".report", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,6 +6,7 @@ overlap. A new size makes a new plan and compiles nothing.
 """
 from __future__ import annotations
 
+import math
 import threading
 import time
 from bisect import insort
@@ -288,10 +289,7 @@ class Plan:
     def _count(self, i: int) -> int:
         slot, shape = self.program.slots[i], self.shapes[i]
         if shape is not None:
-            count = 1
-            for n in shape:
-                count *= n
-            return count
+            return math.prod(shape)
         assert slot.size is not None
         chunks = 1 if slot.scratch_of < 0 else -(-self.extents[slot.scratch_of] // self.grains[slot.scratch_of])
         return max(0, evaluate_expr(slot.size, self.env)) * max(1, chunks)
@@ -338,9 +336,13 @@ class Plan:
                 _give_back(free, offsets[s], self._bytes(s))
         return offsets, top, peak
 
+    def room(self, slot: int) -> int:
+        """Elements that may be read: an empty value has one along each empty axis, where clamped indices point."""
+        shape = self.shapes[slot]
+        return max(1, self.counts[slot]) if shape is None else math.prod(max(1, n) for n in shape)
+
     def _bytes(self, slot: int) -> int:
-        size = max(1, self.counts[slot]) * self.program.slots[slot].dtype.itemsize
-        return -(-size // ALIGN) * ALIGN
+        return -(-self.room(slot) * self.program.slots[slot].dtype.itemsize // ALIGN) * ALIGN
 
     def acquire(self) -> Instance:
         try:
@@ -379,7 +381,7 @@ class Instance:
         self.slots = np.zeros(len(program.slots), np.int64)
         for s, offset in plan.offsets.items():
             dtype = program.slots[s].dtype
-            view = self.arena[base + offset:base + offset + max(1, plan.counts[s]) * dtype.itemsize].view(dtype)
+            view = self.arena[base + offset:base + offset + plan.room(s) * dtype.itemsize].view(dtype)
             self.views[s] = view
             self.slots[s] = _address(self.arena) + base + offset
         for s, slot in enumerate(program.slots):
@@ -437,7 +439,7 @@ class Instance:
 
     def _set(self, slot: int, array: Array) -> None:
         if not array.size:
-            array = np.zeros(1, array.dtype)               # clamped indices of an empty value read this
+            array = np.zeros(self.plan.room(slot), array.dtype)            # what clamped indices of an empty value read
             self._keep_empty[slot] = array
         self.slots[slot] = _address(array)
         if self.compiled.target == "python":

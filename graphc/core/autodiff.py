@@ -87,10 +87,10 @@ def walk(roots: Iterable[tuple[Edge, Tensor]], wrt: set[Key] | None = None,
     for edge, g in roots:
         add(edge, g)
     for node in order:
-        if id(node) in leading:
+        if id(node) in leading or getattr(node, "hooks", None):              # hooks also see a gradient that ends here
             _step(node, cotangents, leading, wrt, add)
-            if done is not None:
-                done(node)
+        if id(node) in leading and done is not None:
+            done(node)
     return cotangents, leaves
 
 
@@ -112,7 +112,7 @@ def _step(node: Any, cotangents: dict[Key, Tensor], leading: set[int], wrt: set[
         elif g is not None:
             cotangents[key] = g
         gs.append(g)
-    if all(g is None for g in gs) or op.vjp is None:
+    if all(g is None for g in gs) or op.vjp is None or id(node) not in leading:
         return
     context = node.open()
     for i, edge in enumerate(node.edges):

@@ -51,6 +51,8 @@ def binary(op: Op, reflected: bool = False) -> Callable[[Any, Any], Any]:
         try:
             if flat_edges.recording_scopes or flat_edges.source_scopes:
                 return apply(op, x, y)
+            if type(y) is float or type(x) is float:
+                return _with_number(x, y)
             a, b = x._data, y._data
             if a.dtype is not b.dtype or (picky and a.dtype.kind not in kinds):
                 return apply(op, x, y)

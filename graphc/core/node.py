@@ -63,7 +63,8 @@ class Node:
 
     @property
     def edges(self) -> tuple[Value | None, ...]:
-        return self.inputs if self.differentiable else (None,) * len(self.inputs)
+        # as on the tape: integers and bools carry no gradient
+        return tuple(v if self.differentiable and v.aval.dtype.kind == "f" else None for v in self.inputs)
 
     def open(self) -> Context:
         from .tensor import symbol

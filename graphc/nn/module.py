@@ -513,13 +513,11 @@ _set_last = vars(Module)["_last"].__set__
 
 def clear_grads(tensors: Iterable[Tensor], set_to_none: bool) -> None:
     """Gradients to None, or to 0 where there are any."""
-    recording = record.current_recorder() is not None
     for t in tensors:
-        g = t.grad
-        if g is not None and not set_to_none:
-            t.grad = zeros_like(g)
-        elif g is not None or recording:                # a recorder wants to know of the None as well
+        if set_to_none:                                 # not looked at first: a traced step does not depend on it
             t.grad = None
+        elif t.grad is not None:
+            t.grad = zeros_like(t.grad)
 
 
 def overwrite(t: Tensor, array: Any) -> None:

@@ -198,6 +198,8 @@ def randint(low: int, high: Any = None, size: Any = None, dtype: Any = None) -> 
     """Uniform integers in [low, high): ``randint(high, size)`` or ``randint(low, high, size)``, int64."""
     if size is None or high is None:
         low, high, size = 0, low, high if size is None else size
+    if size is None:
+        raise record.located(ArgumentError("randint: no size; randint(high, size) or randint(low, high, size)"))
     if not isinstance(high, int) or high <= low:
         raise record.located(ArgumentError(f"randint: the range [{low}, {high}) is empty"))
     if high - low > 1 << 32:

@@ -203,7 +203,14 @@ def std(x: Any, dim: Axes = None, unbiased: bool = True, keepdim: bool = False, 
         correction: float | None = None, keepdims: bool = False) -> Tensor:
     """The standard deviation, the root of `var`."""
     from .elementwise import sqrt
-    return sqrt(var(x, dim, unbiased, keepdim, axis=axis, correction=correction, keepdims=keepdims))
+    return _root(var(x, dim, unbiased, keepdim, axis=axis, correction=correction, keepdims=keepdims), sqrt)
+
+
+def _root(x: Tensor, root: Callable[[Tensor], Tensor]) -> Tensor:
+    """A root whose gradient at 0 is 0 (PyTorch's choice for norms), not inf * 0."""
+    from .elementwise import where
+    zero = x == 0
+    return where(zero, 0.0, root(where(zero, 1.0, x)))
 
 
 def norm(x: Any, p: float = 2, dim: Axes = None, keepdim: bool = False, *, axis: Axes = None, keepdims: bool = False) -> Tensor:
@@ -213,14 +220,14 @@ def norm(x: Any, p: float = 2, dim: Axes = None, keepdim: bool = False, *, axis:
     x = cast(x, to_float(x.dtype))
     axes, keep = _pick(dim, axis, keepdim, keepdims)
     if p == 2:
-        return sqrt(_reduce(sum_op, x * x, axes, keep))
+        return _root(_reduce(sum_op, x * x, axes, keep), sqrt)
     if p == 1:
         return _reduce(sum_op, abs(x), axes, keep)
     if p == math.inf:
         return _reduce(max_op, abs(x), axes, keep)
     if not p > 0:
         raise record.located(ArgumentError(f"norm: p = {p} is not positive"))
-    return _reduce(sum_op, abs(x) ** p, axes, keep) ** (1.0 / p)
+    return _root(_reduce(sum_op, abs(x) ** p, axes, keep), lambda s: s ** (1.0 / p))
 
 
 class Extremum(NamedTuple):

@@ -244,6 +244,14 @@ def test_a_hook_of_an_intermediate_changes_what_flows_on() -> None:
     assert gc.autograd.grad(y * 5, x)[0].item() == 20
 
 
+def test_hooks_of_an_intermediate_that_grad_asks_for() -> None:
+    x = leaf(2.0)
+    y = x * x
+    y.register_hook(lambda g: g * 10)
+    assert gc.autograd.grad(y * 5, y, retain_graph=True)[0].item() == 50
+    assert [g.item() for g in gc.autograd.grad(y * 5, [x, y])] == [200, 50]
+
+
 def test_hooks_need_a_gradient() -> None:
     with pytest.raises(gc.AutogradError, match="register_hook"):
         gc.ones(2).register_hook(print)

@@ -283,6 +283,7 @@ def _bare(x: gc.Tensor) -> Any:
     (lambda: gc.zeros(2, dtype="complex64"), gc.DTypeError, "complex64"),
     (lambda: gc.arange(0, 5, 0), gc.ArgumentError, "step"),
     (lambda: gc.randint(5, 5, (2,)), gc.ArgumentError, r"\[5, 5\)"),
+    (lambda: gc.randint(5), gc.ArgumentError, "randint: no size"),
     (lambda: gc.cross_entropy(gc.ones(2, 3), gc.tensor([0, 1, 2])), gc.ShapeError, r"\(3,\).*\(2, 3\)"),
     (lambda: gc.cross_entropy(gc.ones(1, 3), gc.tensor([0, 1])), gc.ShapeError, r"\(2,\).*\(1, 3\)"),
     (lambda: gc.cross_entropy(gc.ones(2, 3), gc.ones(2)), gc.DTypeError, "float32"),

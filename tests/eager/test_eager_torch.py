@@ -122,6 +122,12 @@ def test_norms(p: float, dim: int | None) -> None:
     agree(lambda x: gc.norm(x, p, dim), lambda x: torch.norm(x, p, dim), data(3, 4))
 
 
+@pytest.mark.parametrize("p", [1, 2, 3])
+def test_norms_and_deviations_at_zero(p: float) -> None:
+    agree(lambda x: gc.norm(x, p, 1), lambda x: torch.norm(x, p, 1), np.array([[0.0, 0.0], [0.0, 3.0]]))
+    agree(lambda x: x.std(1), lambda x: x.std(1), np.array([[2.0, 2.0], [0.0, 3.0]]))
+
+
 @pytest.mark.parametrize("x", [[0.0, 2.0, 3.0], [0.0, 0.0, 3.0], [2.0, 3.0, 4.0]], ids=str)
 def test_prod_around_zeros(x: list[float]) -> None:
     agree(lambda x: x.prod(), lambda x: x.prod(), np.array(x))

@@ -173,6 +173,22 @@ def test_static_gradients_are_eager_gradients(op: Op, named: bool, target: str) 
     failures.report()
 
 
+def test_integers_carry_no_gradient() -> None:
+    with gc.Graph():
+        x = gc.placeholder("float32", (3,))
+        assert gc.gradients(x.long().float() * 2, x) == [None]
+    leaf = gc.ones(3, requires_grad=True)
+    assert not (leaf.long().float() * 2).requires_grad
+
+
+@pytest.mark.xfail(raises=KeyError, strict=True, reason="Session binds sizes from the arguments that passes left over")
+def test_sizes_of_pruned_placeholders_are_known() -> None:
+    with gc.Graph() as g:
+        x = gc.placeholder("float32", ("n",))
+        ones, = gc.gradients(x.sum(), x)                     # a constant of x's shape: x itself is not needed
+    assert gc.Session(g, target="interpret").run(ones, {x: np.ones(3)}).tolist() == [1, 1, 1]
+
+
 # ---------------------------------------------------------------- errors
 
 @pytest.mark.parametrize("op", [get_op(name) for name in sorted(ERRORS)], ids=lambda op: op.name)
