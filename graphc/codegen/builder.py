@@ -236,13 +236,18 @@ class Builder:
 
     @contextmanager
     def loop(self, start: Expr, stop: Expr) -> Iterator[Expr]:
-        """A serial loop; gives its variable."""
+        """A serial loop; gives its variable. A loop known to run once is no loop, one known not to run is left out."""
+        span = ir.isub(stop, start) if isinstance(stop, Const) else None
+        if span == Const(1, "int64"):
+            yield start
+            return
         var = Var(self.fresh("i"))
         if start == Const(0, "int64"):
             self.extents[var.name] = stop
         with self.block() as body:
             yield var
-        self.emit(ir.For(var.name, start, stop, tuple(body)))
+        if not (isinstance(span, Const) and span.value <= 0):
+            self.emit(ir.For(var.name, start, stop, tuple(body)))
 
     def variable(self, init: Expr) -> Mutable:
         out = Mutable(self, self.fresh("acc"), init.dtype)

@@ -22,6 +22,7 @@ from .fuse import Group, is_argument, is_buffer_constant, storage_of
 from .loopir import Expr, Kernel, Var
 
 LANES = 64                  # partial results of a long float reduction: enough for two 512-bit registers a cycle
+STRIPE = 8                  # of which so many are joined side by side, then one after another
 LONG = 128                  # elements from which a reduction along the last axis uses lanes
 
 
@@ -353,12 +354,11 @@ class _Writer:
                 take(lane, ir.iadd(done, lane))
 
         self._loops(axis[:-1], shape, index, row)
-        width = LANES // 2
-        while width >= 1:                                   # a fixed tree, so results depend on shapes alone
-            for f, s in zip(folds, partials):
-                with b.loop(b.index(0), b.index(width)) as lane:
-                    s.store_flat(lane, f.merge(b, [s.at_flat(lane)], [s.at_flat(ir.iadd(lane, width))])[0])  # type: ignore[misc]
-            width //= 2
+        for f, s in zip(folds, partials):                   # a fixed tree, so results depend on shapes alone
+            for width, many in ((STRIPE, LANES // STRIPE), (1, STRIPE)):
+                with b.loop(b.index(1), b.index(many)) as other, b.loop(b.index(0), b.index(width)) as lane:
+                    far = ir.iadd(ir.imul(other, width), lane)
+                    s.store_flat(lane, f.merge(b, [s.at_flat(lane)], [s.at_flat(far)])[0])  # type: ignore[misc]
         return [f.finish(b, [s.at_flat(b.index(0))]) for f, s in zip(folds, partials)]
 
     def _scratch(self, dtype: str) -> Stored:

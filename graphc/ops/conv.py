@@ -5,6 +5,7 @@ windows are gathered into a matrix of columns in scratch memory and multiplied b
 """
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -117,68 +118,79 @@ def _conv_dw_run(x: Array, g: Array, stride: Pair, padding: Pair, dilation: Pair
     return np.matmul(gg, cols.swapaxes(2, 3)).sum(0).reshape(o, x.shape[1] // groups, *kernel)
 
 
-def _valid(k: Any, tap: Any, size: Any, out: Any, stride: int, padding: int, dilation: int) -> tuple[Any, Any]:
-    """The range of output positions whose input position ``o*stride + tap*dilation - padding`` is inside 0..size."""
-    offset = k.index_sub(k.index_mul(tap, dilation), padding)                       # input position of o = 0
-    low = k.index_div(k.maximum(k.index_sub(stride - 1, offset), k.index(0)), stride)
-    high = k.index_div(k.maximum(k.index_add(k.index_sub(size, offset), stride - 1), k.index(0)), stride)
-    return k.let(k.minimum(low, out)), k.let(k.minimum(high, out))
+@dataclass(slots=True)
+class _Planes:
+    """Some channels of one image while a kernel works on them: element (c, y, x) is at ``base + (c*h + y)*w + x``."""
+    access: Any
+    base: Any
+    h: Any
+    w: Any
+
+    def at(self, k: Any, c: Any, y: Any, x: Any) -> Any:
+        row = k.index_add(k.index_mul(c, self.h), y)
+        return k.index_add(k.index_add(self.base, k.index_mul(row, self.w)), x)
 
 
-def _gather_columns(k: Any, x: Any, cols: Any, image: Any, c0: Any, channels: int, kernel: Pair, out: Any, stride: Pair,
-                    padding: Pair, dilation: Pair) -> None:
-    """cols[c*kh*kw + i*kw + j, oh*ow] = x[image, c0 + c, oh*s + i*d - p, ow*s + j*d - p], 0 outside."""
-    (kh, kw), (oh, ow), (_, total, h, w) = kernel, out, x.shape
-    zero = k.const(0, x.dtype)
-    with k.loop(k.index(0), k.index(channels)) as c:
-        plane = k.let(k.index_mul(k.index_add(k.index_mul(image, total), k.index_add(c0, c)), k.index_mul(h, w)))
-        with k.loop(k.index(0), k.index(kh)) as i:
-            top, bottom = _valid(k, i, h, oh, stride[0], padding[0], dilation[0]) if padding[0] else (k.index(0), oh)
-            with k.loop(k.index(0), k.index(kw)) as j:
-                left, right = _valid(k, j, w, ow, stride[1], padding[1], dilation[1]) if padding[1] else (k.index(0), ow)
-                tap = k.index_add(k.index_mul(k.index_add(k.index_mul(c, kh), i), kw), j)
-                base = k.let(k.index_mul(tap, k.index_mul(oh, ow)))
-                if padding[0] or padding[1]:
-                    _fill(k, cols, base, k.index(0), k.index_mul(top, ow), zero)
-                    _fill(k, cols, base, k.index_mul(bottom, ow), k.index_mul(oh, ow), zero)
-                with k.loop(top, bottom) as y:
-                    row = k.let(k.index_add(base, k.index_mul(y, ow)))
-                    source = k.index_add(k.index_mul(y, stride[0]), k.index_sub(k.index_mul(i, dilation[0]), padding[0]))
-                    start = k.let(k.index_add(k.index_add(plane, k.index_mul(source, w)),
-                                              k.index_sub(k.index_mul(j, dilation[1]), padding[1])))
-                    if padding[1]:
-                        _fill(k, cols, row, k.index(0), left, zero)
-                        _fill(k, cols, row, right, ow, zero)
-                    with k.loop(left, right) as z:
-                        cols.store_flat(k.index_add(row, z), x.at_flat(k.index_add(start, k.index_mul(z, stride[1]))))
-
-
-def _fill(k: Any, buffer: Any, base: Any, start: Any, stop: Any, value: Any) -> None:
-    with k.loop(start, stop) as z:
+def _fill(k: Any, buffer: Any, base: Any, count: Any, value: Any) -> None:
+    with k.loop(k.index(0), count) as z:
         buffer.store_flat(k.index_add(base, z), value)
 
 
-def _scatter_columns(k: Any, cols: Any, out: Any, image: Any, c0: Any, channels: int, kernel: Pair, grid: Any, stride: Pair,
-                     padding: Pair, dilation: Pair) -> None:
-    """The adjoint of `_gather_columns`: columns added into the image, taps in order."""
-    (kh, kw), (oh, ow), (_, total, h, w) = kernel, grid, out.shape
-    with k.loop(k.index(0), k.index(channels)) as c:
-        plane = k.let(k.index_mul(k.index_add(k.index_mul(image, total), k.index_add(c0, c)), k.index_mul(h, w)))
-        _fill(k, out, plane, k.index(0), k.index_mul(h, w), k.const(0, out.dtype))
-        with k.loop(k.index(0), k.index(kh)) as i:
-            top, bottom = _valid(k, i, h, oh, stride[0], padding[0], dilation[0]) if padding[0] else (k.index(0), oh)
-            with k.loop(k.index(0), k.index(kw)) as j:
-                left, right = _valid(k, j, w, ow, stride[1], padding[1], dilation[1]) if padding[1] else (k.index(0), ow)
-                tap = k.index_add(k.index_mul(k.index_add(k.index_mul(c, kh), i), kw), j)
-                base = k.let(k.index_mul(tap, k.index_mul(oh, ow)))
-                with k.loop(top, bottom) as y:
-                    row = k.let(k.index_add(base, k.index_mul(y, ow)))
-                    target = k.index_add(k.index_mul(y, stride[0]), k.index_sub(k.index_mul(i, dilation[0]), padding[0]))
-                    start = k.let(k.index_add(k.index_add(plane, k.index_mul(target, w)),
-                                              k.index_sub(k.index_mul(j, dilation[1]), padding[1])))
-                    with k.loop(left, right) as z:
-                        at = k.index_add(start, k.index_mul(z, stride[1]))
-                        out.store_flat(at, k.add(out.at_flat(at), cols.at_flat(k.index_add(row, z))))
+def _planes(k: Any, x: Any, image: Any, c0: int) -> _Planes:
+    """Channels from ``c0`` of image ``image`` where they lie."""
+    _, total, h, w = x.shape
+    first = k.index_add(k.index_mul(image, total), c0)
+    return _Planes(x, k.let(k.index_mul(first, k.index_mul(h, w))), h, w)
+
+
+def _frame(k: Any, x: Any, channels: int, padding: Pair) -> _Planes | None:
+    """Scratch for ``channels`` planes with their padding around them; None without padding."""
+    if padding == (0, 0):
+        return None
+    h, w = k.index_add(x.shape[2], 2 * padding[0]), k.index_add(x.shape[3], 2 * padding[1])
+    return _Planes(k.scratch(x.dtype, k.index_mul(k.index(channels), k.index_mul(h, w))), k.index(0), h, w)
+
+
+def _into_frame(k: Any, source: _Planes, frame: _Planes | None, channels: int, padding: Pair) -> _Planes:
+    """The planes with zeros around them (themselves without padding)."""
+    if frame is None:
+        return source
+    size = k.index_mul(k.index(channels), k.index_mul(frame.h, frame.w))
+    _fill(k, frame.access, k.index(0), size, k.const(0, source.access.dtype))
+    with k.loop(k.index(0), k.index(channels)) as c, k.loop(k.index(0), source.h) as y:
+        here = k.let(source.at(k, c, y, k.index(0)))
+        there = k.let(frame.at(k, c, k.index_add(y, padding[0]), k.index(padding[1])))
+        with k.loop(k.index(0), source.w) as z:
+            frame.access.store_flat(k.index_add(there, z), source.access.at_flat(k.index_add(here, z)))
+    return frame
+
+
+def _each_tap(k: Any, planes: _Planes, channels: int, kernel: Pair, grid: Any, stride: Pair, dilation: Pair, move: Any) -> None:
+    """``move(position in the columns, position in the planes)`` for every element of every window."""
+    (kh, kw), (oh, ow) = kernel, grid
+    with k.loop(k.index(0), k.index(channels)) as c, k.loop(k.index(0), k.index(kh)) as i, k.loop(k.index(0), k.index(kw)) as j:
+        tap = k.index_add(k.index_mul(k.index_add(k.index_mul(c, kh), i), kw), j)
+        column = k.let(k.index_mul(tap, k.index_mul(oh, ow)))
+        with k.loop(k.index(0), oh) as y:
+            row = k.let(k.index_add(column, k.index_mul(y, ow)))
+            source = k.index_add(k.index_mul(y, stride[0]), k.index_mul(i, dilation[0]))
+            start = k.let(planes.at(k, c, source, k.index_mul(j, dilation[1])))
+            with k.loop(k.index(0), ow) as z:
+                move(k.index_add(row, z), k.index_add(start, k.index_mul(z, stride[1])))
+
+
+def _gather_columns(k: Any, planes: _Planes, cols: Any, channels: int, kernel: Pair, grid: Any, stride: Pair, dilation: Pair) -> None:
+    """cols[c*kh*kw + i*kw + j, y*ow + x] = planes[c, y*s + i*d, x*s + j*d]."""
+    _each_tap(k, planes, channels, kernel, grid, stride, dilation,
+              lambda column, plane: cols.store_flat(column, planes.access.at_flat(plane)))
+
+
+def _scatter_columns(k: Any, cols: Any, planes: _Planes, channels: int, kernel: Pair, grid: Any, stride: Pair, dilation: Pair) -> None:
+    """The adjoint: columns added into the planes, taps in order."""
+    size = k.index_mul(k.index(channels), k.index_mul(planes.h, planes.w))
+    _fill(k, planes.access, planes.base, size, k.const(0, cols.dtype))
+    _each_tap(k, planes, channels, kernel, grid, stride, dilation, lambda column, plane: planes.access.store_flat(
+        plane, k.add(planes.access.at_flat(plane), cols.at_flat(column))))
 
 
 def _conv_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> None:
@@ -189,9 +201,11 @@ def _conv_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, 
     plain = (kh, kw) == (1, 1) and stride == (1, 1) and padding == (0, 0)
     with k.parallel(n, work=k.estimate(pixels, k.index(2 * o * depth)), partials=2 * PARTIALS) as image:
         cols = x if plain else k.scratch(x.dtype, k.index_mul(depth, pixels))
+        frame = _frame(k, x, cg, padding)
         for g in range(groups):
             if not plain:
-                _gather_columns(k, x, cols, image, k.index(g * cg), cg, (kh, kw), (oh, ow), stride, padding, dilation)
+                planes = _into_frame(k, _planes(k, x, image, g * cg), frame, cg, padding)
+                _gather_columns(k, planes, cols, cg, (kh, kw), (oh, ow), stride, dilation)
             source = k.index_mul(k.index_add(k.index_mul(image, groups), g), k.index_mul(cg, pixels)) if plain else k.slice0(cols)
             k.gemm(k.index(og), pixels, k.index(depth), w.block(k.index(g * og * depth), k.index(depth)), cols.block(source, pixels),
                    y.block(k.index_mul(k.index_add(k.index_mul(image, o), g * og), pixels), pixels))
@@ -204,11 +218,24 @@ def _conv_dx_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pai
     depth, pixels, og = cg * kh * kw, k.index_mul(oh, ow), o // groups
     with k.parallel(n, work=k.estimate(pixels, k.index(2 * o * depth)), partials=2 * PARTIALS) as image:
         cols = k.scratch(g.dtype, k.index_mul(depth, pixels))
+        frame = _frame(k, dx, cg, padding)
         for i in range(groups):
             k.gemm(k.index(depth), pixels, k.index(og), w.block(k.index(i * og * depth), k.index(depth), True),
                    g.block(k.index_mul(k.index_add(k.index_mul(image, o), i * og), pixels), pixels),
                    cols.block(k.slice0(cols), pixels))
-            _scatter_columns(k, cols, dx, image, k.index(i * cg), cg, (kh, kw), (oh, ow), stride, padding, dilation)
+            result = _planes(k, dx, image, i * cg)
+            _scatter_columns(k, cols, frame or result, cg, (kh, kw), (oh, ow), stride, dilation)
+            if frame is not None:
+                _out_of_frame(k, frame, result, cg, padding)
+
+
+def _out_of_frame(k: Any, frame: _Planes, result: _Planes, channels: int, padding: Pair) -> None:
+    """The planes without what is around them."""
+    with k.loop(k.index(0), k.index(channels)) as c, k.loop(k.index(0), result.h) as y:
+        here = k.let(frame.at(k, c, k.index_add(y, padding[0]), k.index(padding[1])))
+        there = k.let(result.at(k, c, y, k.index(0)))
+        with k.loop(k.index(0), result.w) as z:
+            result.access.store_flat(k.index_add(there, z), frame.access.at_flat(k.index_add(here, z)))
 
 
 def _conv_dw_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int, kernel: Pair) -> None:
@@ -221,11 +248,13 @@ def _conv_dw_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pai
     grain = k.index_div(k.index_add(n, PARTIALS - 1), PARTIALS)
     with k.parallel_chunks(n, grain) as (chunk, begin, end):
         cols = k.scratch(x.dtype, k.index_mul(depth, pixels))
+        frame = _frame(k, x, cg, padding)
         first = k.let(k.index_mul(chunk, total))
-        _fill(k, partial, first, k.index(0), k.index(total), k.const(0, x.dtype))
+        _fill(k, partial, first, k.index(total), k.const(0, x.dtype))
         with k.loop(begin, end) as image:
             for i in range(groups):
-                _gather_columns(k, x, cols, image, k.index(i * cg), cg, kernel, (oh, ow), stride, padding, dilation)
+                planes = _into_frame(k, _planes(k, x, image, i * cg), frame, cg, padding)
+                _gather_columns(k, planes, cols, cg, kernel, (oh, ow), stride, dilation)
                 k.gemm(k.index(og), k.index(depth), pixels,
                        g.block(k.index_mul(k.index_add(k.index_mul(image, o), i * og), pixels), pixels),
                        cols.block(k.slice0(cols), pixels, True),
