@@ -38,7 +38,8 @@ from .core import record
 from .core.record import eagerly, enable_grad, no_grad, record_sources
 from .core.tensor import Buffer, Parameter, Tensor, as_tensor, from_numpy, tensor
 from .ops import *  # noqa: F403
-from .eager import autograd
+from . import autograd as autograd
+from . import cuda as cuda
 from .core.config import config
 from . import nn as nn
 from . import optim as optim

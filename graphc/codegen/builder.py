@@ -54,7 +54,7 @@ class Builder:
             with np.errstate(all="ignore"):
                 return self.const(np.asarray(x.value, x.dtype).astype(dtype).item(), dtype)
         if dtype == "bool":
-            return self.ne(x, self.const(0, x.dtype))  # type: ignore[no-any-return]
+            return self.ne(x, self.const(0, x.dtype))
         return Call("cast", (x,), dtype)
 
     def land(self, x: Expr, y: Expr) -> Expr:
@@ -139,7 +139,8 @@ class Builder:
 
     def unravel(self, flat: Expr, shape: Sequence[Any]) -> list[Expr]:
         """The index of a flat position."""
-        sizes, out = self._sizes_of(shape), []
+        sizes = self._sizes_of(shape)
+        out: list[Expr] = []
         rest = flat
         for k, n in reversed(list(enumerate(sizes))):
             if isinstance(n, Const) and n.value == 1:
@@ -184,7 +185,7 @@ class Builder:
     def guarded(self, inside: Expr, at: Any, index: Sequence[Expr], shape: Sequence[Expr], otherwise: Expr) -> Expr:
         """``at(index)`` where ``inside`` holds, else ``otherwise``; the index is clamped, so every load is in bounds."""
         if isinstance(inside, Const):
-            return at(list(index)) if inside.value else otherwise  # type: ignore[no-any-return]
+            return at(list(index)) if inside.value else otherwise
         if any(self.known(n) == 0 for n in shape):
             return otherwise
         safe = [self.let(self._clamp(i, n)) if not isinstance(i, Const) else i for i, n in zip(index, shape)]
@@ -265,7 +266,8 @@ class Builder:
         """A rough number of scalar operations."""
         out = 1.0
         for f in factors:
-            out *= f if isinstance(f, (int, float)) else (self.known(f) if self.known(f) is not None else UNKNOWN_SIZE)
+            known = f if isinstance(f, (int, float)) else self.known(f)
+            out *= UNKNOWN_SIZE if known is None else known
         return out
 
 

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, Union
+from typing import Any, Literal, Union
 
 from ..core.errors import InternalError
 
@@ -37,7 +37,7 @@ Role = Literal["in", "out", "inout", "scratch"]
 @dataclass(frozen=True, slots=True)
 class Const:
     """A literal. ``dtype`` is a NumPy dtype name, as everywhere in this module."""
-    value: int | float | bool
+    value: Any
     dtype: str
 
 

@@ -275,7 +275,7 @@ class _Writer:
         return self._rows(shape, axis, kept)
 
     def _one_state(self, v: Value) -> bool:
-        fold: Fold = v.node.op.lower  # type: ignore[assignment]
+        fold: Fold = v.node.op.lower
         state = fold.init(self.b, v.node.inputs[0].aval.dtype.name)
         return len(state) == 1 and state[0].dtype == v.aval.dtype.name
 
@@ -312,7 +312,7 @@ class _Writer:
 
     def _reduce_serial(self, shape: Shape, axis: tuple[int, ...], front: dict[int, Expr]) -> list[Expr]:
         b = self.b
-        folds: list[Fold] = [v.node.op.lower for v in self.group.roots]  # type: ignore[misc]
+        folds: list[Fold] = [v.node.op.lower for v in self.group.roots]
         states = [[b.variable(e) for e in f.init(b, v.node.inputs[0].aval.dtype.name)] for f, v in zip(folds, self.group.roots)]
         index = dict(front)
 
@@ -330,7 +330,7 @@ class _Writer:
     def _reduce_lanes(self, shape: Shape, axis: tuple[int, ...], front: dict[int, Expr]) -> list[Expr]:
         b, last = self.b, axis[-1]
         n = b.size(shape[last])
-        folds: list[Fold] = [v.node.op.lower for v in self.group.roots]  # type: ignore[misc]
+        folds: list[Fold] = [v.node.op.lower for v in self.group.roots]
         inits = [f.init(b, v.node.inputs[0].aval.dtype.name)[0] for f, v in zip(folds, self.group.roots)]
         partials = [self._scratch(e.dtype) for e in inits]
         for s, e in zip(partials, inits):
@@ -390,7 +390,7 @@ class _Writer:
     def _column_row(self, r: Expr, shape: Shape, axis: tuple[int, ...], kept: tuple[int, ...], start: Expr, stop: Expr) -> None:
         b = self.b
         outs = [self.stored(v, "out") for v in self.group.roots]
-        folds: list[Fold] = [v.node.op.lower for v in self.group.roots]  # type: ignore[misc]
+        folds: list[Fold] = [v.node.op.lower for v in self.group.roots]
         index: dict[int, Expr] = dict(zip(kept[:-1], b.unravel(r, tuple(shape[k] for k in kept[:-1]))))
         base = b.let(ir.imul(r, b.size(shape[-1])))
         for v, f, out in zip(self.group.roots, folds, outs):

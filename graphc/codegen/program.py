@@ -305,8 +305,8 @@ class Plan:
                     first.setdefault(s, t)
                     last[s] = t
         kept = {program._slot_of.get((id(v.node), v.index)) for v in program.program.roots}
-        for s in kept & set(last):
-            last[s] = len(program.steps)  # type: ignore[index]
+        for s in set(last).intersection(kept):
+            last[s] = len(program.steps)
         starts: dict[int, list[int]] = {}
         ends: dict[int, list[int]] = {}
         for s, t in first.items():
@@ -365,7 +365,7 @@ def _give_back(free: list[tuple[int, int]], offset: int, size: int) -> None:
 
 
 def _address(array: Array) -> int:
-    return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
+    return array.__array_interface__["data"][0]
 
 
 class Instance:
@@ -450,7 +450,7 @@ class Instance:
         program = self.compiled
         node = v.node
         if is_buffer_constant(node):
-            return node.attrs["value"]  # type: ignore[no-any-return]
+            return node.attrs["value"]
         s = program._slot_of[(id(node), v.index)]
         slot = program.slots[s]
         if slot.kind == "argument":
@@ -459,7 +459,7 @@ class Instance:
             return outputs[slot.index]
         if slot.kind == "target":
             return targets[slot.index]
-        return self.views[s][:self.plan.counts[s]].reshape(self.plan.shapes[s])  # type: ignore[arg-type]
+        return self.views[s][:self.plan.counts[s]].reshape(self.plan.shapes[s])
 
     def run(self, arguments: Sequence[Array], targets: Sequence[Array]) -> tuple[list[Array], int | None]:
         program, plan, last = self.compiled, self.plan, self.last
@@ -488,7 +488,7 @@ class Instance:
             if is_argument(v.node):
                 before[k] = self._value(v, arguments, outputs, targets).copy()
         for s, i in self.output_slots:
-            outputs[i] = np.empty(plan.shapes[s], program.slots[s].dtype)  # type: ignore[arg-type]
+            outputs[i] = np.empty(plan.shapes[s] or (), program.slots[s].dtype)
             self._set(s, outputs[i])
         self._start(False)
         for i, v in program.copied_outputs:

@@ -1,6 +1,7 @@
 """Aval: the abstract value of a tensor, its shape and dtype. Shape algebra that many ops share."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .dims import Shape, Size, format_shape, is_static, same_size, size_of
@@ -55,7 +56,7 @@ def normalize_axis(op: str, axis: int, ndim: int) -> int:
     return axis % ndim if ndim else 0
 
 
-def normalize_axes(op: str, axes: int | tuple[int, ...] | list[int] | None, ndim: int) -> tuple[int, ...]:
+def normalize_axes(op: str, axes: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
     """Sorted, non-negative, distinct axes; None means all."""
     if axes is None:
         return tuple(range(ndim))

@@ -17,7 +17,7 @@ from .op import Op
 class Value(NamedTuple):
     """Output ``index`` of ``node``."""
     node: Any
-    index: int
+    index: int  # type: ignore[assignment]        # not tuple.index
 
     @property
     def aval(self) -> Aval:

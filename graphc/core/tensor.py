@@ -6,7 +6,7 @@ Here is what a tensor *is*: its array or symbol, grad, storage, conversions, rep
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -73,6 +73,21 @@ class Tensor:
     _storage: Storage | None         # made when first needed; shared by views
     _rare: _Rare | None
     requires_grad: bool
+
+    if TYPE_CHECKING:
+        # what graphc.ops.methods attaches: a checker knows the operators, and that there are methods
+        def _operator(self, other: Any) -> Tensor: ...
+        __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _operator
+        __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = __matmul__ = __rmatmul__ = _operator
+        __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = __lt__ = __le__ = __gt__ = __ge__ = _operator
+        __iadd__ = __isub__ = __imul__ = __itruediv__ = __getitem__ = _operator
+        def __eq__(self, other: object) -> Tensor: ...  # type: ignore[override]
+        def __ne__(self, other: object) -> Tensor: ...  # type: ignore[override]
+        def __neg__(self) -> Tensor: ...
+        def __invert__(self) -> Tensor: ...
+        def __abs__(self) -> Tensor: ...
+        def __setitem__(self, key: Any, value: Any) -> None: ...
+        def __getattr__(self, name: str) -> Any: ...
 
     def __init__(self, data: Array, requires_grad: bool = False) -> None:
         self._data, self._node, self._storage, self._rare = data, None, None, None
@@ -233,7 +248,7 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         if not self.shape:
             raise TypeError("iteration over a 0-d tensor")
-        return (self[i] for i in range(len(self)))  # type: ignore[index]
+        return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
         if self._data is None:
@@ -282,14 +297,14 @@ class Tensor:
         if record.recording_scopes and self._data is not None:
             recorder = record.current_recorder()
             if recorder is not None:
-                recorder.note_grad_read(self, g)  # type: ignore[attr-defined]
+                recorder.note_grad_read(self, g)
         return g
 
     @grad.setter
     def grad(self, g: Tensor | None) -> None:
         recorder = record.current_recorder()
         if recorder is not None and self._data is not None:
-            recorder.note_grad(self)  # type: ignore[attr-defined]
+            recorder.note_grad(self)
         if g is not None and g.shape != self.shape:
             raise record.located(ShapeError(f"grad: shape {format_shape(g.shape)} for a tensor of "
                                             f"{format_shape(self.shape)}"))
@@ -331,7 +346,8 @@ class Tensor:
         keep = self._more()
 
         def store(g: Tensor) -> None:
-            keep.grad = g * 1.0 if keep.grad is None else keep.grad + g         # a buffer of its own
+            # a buffer of its own; operators are attached by graphc.ops
+            keep.grad = g * 1.0 if keep.grad is None else keep.grad + g
         self.register_hook(store)
 
     # ------------------------------------------------------------ devices

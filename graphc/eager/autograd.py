@@ -148,7 +148,7 @@ def grad(outputs: Tensor | Sequence[Tensor], inputs: Tensor | Sequence[Tensor], 
 
 def Variable(data: Any, requires_grad: bool = False, volatile: bool = False) -> Tensor:
     """The spelling of 2017: a tensor that shares ``data``'s buffer. Today a plain tensor does the same."""
-    t = as_tensor(data).detach()  # type: ignore[attr-defined]
+    t = as_tensor(data).detach()
     return t if volatile or not requires_grad else t.requires_grad_()
 
 

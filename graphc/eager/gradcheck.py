@@ -8,7 +8,7 @@ import numpy as np
 
 from ..core import record
 from ..core.errors import ArgumentError, AutogradError
-from ..core.tensor import Tensor
+from ..core.tensor import Tensor, wrap
 from . import autograd
 
 Array = np.ndarray[Any, Any]
@@ -77,8 +77,8 @@ def gradcheck(fn: Function, inputs: Tensor | Sequence[Tensor], order: int = 2, *
 def _compare(fn: Function, leaves: list[Tensor], checked: list[int], order: int, rng: np.random.Generator, step: float,
              rtol: float, atol: float) -> tuple[Function, list[Tensor], list[int]]:
     """One order; returns the gradient as the function, inputs and positions for the next."""
-    directions = [Tensor(np.asarray(rng.uniform(0.5, 1.5, y.shape) * rng.choice((-1, 1), y.shape)), True)
-                  for y in _outputs(fn, leaves)]
+    shapes = [y._data.shape for y in _outputs(fn, leaves)]
+    directions = [Tensor(np.asarray(rng.uniform(0.5, 1.5, s) * rng.choice((-1, 1), s)), True) for s in shapes]
     n = len(leaves)
 
     def gradient(*xs: Tensor) -> tuple[Tensor, ...]:
@@ -86,9 +86,9 @@ def _compare(fn: Function, leaves: list[Tensor], checked: list[int], order: int,
         wrt = [xs[i] for i in checked]
         pairs = [(y, v) for y, v in zip(outs, xs[n:], strict=True) if y.requires_grad]
         if not pairs:
-            return tuple(x * 0.0 for x in wrt)
+            return tuple(wrap(np.zeros_like(x._data)) for x in wrt)
         found = autograd.grad([y for y, _ in pairs], wrt, [v for _, v in pairs], create_graph=True, allow_unused=True)
-        return tuple(x * 0.0 if g is None else g for g, x in zip(found, wrt, strict=True))
+        return tuple(wrap(np.zeros_like(x._data)) if g is None else g for g, x in zip(found, wrt, strict=True))
 
     for i, g in zip(checked, gradient(*leaves, *directions), strict=True):
         _check(fn, leaves, directions, i, g, order, step, rtol, atol)

@@ -45,9 +45,9 @@ def _run(op: Op, arrays: list[Any], attrs: dict[str, Any]) -> Any:
         with np.errstate(all="ignore"):
             return op.run(*arrays, **attrs)
     except _FAILURES as failure:
+        op.infer(*(Aval(a.shape, a.dtype) for a in arrays), **attrs)      # says what is wrong, in graphc's words
         if isinstance(failure, GraphcError):
             raise
-        op.infer(*(Aval(a.shape, a.dtype) for a in arrays), **attrs)      # says what is wrong, in graphc's words
         if isinstance(failure, IndexError):
             raise AxisError(f"{op.name}: {failure}") from failure
         shapes = ", ".join(str(Aval(a.shape, a.dtype)) for a in arrays)

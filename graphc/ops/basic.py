@@ -20,7 +20,7 @@ def _cast_run(x: Array, *, dtype: DType) -> Array:
     return x.astype(dtype)
 
 
-cast_op = Op(
+cast_op: Op = Op(
     "cast",
     infer=lambda x, dtype: Aval(x.shape, dtype),
     run=_cast_run,
@@ -39,7 +39,7 @@ def cast(x: Any, dtype: Any) -> Tensor:
     return x if x.dtype == dtype else record.apply(cast_op, x, dtype=dtype)
 
 
-clone_op = Op(
+clone_op: Op = Op(
     "clone",
     infer=lambda x: x,
     run=lambda x: x.copy(),
@@ -48,7 +48,7 @@ clone_op = Op(
     traits=frozenset({"cheap"}),
 )
 
-detach_op = Op(
+detach_op: Op = Op(
     "detach",                            # the value, cut off from gradients
     infer=lambda x: x,
     run=lambda x: x,
@@ -73,7 +73,7 @@ def detach(x: Tensor) -> Tensor:
     return record.apply(detach_op, x)
 
 
-constant_op = Op(
+constant_op: Op = Op(
     "constant",                          # a literal array inside a graph
     infer=lambda value: Aval(value.shape, value.dtype),
     run=lambda value: value,
@@ -81,7 +81,7 @@ constant_op = Op(
     traits=frozenset({"source"}),
 )
 
-full_op = Op(
+full_op: Op = Op(
     "full",
     infer=lambda shape, value, dtype: Aval(shape, dtype),
     run=lambda shape, value, dtype: np.full(shape, value, dtype),

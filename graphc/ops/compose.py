@@ -38,7 +38,7 @@ def logsumexp(x: Any, dim: int = -1, keepdim: bool = False) -> Tensor:
     top = detach(amax(x, dim, keepdim=True))
     top = where(isfinite(top), top, 0.0)                     # inf - inf would be NaN
     out = log(sum(exp(x - top), dim, keepdim=True)) + top
-    return out if keepdim else out.squeeze(dim)  # type: ignore[attr-defined]
+    return out if keepdim else out.squeeze(dim)
 
 
 def gelu(x: Any, approximate: str = "none") -> Tensor:

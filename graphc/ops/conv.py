@@ -42,7 +42,7 @@ def _windows(x: Array, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair
         (p, q) = padding
         x = np.pad(x, ((0, 0), (0, 0), (p, p), (q, q)), constant_values=fill)
     spans = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation))
-    view = sliding_window_view(x, spans, (2, 3))  # type: ignore[call-overload]
+    view = sliding_window_view(x, spans, (2, 3))
     return view[:, :, ::stride[0], ::stride[1], ::dilation[0], ::dilation[1]]
 
 
@@ -271,7 +271,7 @@ def _attrs(c: Any) -> dict[str, Any]:
     return {key: c.attrs[key] for key in ("stride", "padding", "dilation", "groups")}
 
 
-conv2d_op = Op(
+conv2d_op: Op = Op(
     "conv2d",
     infer=_conv_infer,
     run=_conv_run,
@@ -285,7 +285,7 @@ conv2d_op = Op(
     batched=(0,),
 )
 
-conv2d_dx_op = Op(
+conv2d_dx_op: Op = Op(
     "conv2d_dx",                         # the gradient with respect to the input
     infer=lambda g, w, stride, padding, dilation, groups, size: Aval((g.shape[0], w.shape[1] * groups, *size), g.dtype),
     run=_conv_dx_run,
@@ -299,7 +299,7 @@ conv2d_dx_op = Op(
     batched=(0,),
 )
 
-conv2d_dw_op = Op(
+conv2d_dw_op: Op = Op(
     "conv2d_dw",                         # the gradient with respect to the weight
     infer=lambda x, g, stride, padding, dilation, groups, kernel: Aval((g.shape[1], x.shape[1] // groups, *kernel), x.dtype),
     run=_conv_dw_run,
@@ -331,7 +331,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int | 
     x, weight = together("conv2d", x, weight)
     out = record.apply(conv2d_op, x, weight, stride=pair("stride", stride), padding=pair("padding", padding, 0),
                        dilation=pair("dilation", dilation), groups=groups)
-    return out if bias is None else out + bias.reshape((1, -1, 1, 1))  # type: ignore[attr-defined]
+    return out if bias is None else out + bias.reshape((1, -1, 1, 1))
 
 
 # ---------------------------------------------------------------- pooling
@@ -394,7 +394,7 @@ def _max_pool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pai
             where.store_flat(at, tap)
 
 
-max_pool2d_op = Op(
+max_pool2d_op: Op = Op(
     "max_pool2d",                        # the largest of each window, and which element of the window it was
     infer=lambda x, kernel, stride, padding: (Aval(_pool_infer("max_pool2d", x, kernel, stride, padding), x.dtype),
                                               Aval(_pool_infer("max_pool2d", x, kernel, stride, padding), np.dtype(np.int32))),
@@ -472,7 +472,7 @@ def _pick_window_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: 
             out.store_flat(at, x.at_flat(k.index_add(k.index_mul(k.index_add(k.index_mul(plane, h), a), w), b)))
 
 
-max_unpool2d_op = Op(
+max_unpool2d_op: Op = Op(
     "max_unpool2d",                      # the adjoint of max_pool2d: gradients to the winners
     infer=lambda g, where, kernel, stride, padding, size: Aval((*g.shape[:2], *size), g.dtype),
     run=_unpool_run,
@@ -484,7 +484,7 @@ max_unpool2d_op = Op(
     batched=(0, 1),
 )
 
-pick_window_op = Op(
+pick_window_op: Op = Op(
     "pick_window",                       # of each window the element that won before
     infer=lambda x, where, kernel, stride, padding: Aval(where.shape, x.dtype),
     run=_pick_window_run,
@@ -551,7 +551,7 @@ def _float_pool(name: str, x: Aval, kernel: Pair, stride: Pair, padding: Pair) -
     return Aval(_pool_infer(name, x, kernel, stride, padding), x.dtype)
 
 
-avg_pool2d_op = Op(
+avg_pool2d_op: Op = Op(
     "avg_pool2d",                        # the mean of each window, padding counted in
     infer=lambda x, kernel, stride, padding: _float_pool("avg_pool2d", x, kernel, stride, padding),
     run=_avg_pool_run,
@@ -564,7 +564,7 @@ avg_pool2d_op = Op(
     batched=(0,),
 )
 
-avg_unpool2d_op = Op(
+avg_unpool2d_op: Op = Op(
     "avg_unpool2d",                      # the adjoint of avg_pool2d
     infer=lambda g, kernel, stride, padding, size: Aval((*g.shape[:2], *size), g.dtype),
     run=_avg_unpool_run,

@@ -11,13 +11,13 @@ from ..core.aval import Aval
 from ..core.dims import Dim, Shape
 from ..core.dtypes import DType, as_dtype, default_float, int64, scalar_kind
 from ..core.errors import ArgumentError, DTypeError
-from ..core.op import Op, Pull
+from ..core.op import Op, Pull, Trait
 from ..core.tensor import Tensor, as_tensor
 from .basic import cast, full_value
 from .elementwise import cos, log, sqrt
 
 Array = np.ndarray[Any, Any]
-SOURCE = frozenset({"source", "cheap"})
+SOURCE: frozenset[Trait] = frozenset({"source", "cheap"})
 
 
 def _shape(args: tuple[Any, ...]) -> Shape:
@@ -86,7 +86,7 @@ def _arange_element(b: Any, index: Any, start: float, step: float, size: Any, dt
     return b.cast(b.add(b.const(start, kind), b.mul(i, b.const(step, kind))), dtype.name)
 
 
-arange_op = Op(
+arange_op: Op = Op(
     "arange",
     infer=lambda start, step, size, dtype: Aval((size,), dtype),
     run=_arange_run,
@@ -121,7 +121,7 @@ def linspace(start: float, stop: float, num: int, dtype: Any = None, requires_gr
                  requires_grad)
 
 
-eye_op = Op(
+eye_op: Op = Op(
     "eye",
     infer=lambda n, m, dtype: Aval((n, m), dtype),
     run=lambda n, m, dtype: np.eye(n, m, dtype=dtype),
@@ -143,8 +143,12 @@ def _bits_run(state: Array, shape: tuple[int, ...], ordinal: int) -> Array:
 
 def _bits_element(b: Any, index: Any, state: Any, shape: Shape, ordinal: int) -> Any:
     """Philox4x32-10 on uint64 words; see core/random.py for the layout of key and counter."""
-    u = lambda e: b.cast(e, "uint64")                                        # noqa: E731
-    c = lambda v: b.const(v, "uint64")                                       # noqa: E731
+    def u(e: Any) -> Any:
+        return b.cast(e, "uint64")
+
+    def c(v: int) -> Any:
+        return b.const(v, "uint64")
+
     mask, half = c(random.MASK), c(32)
     element, seed = u(b.flatten(index, shape)), u(state.at([b.index(0)]))
     draw = b.let(u(b.index_add(state.at([b.index(1)]), b.index(ordinal))))
@@ -158,7 +162,7 @@ def _bits_element(b: Any, index: Any, state: Any, shape: Shape, ordinal: int) ->
     return b.cast(words[0], "uint32")
 
 
-random_bits_op = Op(
+random_bits_op: Op = Op(
     "random_bits",                       # uint32; input: the generator's state
     infer=lambda state, shape, ordinal: Aval(shape, as_dtype("uint32")),
     run=_bits_run,
@@ -174,7 +178,7 @@ def random_bits(shape: Shape) -> Tensor:
     if recorder is None:
         state = as_tensor(np.array([random.initial_seed(), random.next_ordinal()], np.int64))
         return record.apply(random_bits_op, state, shape=shape, ordinal=0)
-    ordinal = recorder.next_draw()  # type: ignore[attr-defined]
+    ordinal = recorder.next_draw()
     return record.apply(random_bits_op, random.state, shape=shape, ordinal=ordinal)
 
 

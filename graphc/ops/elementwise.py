@@ -15,14 +15,15 @@ from ..core import record
 from ..core.aval import Aval, broadcast
 from ..core.dtypes import bool_
 from ..core.errors import DTypeError
-from ..core.op import Map, Op, Rule
+from ..core.op import Map, Op, Rule, Trait
 from ..core.tensor import Tensor
 from .basic import cast, together, zeros_of
 from .shape import broadcast_to
 from .reduce import fit
 
 Array = np.ndarray[Any, Any]
-CHEAP = frozenset({"cheap"})
+CHEAP: frozenset[Trait] = frozenset({"cheap"})
+Function = Callable[..., Tensor]
 
 
 # ---------------------------------------------------------------- the two shapes of literal
@@ -55,24 +56,25 @@ def binary(name: str, run: Callable[..., Array], vjp: tuple[Rule | None, Rule | 
     def infer(x: Aval, y: Aval) -> Aval:
         _check(name, kinds, x, y)
         return Aval(broadcast(name, x.shape, y.shape), to or x.dtype)
-    traits = (CHEAP if cost <= 2 else frozenset()) | ({"commutative"} if commutative else set())
+    extra: frozenset[Trait] = frozenset({"commutative"}) if commutative else frozenset()
+    traits = extra | CHEAP if cost <= 2 else extra
     return Op(name, infer, run, vjp, saves, Map(lower) if lower else _template(name),
               promote="float" if floating else "same", kinds=kinds, cost=cost, traits=traits)
 
 
 # ---------------------------------------------------------------- arithmetic
 
-add_op = binary("add", np.add, (lambda g, c: fit(g, c.shapes[0]), lambda g, c: fit(g, c.shapes[1])),
+add_op: Op = binary("add", np.add, (lambda g, c: fit(g, c.shapes[0]), lambda g, c: fit(g, c.shapes[1])),
                 lower=lambda b, x, y: b.lor(x, y) if x.dtype == "bool" else b.add(x, y), commutative=True)
-sub_op = binary("sub", np.subtract, (lambda g, c: fit(g, c.shapes[0]), lambda g, c: fit(-g, c.shapes[1])), kinds="iuf")
-mul_op = binary("mul", np.multiply, (lambda g, c: fit(g * c.y, c.shapes[0]), lambda g, c: fit(g * c.x, c.shapes[1])),
+sub_op: Op = binary("sub", np.subtract, (lambda g, c: fit(g, c.shapes[0]), lambda g, c: fit(-g, c.shapes[1])), kinds="iuf")
+mul_op: Op = binary("mul", np.multiply, (lambda g, c: fit(g * c.y, c.shapes[0]), lambda g, c: fit(g * c.x, c.shapes[1])),
                 saves=(("y",), ("x",)), lower=lambda b, x, y: b.land(x, y) if x.dtype == "bool" else b.mul(x, y),
                 commutative=True)
-div_op = binary("div", np.true_divide,
+div_op: Op = binary("div", np.true_divide,
                 (lambda g, c: fit(g / c.y, c.shapes[0]), lambda g, c: fit(-g * c.out / c.y, c.shapes[1])),
                 saves=(("y",), ("y", "out")), floating=True, cost=4)
-floordiv_op = binary("floordiv", np.floor_divide, kinds="iuf", cost=4)
-mod_op = binary("mod", np.remainder,
+floordiv_op: Op = binary("floordiv", np.floor_divide, kinds="iuf", cost=4)
+mod_op: Op = binary("mod", np.remainder,
                 (lambda g, c: fit(g, c.shapes[0]), lambda g, c: fit(-g * (c.x // c.y), c.shapes[1])),
                 saves=((), ("x", "y")), kinds="iuf", cost=4)
 
@@ -96,18 +98,18 @@ def _pow_run(x: Array, y: Array) -> Array:
     return np.power(x, y)
 
 
-pow_op = binary("pow", _pow_run, (_pow_dx, _pow_dy), saves=(("x", "y"), ("x", "y", "out")), kinds="iuf", cost=40,
+pow_op: Op = binary("pow", _pow_run, (_pow_dx, _pow_dy), saves=(("x", "y"), ("x", "y", "out")), kinds="iuf", cost=40,
                 lower=lambda b, x, y: b.ipow(x, y) if x.dtype[0] in "iu" else b.pow(x, y))
-maximum_op = binary("maximum", np.maximum,
+maximum_op: Op = binary("maximum", np.maximum,
                     (lambda g, c: fit(_winner(g, c.x, c.y), c.shapes[0]), lambda g, c: fit(_winner(g, c.y, c.x), c.shapes[1])),
                     saves=("x", "y"), commutative=True,
                     lower=lambda b, x, y: b.lor(x, y) if x.dtype == "bool" else b.maximum(x, y))
-minimum_op = binary("minimum", np.minimum,
+minimum_op: Op = binary("minimum", np.minimum,
                     (lambda g, c: fit(_winner(g, c.y, c.x, True), c.shapes[0]),
                      lambda g, c: fit(_winner(g, c.x, c.y, True), c.shapes[1])),
                     saves=("x", "y"), commutative=True,
                     lower=lambda b, x, y: b.land(x, y) if x.dtype == "bool" else b.minimum(x, y))
-atan2_op = binary("atan2", np.arctan2,
+atan2_op: Op = binary("atan2", np.arctan2,
                   (lambda g, c: fit(g * c.y / (c.x * c.x + c.y * c.y), c.shapes[0]),
                    lambda g, c: fit(-g * c.x / (c.x * c.x + c.y * c.y), c.shapes[1])),
                   saves=("x", "y"), floating=True, cost=30)
@@ -118,12 +120,12 @@ def _winner(g: Tensor, x: Any, y: Any, swap: bool = False) -> Tensor:
     return where(x == y, g * 0.5, where((y < x), g, 0.0))
 
 
-neg_op = unary("neg", np.negative, lambda g, c: -g, kinds="iuf")
-abs_op = unary("abs", np.abs, lambda g, c: g * sign(c.x), ("x",),
+neg_op: Op = unary("neg", np.negative, lambda g, c: -g, kinds="iuf")
+abs_op: Op = unary("abs", np.abs, lambda g, c: g * sign(c.x), ("x",),
                lower=lambda b, x: x if x.dtype[0] in "ub" else b.abs(x))
-sign_op = unary("sign", np.sign, lambda g, c: zeros_of(g), kinds="iuf")
-square_op = unary("square", lambda x: x * x, lambda g, c: g * c.x * 2, ("x",), kinds="iuf", lower=lambda b, x: b.mul(x, x))
-reciprocal_op = unary("reciprocal", lambda x: (1 / x).astype(x.dtype, copy=False), lambda g, c: -g * c.out * c.out, ("out",),
+sign_op: Op = unary("sign", np.sign, lambda g, c: zeros_of(g), kinds="iuf")
+square_op: Op = unary("square", lambda x: x * x, lambda g, c: g * c.x * 2, ("x",), kinds="iuf", lower=lambda b, x: b.mul(x, x))
+reciprocal_op: Op = unary("reciprocal", lambda x: (1 / x).astype(x.dtype, copy=False), lambda g, c: -g * c.out * c.out, ("out",),
                       floating=True, cost=4, lower=lambda b, x: b.div(b.const(1.0, x.dtype), x))
 
 
@@ -138,29 +140,29 @@ def _erf(x: Array) -> Array:
     return np.asarray(np.frompyfunc(math.erf, 1, 1)(x)).astype(x.dtype)
 
 
-sqrt_op = unary("sqrt", np.sqrt, lambda g, c: g / (c.out * 2), ("out",), floating=True, cost=4)
-rsqrt_op = unary("rsqrt", lambda x: (1 / np.sqrt(x)).astype(x.dtype, copy=False), lambda g, c: g * c.out * c.out * c.out * -0.5,
+sqrt_op: Op = unary("sqrt", np.sqrt, lambda g, c: g / (c.out * 2), ("out",), floating=True, cost=4)
+rsqrt_op: Op = unary("rsqrt", lambda x: (1 / np.sqrt(x)).astype(x.dtype, copy=False), lambda g, c: g * c.out * c.out * c.out * -0.5,
                  ("out",), floating=True, cost=8, lower=lambda b, x: b.div(b.const(1.0, x.dtype), b.sqrt(x)))
-exp_op = unary("exp", np.exp, lambda g, c: g * c.out, ("out",), floating=True, cost=20)
-exp2_op = unary("exp2", np.exp2, lambda g, c: g * c.out * math.log(2), ("out",), floating=True, cost=20)
-expm1_op = unary("expm1", np.expm1, lambda g, c: g * (c.out + 1), ("out",), floating=True, cost=25)
-log_op = unary("log", np.log, lambda g, c: g / c.x, ("x",), floating=True, cost=20)
-log2_op = unary("log2", np.log2, lambda g, c: g / (c.x * math.log(2)), ("x",), floating=True, cost=20)
-log10_op = unary("log10", np.log10, lambda g, c: g / (c.x * math.log(10)), ("x",), floating=True, cost=20)
-log1p_op = unary("log1p", np.log1p, lambda g, c: g / (c.x + 1), ("x",), floating=True, cost=25)
-sin_op = unary("sin", np.sin, lambda g, c: g * cos(c.x), ("x",), floating=True, cost=25)
-cos_op = unary("cos", np.cos, lambda g, c: -g * sin(c.x), ("x",), floating=True, cost=25)
-tan_op = unary("tan", np.tan, lambda g, c: g * (c.out * c.out + 1), ("out",), floating=True, cost=40)
-asin_op = unary("asin", np.arcsin, lambda g, c: g * rsqrt(1 - c.x * c.x), ("x",), floating=True, cost=30)
-acos_op = unary("acos", np.arccos, lambda g, c: -g * rsqrt(1 - c.x * c.x), ("x",), floating=True, cost=30)
-atan_op = unary("atan", np.arctan, lambda g, c: g / (c.x * c.x + 1), ("x",), floating=True, cost=30)
-sinh_op = unary("sinh", np.sinh, lambda g, c: g * cosh(c.x), ("x",), floating=True, cost=30)
-cosh_op = unary("cosh", np.cosh, lambda g, c: g * sinh(c.x), ("x",), floating=True, cost=30)
-tanh_op = unary("tanh", np.tanh, lambda g, c: g * (1 - c.out * c.out), ("out",), floating=True, cost=25)
-sigmoid_op = unary("sigmoid", _sigmoid, lambda g, c: g * c.out * (1 - c.out), ("out",), floating=True, cost=25)
-erf_op = unary("erf", _erf, lambda g, c: g * exp(-c.x * c.x) * (2 / math.sqrt(math.pi)), ("x",), floating=True, cost=30,
+exp_op: Op = unary("exp", np.exp, lambda g, c: g * c.out, ("out",), floating=True, cost=20)
+exp2_op: Op = unary("exp2", np.exp2, lambda g, c: g * c.out * math.log(2), ("out",), floating=True, cost=20)
+expm1_op: Op = unary("expm1", np.expm1, lambda g, c: g * (c.out + 1), ("out",), floating=True, cost=25)
+log_op: Op = unary("log", np.log, lambda g, c: g / c.x, ("x",), floating=True, cost=20)
+log2_op: Op = unary("log2", np.log2, lambda g, c: g / (c.x * math.log(2)), ("x",), floating=True, cost=20)
+log10_op: Op = unary("log10", np.log10, lambda g, c: g / (c.x * math.log(10)), ("x",), floating=True, cost=20)
+log1p_op: Op = unary("log1p", np.log1p, lambda g, c: g / (c.x + 1), ("x",), floating=True, cost=25)
+sin_op: Op = unary("sin", np.sin, lambda g, c: g * cos(c.x), ("x",), floating=True, cost=25)
+cos_op: Op = unary("cos", np.cos, lambda g, c: -g * sin(c.x), ("x",), floating=True, cost=25)
+tan_op: Op = unary("tan", np.tan, lambda g, c: g * (c.out * c.out + 1), ("out",), floating=True, cost=40)
+asin_op: Op = unary("asin", np.arcsin, lambda g, c: g * rsqrt(1 - c.x * c.x), ("x",), floating=True, cost=30)
+acos_op: Op = unary("acos", np.arccos, lambda g, c: -g * rsqrt(1 - c.x * c.x), ("x",), floating=True, cost=30)
+atan_op: Op = unary("atan", np.arctan, lambda g, c: g / (c.x * c.x + 1), ("x",), floating=True, cost=30)
+sinh_op: Op = unary("sinh", np.sinh, lambda g, c: g * cosh(c.x), ("x",), floating=True, cost=30)
+cosh_op: Op = unary("cosh", np.cosh, lambda g, c: g * sinh(c.x), ("x",), floating=True, cost=30)
+tanh_op: Op = unary("tanh", np.tanh, lambda g, c: g * (1 - c.out * c.out), ("out",), floating=True, cost=25)
+sigmoid_op: Op = unary("sigmoid", _sigmoid, lambda g, c: g * c.out * (1 - c.out), ("out",), floating=True, cost=25)
+erf_op: Op = unary("erf", _erf, lambda g, c: g * exp(-c.x * c.x) * (2 / math.sqrt(math.pi)), ("x",), floating=True, cost=30,
                compiled=True)
-relu_op = unary("relu", lambda x: np.maximum(x, x.dtype.type(0)), lambda g, c: where(c.out > 0, g, 0.0), ("out",),
+relu_op: Op = unary("relu", lambda x: np.maximum(x, x.dtype.type(0)), lambda g, c: where(c.out > 0, g, 0.0), ("out",),
                 kinds="iuf", lower=lambda b, x: b.maximum(x, b.const(0, x.dtype)))
 
 
@@ -197,12 +199,12 @@ def _bitwise(name: str, run: Callable[..., Array], on_bool: str) -> Op:
 
 
 and_op, or_op = _bitwise("and", np.bitwise_and, "land"), _bitwise("or", np.bitwise_or, "lor")
-xor_op = _bitwise("xor", np.bitwise_xor, "ne")
-invert_op = unary("bitwise_not", np.invert, kinds="biu", lower=lambda b, x: b.lnot(x) if x.dtype == "bool" else b.invert(x))
-isnan_op = unary("isnan", lambda x: np.isnan(x), to=bool_, floating=True)
-isinf_op = unary("isinf", lambda x: np.isinf(x), to=bool_, floating=True,
+xor_op: Op = _bitwise("xor", np.bitwise_xor, "ne")
+invert_op: Op = unary("bitwise_not", np.invert, kinds="biu", lower=lambda b, x: b.lnot(x) if x.dtype == "bool" else b.invert(x))
+isnan_op: Op = unary("isnan", lambda x: np.isnan(x), to=bool_, floating=True)
+isinf_op: Op = unary("isinf", lambda x: np.isinf(x), to=bool_, floating=True,
                  lower=lambda b, x: b.eq(b.abs(x), b.const(math.inf, x.dtype)))
-isfinite_op = unary("isfinite", lambda x: np.isfinite(x), to=bool_, floating=True,
+isfinite_op: Op = unary("isfinite", lambda x: np.isfinite(x), to=bool_, floating=True,
                     lower=lambda b, x: b.lt(b.abs(x), b.const(math.inf, x.dtype)))
 
 
@@ -214,7 +216,7 @@ def _where_infer(cond: Aval, x: Aval, y: Aval) -> Aval:
     return Aval(broadcast("where", cond.shape, x.shape, y.shape), x.dtype)
 
 
-where_op = Op(
+where_op: Op = Op(
     "where",
     infer=_where_infer,
     run=lambda cond, x, y: np.where(cond, x, y),
@@ -242,7 +244,7 @@ def where(cond: Any, x: Any, y: Any) -> Tensor:
 
 
 def _public(op: Op, doc: str) -> Callable[..., Tensor]:
-    arity = 1 if len(op.vjp or (0,)) == 1 and op.name not in _TWO else 2
+    arity = 1 if isinstance(op.vjp, tuple) and len(op.vjp) == 1 or op.vjp is None and op.name not in _TWO else 2
     if arity == 1:
         def function(x: Any) -> Tensor:
             return record.apply(op, x)
@@ -256,56 +258,56 @@ def _public(op: Op, doc: str) -> Callable[..., Tensor]:
 
 _TWO = {"lt", "le", "gt", "ge", "eq", "ne", "floordiv", "bitwise_and", "bitwise_or", "bitwise_xor"}
 
-add = _public(add_op, "``x + y``, broadcast; bools add as logical or.")
-sub = _public(sub_op, "``x - y``, broadcast.")
-mul = _public(mul_op, "``x * y``, broadcast.")
-div = _public(div_op, "``x / y``, broadcast; integers divide to float32.")
-floor_divide = _public(floordiv_op, "``x // y``, rounded down; integers by 0 give 0, as NumPy's.")
-remainder = _public(mod_op, "``x % y``, with the sign of ``y``; integers by 0 give 0, as NumPy's.")
-pow = _public(pow_op, "``x ** y``, broadcast.")
-maximum = _public(maximum_op, "The larger of two, element by element; NaN wins. Equal values share the gradient.")
-minimum = _public(minimum_op, "The smaller of two, element by element; NaN wins. Equal values share the gradient.")
-atan2 = _public(atan2_op, "The angle of the point (y, x), in radians, in [-pi, pi].")
-neg = _public(neg_op, "``-x``.")
-abs = _public(abs_op, "The absolute value; its gradient at 0 is 0.")
-sign = _public(sign_op, "-1, 0 or 1.")
-square = _public(square_op, "``x * x``.")
-reciprocal = _public(reciprocal_op, "``1 / x``.")
-sqrt = _public(sqrt_op, "The square root; NaN below 0.")
-rsqrt = _public(rsqrt_op, "``1 / sqrt(x)``.")
-exp = _public(exp_op, "e to the power of x.")
-exp2 = _public(exp2_op, "2 to the power of x.")
-expm1 = _public(expm1_op, "``exp(x) - 1``, exact near 0.")
-log = _public(log_op, "The natural logarithm; -inf at 0, NaN below.")
-log2 = _public(log2_op, "The logarithm to base 2.")
-log10 = _public(log10_op, "The logarithm to base 10.")
-log1p = _public(log1p_op, "``log(1 + x)``, exact near 0.")
-sin = _public(sin_op, "The sine of x in radians.")
-cos = _public(cos_op, "The cosine of x in radians.")
-tan = _public(tan_op, "The tangent of x in radians.")
-asin = _public(asin_op, "The inverse sine, in radians.")
-acos = _public(acos_op, "The inverse cosine, in radians.")
-atan = _public(atan_op, "The inverse tangent, in radians.")
-sinh = _public(sinh_op, "The hyperbolic sine.")
-cosh = _public(cosh_op, "The hyperbolic cosine.")
-tanh = _public(tanh_op, "The hyperbolic tangent.")
-sigmoid = _public(sigmoid_op, "``1 / (1 + exp(-x))``, without overflow.")
-erf = _public(erf_op, "The error function.")
-relu = _public(relu_op, "``max(x, 0)``; its gradient at 0 is 0.")
-floor = _public(floor_op, "Rounded down.")
-ceil = _public(ceil_op, "Rounded up.")
-trunc = _public(trunc_op, "Rounded towards 0.")
-round = _public(round_op, "Rounded to the nearest integer, halves to even.")
-isnan = _public(isnan_op, "Whether each element is NaN.")
-isinf = _public(isinf_op, "Whether each element is infinite.")
-isfinite = _public(isfinite_op, "Whether each element is neither NaN nor infinite.")
-lt = _public(lt_op, "``x < y``.")
-le = _public(le_op, "``x <= y``.")
-gt = _public(gt_op, "``x > y``.")
-ge = _public(ge_op, "``x >= y``.")
-eq = _public(eq_op, "``x == y``.")
-ne = _public(ne_op, "``x != y``.")
-logical_not = _public(invert_op, "``~x``: logical not of bools, bitwise of integers.")
+add: Function = _public(add_op, "``x + y``, broadcast; bools add as logical or.")
+sub: Function = _public(sub_op, "``x - y``, broadcast.")
+mul: Function = _public(mul_op, "``x * y``, broadcast.")
+div: Function = _public(div_op, "``x / y``, broadcast; integers divide to float32.")
+floor_divide: Function = _public(floordiv_op, "``x // y``, rounded down; integers by 0 give 0, as NumPy's.")
+remainder: Function = _public(mod_op, "``x % y``, with the sign of ``y``; integers by 0 give 0, as NumPy's.")
+pow: Function = _public(pow_op, "``x ** y``, broadcast.")
+maximum: Function = _public(maximum_op, "The larger of two, element by element; NaN wins. Equal values share the gradient.")
+minimum: Function = _public(minimum_op, "The smaller of two, element by element; NaN wins. Equal values share the gradient.")
+atan2: Function = _public(atan2_op, "The angle of the point (y, x), in radians, in [-pi, pi].")
+neg: Function = _public(neg_op, "``-x``.")
+abs: Function = _public(abs_op, "The absolute value; its gradient at 0 is 0.")
+sign: Function = _public(sign_op, "-1, 0 or 1.")
+square: Function = _public(square_op, "``x * x``.")
+reciprocal: Function = _public(reciprocal_op, "``1 / x``.")
+sqrt: Function = _public(sqrt_op, "The square root; NaN below 0.")
+rsqrt: Function = _public(rsqrt_op, "``1 / sqrt(x)``.")
+exp: Function = _public(exp_op, "e to the power of x.")
+exp2: Function = _public(exp2_op, "2 to the power of x.")
+expm1: Function = _public(expm1_op, "``exp(x) - 1``, exact near 0.")
+log: Function = _public(log_op, "The natural logarithm; -inf at 0, NaN below.")
+log2: Function = _public(log2_op, "The logarithm to base 2.")
+log10: Function = _public(log10_op, "The logarithm to base 10.")
+log1p: Function = _public(log1p_op, "``log(1 + x)``, exact near 0.")
+sin: Function = _public(sin_op, "The sine of x in radians.")
+cos: Function = _public(cos_op, "The cosine of x in radians.")
+tan: Function = _public(tan_op, "The tangent of x in radians.")
+asin: Function = _public(asin_op, "The inverse sine, in radians.")
+acos: Function = _public(acos_op, "The inverse cosine, in radians.")
+atan: Function = _public(atan_op, "The inverse tangent, in radians.")
+sinh: Function = _public(sinh_op, "The hyperbolic sine.")
+cosh: Function = _public(cosh_op, "The hyperbolic cosine.")
+tanh: Function = _public(tanh_op, "The hyperbolic tangent.")
+sigmoid: Function = _public(sigmoid_op, "``1 / (1 + exp(-x))``, without overflow.")
+erf: Function = _public(erf_op, "The error function.")
+relu: Function = _public(relu_op, "``max(x, 0)``; its gradient at 0 is 0.")
+floor: Function = _public(floor_op, "Rounded down.")
+ceil: Function = _public(ceil_op, "Rounded up.")
+trunc: Function = _public(trunc_op, "Rounded towards 0.")
+round: Function = _public(round_op, "Rounded to the nearest integer, halves to even.")
+isnan: Function = _public(isnan_op, "Whether each element is NaN.")
+isinf: Function = _public(isinf_op, "Whether each element is infinite.")
+isfinite: Function = _public(isfinite_op, "Whether each element is neither NaN nor infinite.")
+lt: Function = _public(lt_op, "``x < y``.")
+le: Function = _public(le_op, "``x <= y``.")
+gt: Function = _public(gt_op, "``x > y``.")
+ge: Function = _public(ge_op, "``x >= y``.")
+eq: Function = _public(eq_op, "``x == y``.")
+ne: Function = _public(ne_op, "``x != y``.")
+logical_not: Function = _public(invert_op, "``~x``: logical not of bools, bitwise of integers.")
 
 
 def clamp(x: Any, min: Any = None, max: Any = None) -> Tensor:

@@ -71,7 +71,7 @@ def _in_range(x: Any, *indices: Any, axes: tuple[int, ...]) -> Any:
     return ok
 
 
-index_op = Op(
+index_op: Op = Op(
     "index",                             # x[i, j, ...] with integer arrays on some axes
     infer=lambda x, *indices, axes: Aval(_index_shape(x, indices, axes), x.dtype),
     run=lambda x, *indices, axes: x[_window(x.ndim, axes, indices)],
@@ -111,7 +111,7 @@ def _index_add_loops(k: Any, inputs: Any, outputs: Any, axes: tuple[int, ...], s
             out.store_flat(at, k.add(out.at_flat(at), g.at_flat(flat)))
 
 
-index_add_op = Op(
+index_add_op: Op = Op(
     "index_add",                         # the adjoint of index: added into zeros
     infer=lambda g, *indices, axes, shape: Aval(shape, g.dtype),
     run=_index_add_run,
@@ -138,7 +138,7 @@ def _pick_run(x: Array, target: Array) -> Array:
     return np.take_along_axis(x, target[..., None], -1)[..., 0]
 
 
-pick_op = Op(
+pick_op: Op = Op(
     "pick",                              # out[..., ] = x[..., target[...]]
     infer=_pick_infer,
     run=_pick_run,
@@ -155,7 +155,7 @@ def _place_run(g: Array, target: Array, size: int) -> Array:
     return out
 
 
-place_op = Op(
+place_op: Op = Op(
     "place",                             # the adjoint of pick: g at the target of each row, 0 elsewhere
     infer=lambda g, target, size: Aval((*g.shape, size), g.dtype),
     run=_place_run,
@@ -187,13 +187,13 @@ def _slice_bounds(s: slice, n: Size, axis: int) -> tuple[Size, Size, int]:
     """(start, number of elements, step) of a slice of an axis of ``n`` elements."""
     if isinstance(n, int):
         try:
-            start, stop, step = s.indices(n)
+            span = range(*s.indices(n))
         except (TypeError, ValueError) as error:
             raise record.located(ArgumentError(f"index: {error}")) from None
-        return start, len(range(start, stop, step)), step
+        return span.start, len(span), span.step
     step = 1 if s.step is None else int(s.step)
-    start = 0 if s.start is None else s.start
-    stop = n if s.stop is None else s.stop
+    start: Size = 0 if s.start is None else s.start
+    stop: Size = n if s.stop is None else s.stop
     if step != 1 and not (step == -1 and s.start is None and s.stop is None):
         raise record.located(ShapeError(f"index: a step of {step} along the run-time size {n} of axis {axis}"))
     if step == -1:

@@ -91,7 +91,7 @@ def _integer_loops(k: Any, x: Any, y: Any, out: Any, ta: bool, tb: bool, m: Any,
             out.store_flat(k.index_add(k.index_mul(row, n), j), acc.get())
 
 
-matmul_op = Op(
+matmul_op: Op = Op(
     "matmul",
     infer=_matmul_infer,
     run=_matmul_run,

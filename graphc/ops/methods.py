@@ -8,7 +8,7 @@ import numpy as np
 
 from ..core import record
 from ..core.dtypes import as_dtype, bool_, default_float, float32, float64, int32, int64
-from ..core.errors import ArgumentError, DeviceError
+from ..core.errors import ArgumentError, DeviceError, GraphcError
 from ..core.fast import binary
 from ..core.op import Op
 from ..core.tensor import Tensor, as_tensor
@@ -72,12 +72,12 @@ def _write(x: Tensor, op: Op | None, inputs: tuple[Any, ...], **attrs: Any) -> T
     if recorder is None and x._data is None:
         recorder = x._node.node.graph
     if recorder is not None:
-        return recorder.write(x, record.apply(op, *inputs, **attrs) if op is not None else as_tensor(inputs[0]))  # type: ignore[attr-defined, no-any-return]
+        return recorder.write(x, record.apply(op, *inputs, **attrs) if op is not None else as_tensor(inputs[0]))
     from ..eager.recorder import write
     try:
         return write(x, op, inputs, attrs)
     except Exception as error:
-        if hasattr(error, "args") and isinstance(error, record.GraphcError):
+        if hasattr(error, "args") and isinstance(error, GraphcError):
             raise record.located(error) from None
         raise
 

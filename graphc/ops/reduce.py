@@ -87,18 +87,18 @@ def _prod_rule(g: Tensor, c: Any) -> Tensor:
     return others * _kept(g, c)
 
 
-sum_op = _reduction(
+sum_op: Op = _reduction(
     "sum", lambda x, axis, keepdims: x.sum(axis, keepdims=keepdims, dtype=_sum_dtype(x.dtype)),
     _simple(lambda b, dtype: b.const(0, _sum_dtype(np.dtype(dtype)).name), lambda b, s, x: b.add(s, _wide(b, x))),
     lambda g, c: _back(g, c), dtype=_sum_dtype)
-prod_op = _reduction(
+prod_op: Op = _reduction(
     "prod", lambda x, axis, keepdims: x.prod(axis, keepdims=keepdims, dtype=_sum_dtype(x.dtype)),
     _simple(lambda b, dtype: b.const(1, _sum_dtype(np.dtype(dtype)).name), lambda b, s, x: b.mul(s, _wide(b, x))),
     _prod_rule, ("x",), dtype=_sum_dtype)
-max_op = _reduction("amax", lambda x, axis, keepdims: x.max(axis, keepdims=keepdims),
+max_op: Op = _reduction("amax", lambda x, axis, keepdims: x.max(axis, keepdims=keepdims),
                     _simple(_lowest, lambda b, s, x: b.lor(s, x) if x.dtype == "bool" else b.maximum(s, x)),
                     _winners, ("x", "out"), empty=False)
-min_op = _reduction("amin", lambda x, axis, keepdims: x.min(axis, keepdims=keepdims),
+min_op: Op = _reduction("amin", lambda x, axis, keepdims: x.min(axis, keepdims=keepdims),
                     _simple(_highest, lambda b, s, x: b.land(s, x) if x.dtype == "bool" else b.minimum(s, x)),
                     _winners, ("x", "out"), empty=False)
 
@@ -107,10 +107,10 @@ def _truth(b: Any, x: Any) -> Any:
     return x if x.dtype == "bool" else b.ne(x, b.const(0, x.dtype))
 
 
-any_op = _reduction("any", lambda x, axis, keepdims: x.any(axis, keepdims=keepdims),
+any_op: Op = _reduction("any", lambda x, axis, keepdims: x.any(axis, keepdims=keepdims),
                     Fold(lambda b, dtype: (b.const(False, "bool"),), lambda b, s, x, p: (b.lor(s[0], _truth(b, x)),),
                          merge=lambda b, s, t: (b.lor(s[0], t[0]),)), dtype=lambda d: bool_)
-all_op = _reduction("all", lambda x, axis, keepdims: x.all(axis, keepdims=keepdims),
+all_op: Op = _reduction("all", lambda x, axis, keepdims: x.all(axis, keepdims=keepdims),
                     Fold(lambda b, dtype: (b.const(True, "bool"),), lambda b, s, x, p: (b.land(s[0], _truth(b, x)),),
                          merge=lambda b, s, t: (b.land(s[0], t[0]),)), dtype=lambda d: bool_)
 
@@ -132,10 +132,10 @@ def _arg(name: str, run: Callable[..., Array], fold: Fold) -> Op:
                       empty=False)
 
 
-argmax_op = _arg("argmax", np.argmax, _arg_fold("gt", _lowest))
-argmin_op = _arg("argmin", np.argmin, _arg_fold("lt", _highest))
+argmax_op: Op = _arg("argmax", np.argmax, _arg_fold("gt", _lowest))
+argmin_op: Op = _arg("argmin", np.argmin, _arg_fold("lt", _highest))
 
-size_op = Op(
+size_op: Op = Op(
     "size_value",                        # a named size as a number
     infer=lambda size, dtype: Aval((), dtype),
     run=lambda size, dtype: np.asarray(size, dtype),

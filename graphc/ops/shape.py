@@ -10,11 +10,12 @@ from ..core import record
 from ..core.aval import Aval, normalize_axis
 from ..core.dims import Dim, Shape, Size, at_least, divide_exactly, format_shape, same_size, size_of
 from ..core.errors import ArgumentError, ShapeError
-from ..core.op import EachInput, Op, Pull
+from ..core.op import EachInput, Op, Pull, Trait
 from ..core.tensor import Tensor, as_tensor
 
 Array = np.ndarray[Any, Any]
-VIEW = frozenset({"view", "cheap"})
+VIEW: frozenset[Trait] = frozenset({"view", "cheap"})
+RESHAPE: frozenset[Trait] = VIEW | {"flat"}
 
 
 # ---------------------------------------------------------------- reshape
@@ -26,13 +27,13 @@ def _reshape_infer(x: Aval, shape: Shape) -> Aval:
     return Aval(shape, x.dtype)
 
 
-reshape_op = Op(
+reshape_op: Op = Op(
     "reshape",
     infer=_reshape_infer,
     run=lambda x, shape: x.reshape(shape),
     vjp=(lambda g, c: reshape(g, c.shapes[0]),),
     lower=Pull(lambda b, index, x, shape: x.at_flat(b.flatten(index, shape)), view=True),
-    traits=VIEW | {"flat"},
+    traits=RESHAPE,
 )
 
 
@@ -110,7 +111,7 @@ def _transpose_infer(x: Aval, axes: tuple[int, ...]) -> Aval:
     return Aval(tuple(x.shape[a] for a in axes), x.dtype)
 
 
-transpose_op = Op(
+transpose_op: Op = Op(
     "transpose",
     infer=_transpose_infer,
     run=lambda x, axes: x.transpose(axes),
@@ -163,7 +164,7 @@ def _broadcast_infer(x: Aval, shape: Shape) -> Aval:
     return Aval(shape, x.dtype)
 
 
-broadcast_op = Op(
+broadcast_op: Op = Op(
     "broadcast_to",
     infer=_broadcast_infer,
     run=lambda x, shape: np.broadcast_to(x, shape),
@@ -202,7 +203,7 @@ def _slice_run(x: Array, starts: tuple[int, ...], sizes: tuple[int, ...], steps:
     return x[(*window, ...)]              # the ellipsis keeps 0-d arrays arrays
 
 
-slice_op = Op(
+slice_op: Op = Op(
     "slice",                             # start, number of elements and step for every axis
     infer=_slice_infer,
     run=_slice_run,
@@ -235,7 +236,7 @@ def _unslice_element(b: Any, index: Any, g: Any, shape: Shape, starts: Shape, st
     return b.guarded(inside, lambda at: g.at(at), source, g.shape, b.const(0, g.dtype))
 
 
-unslice_op = Op(
+unslice_op: Op = Op(
     "unslice",                           # the adjoint of slice: into zeros
     infer=lambda g, shape, starts, steps: Aval(shape, g.dtype),
     run=_unslice_run,
@@ -288,7 +289,7 @@ def _pad_element(b: Any, index: Any, x: Any, widths: tuple[tuple[int, int], ...]
     return b.guarded(inside, lambda at: x.at(at), source, x.shape, b.const(value, x.dtype))
 
 
-pad_op = Op(
+pad_op: Op = Op(
     "pad",
     infer=_pad_infer,
     run=_pad_run,
@@ -361,7 +362,7 @@ def _concat_rule(g: Tensor, c: Any, i: int) -> Tensor:
     return slice_axis(g, c.axis, start, c.shapes[i][c.axis])
 
 
-concat_op = Op(
+concat_op: Op = Op(
     "concatenate",
     infer=_concat_infer,
     run=lambda *xs, axis: np.concatenate(xs, axis),

@@ -144,7 +144,7 @@ def _built_in(wanted: Request) -> Make:
         def step(images: Tensor, labels: Tensor) -> Tensor:
             optimizer.zero_grad()
             loss: Tensor = criterion(model(images), labels)
-            loss.backward()  # type: ignore[attr-defined]
+            loss.backward()
             optimizer.step()
             return loss
 
@@ -186,7 +186,7 @@ def loss_of(result: Any) -> float:
 def arrays_of(state: Any, path: str = "") -> dict[str, np.ndarray[Any, Any]]:
     """Copies of all arrays in a nesting of modules, optimisers, tensors, lists and dicts, by path."""
     if isinstance(state, Tensor):
-        return {path or "tensor": np.array(state.detach())}  # type: ignore[attr-defined]
+        return {path or "tensor": np.array(state.detach())}
     if isinstance(state, np.ndarray):
         return {path or "array": state.copy()}
     if isinstance(state, (list, tuple)):

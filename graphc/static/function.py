@@ -96,9 +96,9 @@ class Trace(Graph):
                 before = tensor.grad
                 self.note_grad(tensor)
                 if before is not None and before._data is not None:             # accumulate into what is there
-                    self.write(before, before + g)  # type: ignore[operator]
+                    self.write(before, before + g)
                 else:
-                    tensor._more().grad = g if before is None else before + g  # type: ignore[operator]
+                    tensor._more().grad = g if before is None else before + g
 
 
 @dataclass(eq=False, slots=True)
@@ -138,7 +138,7 @@ class Function(Generic[R]):
         self.signature = tuple(signature) if signature is not None else None
         self.traces: list[Traced] = []
         self.log: list[str] = []
-        self._seen: dict[Any, list[tuple[int, ...]]] = {}
+        self._seen: dict[Any, list[list[tuple[int, ...]]]] = {}
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
@@ -173,10 +173,10 @@ class Function(Generic[R]):
         key = tuple((x.dtype, len(x.shape)) if _is_array(x) else _static(x) for x in leaves)
         shapes = [tuple(x.shape) for x in arrays]
         history = self._seen.setdefault(key, [])
-        history.append(tuple(shapes))  # type: ignore[arg-type]
+        history.append(shapes)
         out = []
         for k, shape in enumerate(shapes):
-            varied = [len({h[k][a] for h in history}) > 1 for a in range(len(shape))]  # type: ignore[index, misc]
+            varied = [len({h[k][a] for h in history}) > 1 for a in range(len(shape))]
             out.append(tuple(None if v and n != 1 else n for n, v in zip(shape, varied)))
         return out
 

@@ -515,11 +515,11 @@ class Variable(Tensor):
 
     def assign_add(self, delta: Any) -> Tensor:
         """The update that adds to this variable."""
-        return assign(self, self + delta)  # type: ignore[operator]
+        return assign(self, self + delta)
 
     def assign_sub(self, delta: Any) -> Tensor:
         """The update that subtracts from this variable."""
-        return assign(self, self - delta)  # type: ignore[operator]
+        return assign(self, self - delta)
 
 
 def _graph_of(*tensors: Any) -> Graph:
@@ -551,13 +551,13 @@ def assign(variable: Tensor, value: Any, name: str | None = None) -> Tensor:
 def assign_add(variable: Tensor, delta: Any) -> Tensor:
     """The update that adds ``delta`` to ``variable``."""
     with record.recording(_graph_of(variable, delta)):
-        return assign(variable, variable + delta)  # type: ignore[operator]
+        return assign(variable, variable + delta)
 
 
 def assign_sub(variable: Tensor, delta: Any) -> Tensor:
     """The update that subtracts ``delta`` from ``variable``."""
     with record.recording(_graph_of(variable, delta)):
-        return assign(variable, variable - delta)  # type: ignore[operator]
+        return assign(variable, variable - delta)
 
 
 def group(*updates: Tensor, name: str | None = None) -> Tensor:

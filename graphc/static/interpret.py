@@ -75,7 +75,7 @@ class Interpreted:
         outputs, index of the first failed check (None: all hold)
         """
         program = self.program
-        known = {id(n): (a,) for n, a in zip(program.arguments, arguments)}
+        known: dict[int, tuple[Array, ...]] = {id(n): (a,) for n, a in zip(program.arguments, arguments)}
         for i, ok in enumerate(evaluate_values([c.value for c in program.checks], dict(known), self.check_nodes, env)):
             if not bool(ok):
                 return [], i

@@ -20,7 +20,7 @@ def literal(node: Node) -> np.ndarray[Any, Any] | None:
         value: np.ndarray[Any, Any] = node.attrs["value"]
         return value
     if node.op is full_op and node.avals[0].is_static:
-        return np.broadcast_to(np.asarray(node.attrs["value"], node.attrs["dtype"]), node.avals[0].shape)
+        return np.broadcast_to(np.asarray(node.attrs["value"], node.attrs["dtype"]), node.attrs["shape"])
     return None
 
 

@@ -1,0 +1,78 @@
+"""Eager calls of large arrays, which go to the compiled kernels: the same values, gradients and errors as `run`."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from test_op_properties import Array, difference, several
+
+import graphc as gc
+from graphc.core import record
+from graphc.core.op import all_ops, get_op
+from graphc.eager.recorder import COMPILED_MIN_SIZE
+
+RNG = np.random.default_rng(3)
+CONV = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 2}
+POOL = {"kernel": (3, 2), "stride": (2, 2), "padding": (1, 0)}
+
+
+def data(*shape: int) -> Array:
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+X, W, G = data(4, 4, 16, 17), data(6, 2, 3, 3), data(4, 6, 16, 17)
+BEST, WON = get_op("max_pool2d").run(X, **POOL)
+LARGE: dict[str, list[tuple[tuple[Array, ...], dict[str, Any]]]] = {
+    "conv2d": [((X, W), CONV), ((np.asfortranarray(X), W[::-1]), CONV)],
+    "conv2d_dx": [((G, W), {**CONV, "size": (16, 17)})],
+    "conv2d_dw": [((X, G), {**CONV, "kernel": (3, 3)})],
+    "max_pool2d": [((X,), POOL), ((X[:, :, ::-1],), POOL), ((np.where(X > 1.5, np.nan, X).astype(np.float32),), POOL)],
+    "max_unpool2d": [((np.tile(BEST, (3, 1, 1, 1)), np.tile(WON, (3, 1, 1, 1))), {**POOL, "size": (16, 17)})],
+    "avg_pool2d": [((X,), POOL)],
+    "avg_unpool2d": [((np.tile(BEST, (3, 1, 1, 1)),), {**POOL, "size": (16, 17)})],
+    "erf": [((data(50, 60),), {}), ((data(50, 60).T,), {})],
+}
+
+
+def test_every_compiled_op_is_here() -> None:
+    assert {op.name for op in all_ops() if op.compiled} <= set(LARGE)
+    assert all(args[0].size >= COMPILED_MIN_SIZE for calls in LARGE.values() for args, _ in calls)
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_eager_calls_are_run(name: str) -> None:
+    op = get_op(name)
+    for args, attrs in LARGE[name]:
+        before = [a.copy() for a in args]
+        outs = several(record.apply(op, *map(gc.from_numpy, args), **attrs))
+        for y, want in zip(outs, several(op.run(*args, **attrs)), strict=True):
+            assert not (wrong := difference(op, y._data, want)), wrong
+        assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(args, before, strict=True))
+
+
+def test_large_gradients_are_those_of_small_pieces() -> None:
+    """A convolution and a pooling over a batch, against the same image by image (which NumPy computes)."""
+    w, pieces = gc.tensor(W, requires_grad=True), gc.tensor(W, requires_grad=True)
+
+    def loss(x: Array, w: gc.Tensor) -> gc.Tensor:
+        return (gc.max_pool2d(gc.conv2d(gc.tensor(x), w, padding=1, groups=2), 2) ** 2).sum()
+
+    assert X[:1].size < COMPILED_MIN_SIZE
+    loss(X, w).backward()
+    for image in X:
+        loss(image[None], pieces).backward()
+    np.testing.assert_allclose(np.asarray(w.grad), np.asarray(pieces.grad), rtol=2e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("call, error, message", [
+    (lambda: gc.conv2d(gc.ones(4, 3, 20, 20), gc.ones(2, 4, 3, 3)), gc.ShapeError, r"conv2d.*3 channels"),
+    (lambda: gc.conv2d(gc.ones(4, 1024, 1, 1), gc.ones(2, 1024, 3, 3)), gc.ShapeError, r"conv2d.*does not fit"),
+    (lambda: gc.conv2d(gc.ones(64, 64), gc.ones(2, 4, 3, 3)), gc.ShapeError, r"conv2d.*\(64, 64\)"),
+    (lambda: gc.max_pool2d(gc.ones(4, 3, 20, 20), 2, padding=2), gc.ShapeError, r"max_pool2d.*padding"),
+    (lambda: gc.avg_pool2d(gc.ones(4, 3, 20, 20, dtype="int64"), 2), gc.DTypeError, r"avg_pool2d.*int64"),
+    (lambda: gc.max_pool2d(gc.ones(64, 64), 2), gc.ShapeError, r"max_pool2d.*\(64, 64\)"),
+], ids=lambda v: v if isinstance(v, str) else "")
+def test_errors_of_large_calls(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=rf"(?s){message}.*test_op_compiled_eager.py:\d+$"):
+        call()
