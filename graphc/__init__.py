@@ -1,6 +1,13 @@
 """graphc: one array frontend, run eagerly with autograd or as a static graph compiled to Numba kernels."""
+from . import autograd as autograd
+from . import cuda as cuda
+from . import data as data
 from . import eager as eager
+from . import nn as nn
+from . import optim as optim
+from .core import record
 from .core.aval import Aval as Aval
+from .core.config import config
 from .core.dims import Dim as Dim
 from .core.dims import dim as dim
 from .core.dtypes import (
@@ -34,16 +41,9 @@ from .core.errors import (
     ShapeError,
 )
 from .core.random import initial_seed, manual_seed
-from .core import record
 from .core.record import eagerly, enable_grad, no_grad, record_sources
 from .core.tensor import Buffer, Parameter, Tensor, as_tensor, from_numpy, tensor
 from .ops import *  # noqa: F403
-from . import autograd as autograd
-from . import cuda as cuda
-from .core.config import config
-from . import nn as nn
-from . import optim as optim
-from . import data as data
 from .static import (
     Graph,
     Program,

@@ -249,7 +249,7 @@ class _Writer:
         """Whether one flat index serves every value: equal shapes, scalars, and reshapes only."""
         size = size_of(self.group.roots[0].aval.shape)
         if len(self.group.roots[0].aval.shape) <= 1:
-            return all(isinstance(n.op.lower, Map) and all(v.aval.shape in ((), n.avals[0].shape) for v in n.inputs)
+            return all((isinstance(n.op.lower, Map) and all(v.aval.shape in ((), n.avals[0].shape) for v in n.inputs))
                        or not n.inputs for n in self.group.nodes) or len(self.group.roots[0].aval.shape) == 0
         for n in self.group.nodes:
             if "flat" in n.op.traits:
@@ -257,7 +257,7 @@ class _Writer:
             if n.avals[0].shape == ():
                 continue
             same = n.avals[0].size == size and all(v.aval.shape in ((), n.avals[0].shape) for v in n.inputs)
-            if not (isinstance(n.op.lower, Map) and same or (not n.inputs and n.op.name == "full")):
+            if not ((isinstance(n.op.lower, Map) and same) or (not n.inputs and n.op.name == "full")):
                 return False
         return True
 

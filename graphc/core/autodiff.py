@@ -47,7 +47,7 @@ def reverse_order(roots: Iterable[Edge], wrt: set[Key] | None) -> tuple[list[Any
             node, edges = stack[-1]
             for edge in edges:
                 child = _node_of(edge)
-                if edge is not None and (wrt is None and child is None or wrt is not None and key_of(edge) in wrt):
+                if edge is not None and ((wrt is None and child is None) or (wrt is not None and key_of(edge) in wrt)):
                     state[id(node)] = True
                 if child is not None:
                     if id(child) not in state:
@@ -119,7 +119,7 @@ def _step(node: Any, cotangents: dict[Key, Tensor], leading: set[int], wrt: set[
         if edge is None:
             continue
         child = _node_of(edge)
-        if not (child is not None and id(child) in leading or (wrt is None and child is None)
+        if not ((child is not None and id(child) in leading) or (wrt is None and child is None)
                 or (wrt is not None and key_of(edge) in wrt)):
             continue
         rule = op.rule(i)

@@ -199,6 +199,15 @@ def names(size: Size) -> set[str]:
     return out
 
 
+def single_name(size: Size) -> str | None:
+    """The name that ``size`` is, when it is one name and nothing else."""
+    if isinstance(size, int) or len(size.terms) != 1:
+        return None
+    (mono, coef), = size.terms
+    atom = mono[0][0] if coef == 1 and len(mono) == 1 and mono[0][1] == 1 else None
+    return atom if isinstance(atom, str) else None
+
+
 def evaluate_shape(shape: Shape, env: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(s if isinstance(s, int) else evaluate(s, env) for s in shape)
 
@@ -255,7 +264,7 @@ def same_size(a: Size, b: Size) -> Size | None:
     """The common size, or None when the two certainly differ; an open question becomes a check at run time."""
     if a == b:
         return a
-    if isinstance(a, int) and isinstance(b, int) or _pending.checks is None:
+    if (isinstance(a, int) and isinstance(b, int)) or _pending.checks is None:
         return None
     _pending.checks.append(Check("==", a, b))
     return a if isinstance(a, int) else b if isinstance(b, int) else a

@@ -70,9 +70,9 @@ def binary(op: Op, reflected: bool = False) -> Callable[[Any, Any], Any]:
         if (gx or gy) and differentiable and (not flat_edges.no_grad_scopes or flat_edges.modes.grad):
             saved = None
             if saves:
-                saved = (_saved(x) if gx and x_reads_x or gy and y_reads_x else None,
-                         _saved(y) if gx and x_reads_y or gy and y_reads_y else None,
-                         _saved(out) if gx and x_reads_out or gy and y_reads_out else None)
+                saved = (_saved(x) if (gx and x_reads_x) or (gy and y_reads_x) else None,
+                         _saved(y) if (gx and x_reads_y) or (gy and y_reads_y) else None,
+                         _saved(out) if (gx and x_reads_out) or (gy and y_reads_out) else None)
             out._node = TapeNode(op, (x._node or x if gx else None, y._node or y if gy else None), _EMPTY,
                                  (a.shape, b.shape), saved)
             out.requires_grad = True

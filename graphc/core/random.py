@@ -50,8 +50,20 @@ def initial_seed() -> int:
 
 def next_ordinal() -> int:
     """Take the number of the next eager draw."""
+    return int(reserve(1)[1])
+
+
+def reserve(draws: int) -> np.ndarray[Any, Any]:
+    """Take the numbers of the next ``draws`` draws: the state as it was before them."""
     with state.storage().lock:
-        ordinal = int(state._data[1])
-        state._data[1] = ordinal + 1
+        before = state._data.copy()
+        state._data[1] += draws
         state.storage().bump()
-    return ordinal
+    return before
+
+
+def give_back(before: np.ndarray[Any, Any], draws: int) -> None:
+    """Undo `reserve`, unless others have drawn since."""
+    with state.storage().lock:
+        if state._data[1] == before[1] + draws:
+            state._data[1] = before[1]

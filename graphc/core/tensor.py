@@ -319,10 +319,10 @@ class Tensor:
         self.requires_grad = mode
         return self
 
-    def register_hook(self, hook: Callable[[Tensor], Any]) -> Callable[[], None]:
+    def register_hook(self, hook: Callable[[Tensor], Any]) -> HookHandle:
         """Call ``hook(grad)`` when the gradient of this tensor is complete; what it returns (not None) replaces it.
 
-        Returns a function that removes the hook.
+        ``remove()`` of what is returned removes the hook.
         """
         if not self.requires_grad:
             raise record.located(AutogradError("register_hook: the tensor does not require grad"))
@@ -336,7 +336,7 @@ class Tensor:
             node.hooks = node.hooks if node.hooks is not None else {}
             hooks = node.hooks.setdefault(index, [])
         hooks.append(hook)
-        return lambda: hooks.remove(hook) if hook in hooks else None
+        return HookHandle(hooks, hook)
 
     def retain_grad(self) -> None:
         """Keep ``.grad`` of this non-leaf too when `backward` passes."""
@@ -357,6 +357,20 @@ class Tensor:
 
     def cuda(self, device: Any = None) -> Tensor:
         raise record.located(DeviceError("cuda(): graphc's eager mode has no CUDA device here; run on the CPU"))
+
+
+class HookHandle:
+    """What `Tensor.register_hook` returns: ``remove()``, or a call, removes the hook."""
+    __slots__ = ("_hook", "_hooks")
+
+    def __init__(self, hooks: list[Callable[[Tensor], Any]], hook: Callable[[Tensor], Any]) -> None:
+        self._hooks, self._hook = hooks, hook
+
+    def remove(self) -> None:
+        if self._hook in self._hooks:
+            self._hooks.remove(self._hook)
+
+    __call__ = remove
 
 
 class Parameter(Tensor):

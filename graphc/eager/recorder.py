@@ -93,7 +93,7 @@ def _share(base: Tensor, out: Any) -> None:
     """Tensors that share memory share a Storage, so that a write through one is seen by all."""
     for view in out if type(out) is tuple else (out,):
         b = view._data.base
-        if view._data is base._data or b is not None and (b is base._data or b is base._data.base):
+        if view._data is base._data or (b is not None and (b is base._data or b is base._data.base)):
             view._storage = base.storage()
             view._more().base = base
 
@@ -166,7 +166,7 @@ def write(target: Tensor, op: Op | None, inputs: tuple[Any, ...], attrs: dict[st
 
 def _store(name: str, target: Tensor, value: Tensor) -> None:
     data, new = target._data, value._data
-    if new.dtype != data.dtype and not (data.dtype.kind == "f" or new.dtype.kind in "bui" and data.dtype.kind in "ui"):
+    if new.dtype != data.dtype and not (data.dtype.kind == "f" or (new.dtype.kind in "bui" and data.dtype.kind in "ui")):
         raise DTypeError(f"{name}: a {new.dtype.name} result does not fit in place into {data.dtype.name}")
     if new.shape != data.shape and np.broadcast_shapes(new.shape, data.shape) != data.shape:
         raise ShapeError(f"{name}: the result has shape {new.shape}, the tensor updated in place {data.shape}")

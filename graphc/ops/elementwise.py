@@ -18,8 +18,8 @@ from ..core.errors import DTypeError
 from ..core.op import Map, Op, Rule, Trait
 from ..core.tensor import Tensor
 from .basic import cast, together, zeros_of
-from .shape import broadcast_to
 from .reduce import fit
+from .shape import broadcast_to
 
 Array = np.ndarray[Any, Any]
 CHEAP: frozenset[Trait] = frozenset({"cheap"})
@@ -244,7 +244,7 @@ def where(cond: Any, x: Any, y: Any) -> Tensor:
 
 
 def _public(op: Op, doc: str) -> Callable[..., Tensor]:
-    arity = 1 if isinstance(op.vjp, tuple) and len(op.vjp) == 1 or op.vjp is None and op.name not in _TWO else 2
+    arity = 1 if (isinstance(op.vjp, tuple) and len(op.vjp) == 1) or (op.vjp is None and op.name not in _TWO) else 2
     if arity == 1:
         def function(x: Any) -> Tensor:
             return record.apply(op, x)

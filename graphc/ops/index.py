@@ -256,7 +256,7 @@ def getitem(x: Tensor, key: Any) -> Tensor:
             if isinstance(i, slice):
                 start, size, step = _slice_bounds(i, n, axis)
                 shape.append(size)
-            elif isinstance(i, (Tensor, np.ndarray)) and _ndim(i) > 0 or isinstance(i, Tensor) and i._data is None:
+            elif (isinstance(i, (Tensor, np.ndarray)) and _ndim(i) > 0) or (isinstance(i, Tensor) and i._data is None):
                 start, size, step = 0, n, 1
                 arrays.append((len(shape), as_tensor(i)))
                 shape.append(n)

@@ -148,7 +148,7 @@ def outer(x: Any, y: Any) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias``: (..., in) with weight (out, in) gives (..., out)."""
-    if weight.ndim != 2 or x.ndim == 0 or isinstance(x.shape[-1], int) and x.shape[-1] != weight.shape[1]:
+    if weight.ndim != 2 or x.ndim == 0 or (isinstance(x.shape[-1], int) and x.shape[-1] != weight.shape[1]):
         raise record.located(ShapeError(f"linear: input {format_shape(x.shape)} does not fit weight {format_shape(weight.shape)}: "
                                         f"its last size should be {weight.shape[-1] if weight.ndim else '?'}"))
     x, weight = together("linear", x, weight) if x.dtype != weight.dtype else (x, weight)

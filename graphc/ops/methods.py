@@ -12,7 +12,10 @@ from ..core.errors import ArgumentError, DeviceError, GraphcError
 from ..core.fast import binary
 from ..core.op import Op
 from ..core.tensor import Tensor, as_tensor
-from . import basic, compose, conv, create, elementwise as e, index, linalg, reduce as r, shape as s  # noqa: F401
+from . import basic, compose, conv, create, index, linalg  # noqa: F401
+from . import elementwise as e
+from . import reduce as r
+from . import shape as s
 
 
 def _install(**methods: Any) -> None:

@@ -124,7 +124,7 @@ class Traced:
                 return False
         for tensor, g, very in self.grad_guards:
             now = tensor._rare.grad if tensor._rare is not None else None
-            if (now is None) is not (g is None) or very and now is not g:
+            if (now is None) is not (g is None) or (very and now is not g):
                 return False
         return True
 

@@ -6,7 +6,7 @@ State is explicit. A Variable is a handle; each use of it is a `read` of the val
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -18,7 +18,16 @@ from ..core.autodiff import key_of, walk
 from ..core.aval import Aval
 from ..core.dims import Check, Dim, Size, collect_checks, dim, format_shape, same_size
 from ..core.dtypes import DType, as_dtype, promote, scalar_kind, to_float
-from ..core.errors import ArgumentError, AutogradError, DTypeError, FetchError, GraphcError, GraphError, ModeError, ShapeError
+from ..core.errors import (
+    ArgumentError,
+    AutogradError,
+    DTypeError,
+    FetchError,
+    GraphcError,
+    GraphError,
+    ModeError,
+    ShapeError,
+)
 from ..core.node import Node, Value
 from ..core.op import Op
 from ..core.storage import Storage
@@ -40,6 +49,7 @@ class State:
     trainable: bool = False
     captured_version: int | None = None     # for plain eager tensors: they must not change between runs
     captured_at: str = ""
+    fits: Any = None                    # the array last found fit for kernels
 
     def storage(self) -> Storage:
         assert self.tensor is not None
@@ -65,10 +75,11 @@ group_op = Op("group", infer=lambda: Aval((), np.dtype(np.bool_)), run=lambda: n
 
 @dataclass(frozen=True, slots=True)
 class SizeCheck:
-    """A relation of sizes to be checked at each run, and the op and line that asked."""
+    """A relation of sizes to be checked at each run that ``node`` takes part in (None: that has these sizes)."""
     check: Check
     op: str
     origin: str
+    node: Node | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +92,21 @@ class ValueCheck:
 class _Scopes(threading.local):
     names: tuple[str, ...] = ()
     after: tuple[Node, ...] = ()
+    latest: dict[State, Node] = {}              # the updates that ``after`` brings about: of each state the last
+    entered: tuple[Any, ...] = ()
+
+
+def closure(nodes: Iterable[Node]) -> dict[int, Node]:
+    """Everything that runs when ``nodes`` do: through inputs and control dependencies."""
+    seen: dict[int, Node] = {}
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        if id(node) not in seen:
+            seen[id(node)] = node
+            stack.extend(v.node for v in node.inputs)
+            stack.extend(node.after)
+    return seen
 
 
 @dataclass(eq=False)
@@ -107,18 +133,19 @@ class Graph:
     def __post_init__(self) -> None:
         self._scopes = _Scopes()
         self._lock = threading.RLock()
-        self._entered: list[Any] = []
         self._fresh = 0
         self._counts: dict[str, int] = {}
 
     def __enter__(self) -> Graph:
         scope = record.recording(self)
         scope.__enter__()
-        self._entered.append(scope)
+        self._scopes.entered = (*self._scopes.entered, scope)
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        self._entered.pop().__exit__(*exc)
+        *outer, scope = self._scopes.entered
+        self._scopes.entered = tuple(outer)
+        scope.__exit__(*exc)
 
     def __repr__(self) -> str:
         inputs = ", ".join(n.name for n in self.nodes if n.op is placeholder_op)
@@ -155,12 +182,15 @@ class Graph:
     def control_dependencies(self, updates: Sequence[Tensor]) -> Iterator[None]:
         """Nodes made inside run after ``updates``, and read the values those updates assigned."""
         nodes = tuple(self.value_of(u).node for u in updates)
-        outer = self._scopes.after
-        self._scopes.after = outer + nodes
+        scopes = self._scopes
+        outer = scopes.after, scopes.latest
+        scopes.after += nodes
+        before = closure(scopes.after)                       # a graph only grows: of two ordered updates the later is last
+        scopes.latest = {n.attrs["state"]: n for n in self.nodes if id(n) in before and n.op is assign_op} if before else {}
         try:
             yield
         finally:
-            self._scopes.after = outer
+            scopes.after, scopes.latest = outer
 
     def fresh_size(self) -> Dim:
         """A size with a name of its own."""
@@ -174,9 +204,8 @@ class Graph:
             yield
         self._note(checks, op, record.user_line())
 
-    def _note(self, checks: list[Check], op: str, origin: str) -> None:
-        known = {c.check for c in self.size_checks_}
-        self.size_checks_ += [SizeCheck(c, op, origin) for c in dict.fromkeys(checks) if c not in known]
+    def _note(self, checks: list[Check], op: str, origin: str, node: Node | None = None) -> None:
+        self.size_checks_ += [SizeCheck(c, op, origin, node) for c in dict.fromkeys(checks)]
 
     def next_draw(self) -> int:
         self.draws += 1
@@ -191,10 +220,9 @@ class Graph:
             with collect_checks() as checks:
                 avals = op.infer_all((v.aval for v in values), attrs)
             origin = record.user_line()
-            if checks:
-                self._note(checks, op.name, origin)
             tracked = record.grad_enabled()
             node = self.add(op, values, attrs, avals, origin, differentiable=tracked)
+            self._note(checks, op.name, origin, node)
             if op.check is not None:
                 self._check_values(op, node, attrs)
         wants = tracked and op.vjp is not None and any(self.wants_grad(v) for v in values)
@@ -215,10 +243,11 @@ class Graph:
     def add(self, op: Op, values: tuple[Value, ...], attrs: dict[str, Any], avals: tuple[Aval, ...], origin: str,
             name: str | None = None, differentiable: bool = True, wants_grad: bool = False) -> Node:
         """Append a node as it is."""
-        node = Node(op, values, attrs, avals, self._unique(name or op.name), (origin,), self._scopes.after, self, differentiable)
+        after = () if op is placeholder_op else self._scopes.after
+        node = Node(op, values, attrs, avals, self._unique(name or op.name), (origin,), after, self, differentiable)
         self.nodes.append(node)
         self.by_name[node.name] = node
-        if wants_grad or differentiable and op.vjp is not None and any(v.node in self._grads for v in values):
+        if wants_grad or (differentiable and op.vjp is not None and any(v.node in self._grads for v in values)):
             self._grads.add(node)
         return node
 
@@ -243,6 +272,13 @@ class Graph:
         if value.aval.dtype == dtype:
             return value
         return cast(Value, self.record(cast_op, (symbol(value),), {"dtype": dtype})._node)
+
+    def _into(self, value: Value, dtype: DType, what: str) -> Value:
+        """``value`` in the dtype of what it is written into; as in eager mode, floats do not go into integers."""
+        kind = value.aval.dtype.kind
+        if value.aval.dtype != dtype and dtype.kind != "f" and not (kind in "bui" and dtype.kind in "ui"):
+            raise DTypeError(f"{what} is {dtype.name}, the value {value.aval.dtype.name}; cast it if losing values is intended")
+        return self._cast(value, dtype)
 
     def value_of(self, x: Any, op: Op | None = None) -> Value:
         """The graph's value for an operand: a symbol's own, a read of state, a constant."""
@@ -291,18 +327,8 @@ class Graph:
 
     def current(self, state: State, default: Value) -> Value:
         """What a read of ``state`` sees here: its value before the run, or what an update we run after assigned."""
-        seen: set[int] = set()
-        stack = list(self._scopes.after)
-        while stack:
-            node = stack.pop()
-            if id(node) in seen:
-                continue
-            seen.add(id(node))
-            if node.op is assign_op and node.attrs["state"] is state:
-                return Value(node, 0)
-            if node.op is group_op:
-                stack.extend(node.after)
-        return default
+        latest = self._scopes.latest.get(state)
+        return default if latest is None else Value(latest, 0)
 
     def state_of(self, variable: Tensor) -> State:
         """The State behind a Variable, Parameter or Buffer; GraphError for anything else."""
@@ -313,24 +339,26 @@ class Graph:
             return cast(State, self.states[id(variable)].attrs["state"])
         node = variable._node.node
         if node.graph is not self:
-            raise GraphError(f"assign: variable {node.name} belongs to another graph")
+            raise GraphError(f"assign: variable {node.name} (made at {', '.join(node.origins)}) belongs to another graph; "
+                             "a graph updates its own variables only")
         if node.op is not read_op:
-            raise GraphError(f"assign: {node.name} is not a variable but the result of {node.op.name}")
+            raise GraphError(f"assign: {node.name} (made at {', '.join(node.origins)}) is not a variable but the result of "
+                             f"{node.op.name}; assign to a Variable, a Parameter or a Buffer")
         return cast(State, node.attrs["state"])
 
     def assign(self, variable: Tensor, value: Any, name: str | None = None) -> Tensor:
         """An update of ``variable``; its own value is the new one."""
         with self._lock:
             state = self.state_of(variable)
-            v = self._cast(self.value_of(value), state.aval.dtype)
+            v = self._into(self.value_of(value), state.aval.dtype, f"assign: variable {state.name}")
             if v.aval.shape == () and state.aval.shape != ():
                 from ..ops.shape import broadcast_to
                 v = broadcast_to(symbol(v), state.aval.shape)._node
             with collect_checks() as checks:
                 aval = _assign_infer(v.aval, state)
             origin = record.user_line()
-            self._note(checks, "assign", origin)
             node = self.add(assign_op, (v,), {"state": state}, (aval,), origin, name or f"{state.name.split('/')[-1]}_assign")
+            self._note(checks, "assign", origin, node)
             return symbol(Value(node, 0))
 
     def write(self, target: Tensor, value: Tensor) -> Tensor:
@@ -370,13 +398,16 @@ class Graph:
                     raise AutogradError(f"gradients: {value!r} is {value.aval.dtype.name}; only floats have gradients")
                 roots.append((value, full_value(value.aval.shape, 1, value.aval.dtype) if g is None else symbol(self.value_of(as_tensor(g)))))
             with self.name_scope("gradients"):
-                wrt = [self._plain_read(x) for x in xs]
-                found, _ = walk(roots, {key_of(v) for v in wrt})
-        return [found.get(key_of(v)) for v in wrt]
+                wrt = [self._readings(x) for x in xs]
+                found, _ = walk(roots, {key_of(v) for vs in wrt for v in vs})
+        return [next((found[key_of(v)] for v in vs if key_of(v) in found), None) for vs in wrt]
 
-    def _plain_read(self, x: Tensor) -> Value:
+    def _readings(self, x: Tensor) -> tuple[Value, ...]:
+        """The value of ``x`` here and, of a variable that updates run before, the one from before the run too."""
         value = self.value_of(x)
-        return value
+        if value.node.op is not assign_op or x._data is None and x._node.node is value.node:
+            return (value,)
+        return (value, Value(self.states[id(x)], 0) if x._data is not None else x._node)
 
     def backward(self, loss: Tensor, gradient: Any = None) -> None:
         raise ModeError("backward(): inside a Graph, gradients are values: graphc.gradients(loss, parameters), or "
@@ -405,8 +436,7 @@ def rebind(graph: Graph, target: Tensor, value: Tensor) -> Tensor:
     """Make the handle ``target`` stand for ``value``; a slice of a tensor writes through to it."""
     new = graph.value_of(value)
     old: Aval = target.aval
-    if new.aval.dtype != old.dtype:
-        new = graph._cast(new, old.dtype)
+    new = graph._into(new, old.dtype, "in place: the tensor")
     if new.aval.shape != old.shape:
         raise record.located(ShapeError(f"in place: a result of shape {format_shape(new.aval.shape)} for a tensor of {format_shape(old.shape)}"))
     node = target._node.node
@@ -449,7 +479,7 @@ def placeholder(dtype: Any = "float32", shape: Sequence[Any] = (), name: str | N
             sizes.append(graph.fresh_size())
         elif isinstance(s, str):
             sizes.append(dim(s))
-        elif isinstance(s, (int, np.integer)) and s >= 0 or isinstance(s, Dim):
+        elif (isinstance(s, (int, np.integer)) and s >= 0) or isinstance(s, Dim):
             sizes.append(s if isinstance(s, Dim) else int(s))
         else:
             raise record.located(ArgumentError(f"placeholder: {s!r} is not a size; use an int, None, a name or a Dim"))

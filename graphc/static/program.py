@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..core import record
-from ..core.dims import names
+from ..core.dims import Dim, names, single_name
 from ..core.errors import GraphError
 from ..core.node import Node, Value
-from .graph import Graph, SizeCheck, State, assign_op, group_op, placeholder_op, read_op
+from .graph import Graph, SizeCheck, State, assign_op, closure, group_op, placeholder_op, read_op
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,21 +90,8 @@ def toposort(roots: Iterable[Node], through: Callable[[Value], Value] = lambda v
     return order
 
 
-def _closure(fetches: Sequence[Value]) -> dict[int, Node]:
-    """Everything the fetches need: through inputs and control dependencies."""
-    seen: dict[int, Node] = {}
-    stack = [v.node for v in fetches]
-    while stack:
-        node = stack.pop()
-        if id(node) not in seen:
-            seen[id(node)] = node
-            stack.extend(v.node for v in node.inputs)
-            stack.extend(node.after)
-    return seen
-
-
 def _runs_before(first: Node, second: Node) -> bool:
-    return id(first) in _closure([Value(second, 0)])
+    return id(first) in closure([second])
 
 
 def _ordered_updates(assigns: list[Node]) -> dict[State, Node]:
@@ -125,7 +112,7 @@ def _ordered_updates(assigns: list[Node]) -> dict[State, Node]:
 
 def build_program(graph: Graph, fetches: Sequence[Value]) -> Program:
     """Prune ``graph`` to ``fetches`` and resolve its updates."""
-    seen = _closure(fetches)
+    seen = closure(v.node for v in fetches)
     assigns = [n for n in graph.nodes if id(n) in seen and n.op is assign_op]
     last = _ordered_updates(assigns)
     checks = [c for c in graph.value_checks if id(c.node) in seen]
@@ -156,10 +143,40 @@ def build_program(graph: Graph, fetches: Sequence[Value]) -> Program:
     arguments = tuple(n for n in nodes if n.op in (placeholder_op, read_op))
     needed = (replaced.get(id(p), p) for p in seen.values() if p.op is placeholder_op)
     arguments += tuple(n for n in needed if n not in arguments)
-    present = {name for n in nodes for a in n.avals for s in a.shape for name in names(s)}
-    size_checks = tuple(c for c in graph.size_checks_ if (names(c.check.left) | names(c.check.right)) <= present)
+    present = set().union(*map(_names_in, nodes)) if nodes else set()
+    arguments += _sources_of_sizes(graph, present, arguments)
+    size_checks = tuple({c.check: c for c in reversed(graph.size_checks_) if (
+        names(c.check.left) | names(c.check.right) <= present if c.node is None else id(c.node) in seen)}.values())[::-1]
     draws = graph.draws if any("random" in n.op.traits for n in nodes) else 0
     return replace(program, arguments=arguments, size_checks=size_checks, draws=draws)
+
+
+def _names_in(node: Node) -> set[str]:
+    """The named sizes in a node's types and attributes."""
+    found: set[str] = set()
+    stack: list[Any] = [a.shape for a in node.avals] + list(node.attrs.values())
+    while stack:
+        x = stack.pop()
+        if isinstance(x, Dim):
+            found |= names(x)
+        elif isinstance(x, tuple):
+            stack.extend(x)
+    return found
+
+
+def _sources_of_sizes(graph: Graph, wanted: set[str], arguments: tuple[Node, ...]) -> tuple[Node, ...]:
+    """Placeholders whose values are not needed but whose shapes are: they name sizes that nothing else brings."""
+    def told(node: Node) -> set[str | None]:
+        return {single_name(s) for s in node.avals[0].shape} if node.op is placeholder_op else set()
+
+    known: set[str | None] = set().union(*map(told, arguments))
+    extra = []
+    for node in graph.nodes:
+        brings = told(node)
+        if brings & (wanted - known):
+            known |= brings
+            extra.append(node)
+    return tuple(extra)
 
 
 def rewrite(program: Program, change: Callable[[Node, tuple[Value, ...]], Value | Node | None]) -> Program:

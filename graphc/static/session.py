@@ -10,10 +10,9 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from ..core import random, record
-from ..core.aval import Aval
 from ..core.config import config
-from ..core.dims import Dim, evaluate, format_shape, names
-from ..core.errors import ArgumentError, DTypeError, FeedError, FetchError, GraphError, InternalError
+from ..core.dims import Dim, evaluate, format_shape, names, single_name
+from ..core.errors import ArgumentError, AxisError, DTypeError, FeedError, FetchError, GraphError, InternalError
 from ..core.node import Node, Value
 from ..core.storage import Storage
 from ..core.tensor import Tensor
@@ -41,21 +40,36 @@ def build(program: Program, target: str) -> Runnable:
     return cast(Runnable, record.executor().build(optimized, target))
 
 
-def bind_sizes(env: dict[str, int], aval: Aval, shape: tuple[int, ...], what: str) -> None:
-    """Take the values of named sizes from an argument's shape; FeedError on any disagreement."""
-    if len(shape) != len(aval.shape):
-        raise FeedError(f"{what} has shape {format_shape(aval.shape)}, fed with {format_shape(shape)}")
-    for axis, (size, n) in enumerate(zip(aval.shape, shape)):
-        if isinstance(size, int):
-            if size != n:
-                raise FeedError(f"{what} has shape {format_shape(aval.shape)}, fed with {format_shape(shape)} (axis {axis}: {size} against {n})")
-            continue
-        unknown = names(size) - env.keys()
-        if len(unknown) == 1 and size.terms == ((((next(iter(unknown)), 1),), 1),):
-            env[next(iter(unknown))] = n
-        elif not unknown and evaluate(size, env) != n:
-            raise FeedError(f"{what} has shape {format_shape(aval.shape)}, fed with {format_shape(shape)}: {size} is "
-                            f"{evaluate(size, env)} in this run (axis {axis})")
+def bind_sizes(feeds: Sequence[Node], arrays: Sequence[Array]) -> dict[str, int]:
+    """The named sizes of a run, from the shapes that placeholders are fed with; FeedError on any disagreement."""
+    env: dict[str, int] = {}
+    composed = []                                             # sizes such as 2*n wait until n is known
+    for node, array in zip(feeds, arrays):
+        shape, sizes = array.shape, node.avals[0].shape
+        if len(shape) != len(sizes):
+            raise _misfit(node, shape, f"{len(sizes)} axes are wanted, not {len(shape)}")
+        for axis, (size, n) in enumerate(zip(sizes, shape)):
+            if isinstance(size, int):
+                if size != n:
+                    raise _misfit(node, shape, f"axis {axis} is {size}, not {n}; None or a name in the placeholder's shape lets it vary")
+                continue
+            name = single_name(size)
+            if name is None:
+                composed.append((node, shape, axis, size, n))
+            elif env.setdefault(name, n) != n:
+                raise _misfit(node, shape, f"axis {axis}: {name} is {env[name]} in this run, and one name has one value")
+    for node, shape, axis, size, n in composed:
+        missing = names(size) - env.keys()
+        if missing:
+            raise _misfit(node, shape, f"axis {axis}: no placeholder of this run has {', '.join(sorted(missing))} as a size by itself")
+        if evaluate(size, env) != n:
+            raise _misfit(node, shape, f"axis {axis}: {size} is {evaluate(size, env)} in this run")
+    return env
+
+
+def _misfit(node: Node, shape: tuple[int, ...], why: str) -> FeedError:
+    return FeedError(f"placeholder {node.name} has shape {format_shape(node.avals[0].shape)}, fed with {format_shape(shape)} "
+                     f"(made at {', '.join(node.origins)}): {why}")
 
 
 def check_sizes(program: Program, env: Mapping[str, int]) -> None:
@@ -64,7 +78,7 @@ def check_sizes(program: Program, env: Mapping[str, int]) -> None:
         if not c.check.holds(env):
             left, right = evaluate(c.check.left, env), evaluate(c.check.right, env)
             raise FeedError(f"{c.op} at {c.origin}: needs {c.check.left} {c.check.relation} {c.check.right}, but in this run "
-                            f"{c.check.left} is {left} and {c.check.right} is {right}")
+                            f"{c.check.left} is {left} and {c.check.right} is {right}; feed arrays whose sizes agree")
 
 
 @dataclass(eq=False, slots=True)
@@ -110,7 +124,7 @@ class Session:
             raise record.located(ArgumentError(f"Session: target {target!r}; choose one of {', '.join(TARGETS)}"))
         self.graph, self.target = graph, target
         self._store: dict[State, Storage] = {}
-        self._prepared: dict[tuple[tuple[int, int], ...], Prepared] = {}
+        self._prepared: dict[Any, Prepared] = {}
         self._lock = threading.RLock()
         self._closed = False
 
@@ -154,7 +168,7 @@ class Session:
             structure = self._flatten(fetches, flat)
             prepared = self.prepare(flat)
             values = self._execute(prepared, self._feeds(prepared, feed_dict or {}))
-        except (FetchError, FeedError, GraphError, DTypeError) as error:
+        except (FetchError, FeedError, GraphError, DTypeError, AxisError) as error:
             raise record.located(error) from error.__cause__
         return _rebuild(structure, values)
 
@@ -184,7 +198,7 @@ class Session:
 
     def prepare_with_updates(self, fetches: Sequence[Value], updates: Sequence[Value]) -> Prepared:
         """As `prepare`, with updates that run but whose values are not returned."""
-        key = tuple((id(v.node), v.index) for v in (*fetches, *updates))
+        key = (len(fetches), *((id(v.node), v.index) for v in (*fetches, *updates)))
         found = self._prepared.get(key)
         if found is not None:
             return found
@@ -197,8 +211,9 @@ class Session:
 
     def _build(self, fetches: tuple[Value, ...], updates: tuple[Value, ...]) -> Prepared:
         program = build_program(self.graph, (*fetches, *updates))
-        returned = tuple(not v.node.op is group_op for v in fetches) + (False,) * len(updates)
+        returned = tuple(v.node.op is not group_op for v in fetches) + (False,) * len(updates)
         program = replace(program, outputs=tuple(v for v, r in zip(program.outputs, returned) if r))
+        _forbid_shared_updates(program)
         feeds = tuple(n for n in program.arguments if n.op is placeholder_op)
         reads = tuple((i, n.attrs["state"]) for i, n in enumerate(program.arguments) if n.op is not placeholder_op)
         return Prepared(program, build(program, self.target), fetches, feeds, reads, tuple(v.node.op is group_op for v in fetches))
@@ -269,36 +284,72 @@ class Session:
                 if found is None:
                     initial = state.initial
                     if isinstance(initial, Tensor):
-                        initial = self._execute(self.prepare([initial._node]), [])[0]
+                        prepared = self.prepare([initial._node])
+                        if prepared.feeds:
+                            raise GraphError(f"variable {state.name}: its initial value depends on placeholder "
+                                             f"{prepared.feeds[0].name} (made at {', '.join(prepared.feeds[0].origins)}); "
+                                             "initial values come from constants, random numbers and other variables")
+                        initial = self._execute(prepared, [])[0]
                     found = self._store[state] = Storage(np.array(initial))
         return found
 
-    def _execute(self, prepared: Prepared, feeds: Sequence[Array]) -> list[Any]:
+    def _array(self, state: State, storage: Storage) -> Array:
+        """The buffer as kernels take it: of the recorded shape and dtype, contiguous (a copy of one that is not)."""
+        if state.tensor is None:
+            return storage.array
+        array: Array = state.tensor._data                      # a view's storage is that of its base
+        if array is not state.fits:
+            aval = state.aval
+            if array.dtype != aval.dtype or array.shape != aval.shape:
+                raise GraphError(f"{state.name} was {aval} when the graph was made and is {array.dtype.name}{list(array.shape)} now; "
+                                 "convert models before a graph uses them")
+            if not (array.flags.c_contiguous and array.flags.aligned):
+                return np.ascontiguousarray(array).reshape(array.shape)
+            state.fits = array
+        return array
+
+    def _execute(self, prepared: Prepared, feeds: Sequence[Array], before: Mapping[State, Array] | None = None,
+                 keep: dict[State, Array] | None = None) -> list[Any]:
+        """Run on ``feeds``; ``before`` holds states to run on instead of the present ones. ``keep`` is filled with copies of
+        what the run changes, as it was: with them as ``before``, a later run of the same graph sees what this one saw.
+        """
+        if self._closed:
+            raise GraphError("Session: it was closed; make another one")
         program = prepared.program
-        env: dict[str, int] = {}
-        for node, array in zip(prepared.feeds, feeds):
-            bind_sizes(env, node.avals[0], array.shape, f"placeholder {node.name}")
+        env = bind_sizes(prepared.feeds, feeds)
         if program.size_checks:
             check_sizes(program, env)
-        arguments: list[Array] = [None] * len(program.arguments)  # type: ignore[list-item]
-        storages = {i: self.storage(state) for i, state in prepared.reads}
-        targets = [self.storage(u.state) for u in program.updates]
+        reads = [(i, state, self.storage(state)) for i, state in prepared.reads]
+        targets = [(u.state, self.storage(u.state)) for u in program.updates]
         with ExitStack() as locks:
-            for storage in sorted({id(s): s for s in targets}.values(), key=id):
+            for storage in sorted({id(s): s for _, s in targets}.values(), key=id):
                 locks.enter_context(storage.lock)
+            arrays = {state: self._array(state, s) for state, s in targets}
+            if keep is not None:
+                keep.update((state, a.copy()) for state, a in arrays.items())
+            arguments: list[Array] = [None] * len(program.arguments)  # type: ignore[list-item]
+            drawn = random.reserve(program.draws) if program.draws and before is None else None
+            for i, state, s in reads:
+                if before is not None and state in before:
+                    arguments[i] = before[state]
+                elif drawn is not None and state.tensor is random.state:
+                    arguments[i] = drawn
+                    if keep is not None:
+                        keep[state] = drawn
+                else:
+                    arguments[i] = arrays[state] if state in arrays else self._array(state, s)
             fed = iter(feeds)
-            for i in range(len(arguments)):
-                arguments[i] = storages[i].array if i in storages else next(fed)
-            outputs, failed = prepared.runnable.run(arguments, [t.array for t in targets], env)
+            arguments = [next(fed) if a is None else a for a in arguments]
+            outputs, failed = prepared.runnable.run(arguments, list(arrays.values()), env)
             if failed is not None:
+                if drawn is not None:
+                    random.give_back(drawn, program.draws)
                 check = program.checks[failed]
-                raise FeedError(f"{check.op} at {', '.join(check.origins)}: an index is out of range in this run; nothing was updated")
-            for t in targets:
-                t.bump()
-            if program.draws:
-                with random.state.storage().lock:
-                    random.state._data[1] += program.draws
-                    random.state.storage().bump()
+                raise AxisError(f"{check.op} at {', '.join(check.origins)}: an index is out of range in this run; nothing was updated")
+            for state, s in targets:
+                if state.tensor is not None and arrays[state] is not state.tensor._data:
+                    np.copyto(state.tensor._data, arrays[state])
+                s.bump(record.source_line())
         values = iter(outputs)
         return [None if skip else next(values) for skip in prepared.skipped]
 
@@ -307,19 +358,38 @@ def _convert(node: Node, value: Any) -> Array:
     """A fed value as a contiguous array of the placeholder's dtype; same-kind casts only."""
     if isinstance(value, Tensor):
         value = value._array("feed")
-    array = np.asarray(value)
     aval = node.avals[0]
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise FeedError(f"placeholder {node.name} ({aval}, made at {', '.join(node.origins)}) is fed with what is no array: {error}") from None
     if array.dtype != aval.dtype:
         literal_ = not isinstance(value, (np.ndarray, np.generic))
         fits = np.can_cast(array.dtype, aval.dtype, "same_kind") or (literal_ and array.dtype.kind in "bi" and aval.dtype.kind in "iuf")
         if not fits or (array.dtype.kind in "iu" and aval.dtype.kind in "iu" and array.size
                         and not _fits(array, aval.dtype)):
-            raise FeedError(f"placeholder {node.name} is {aval.dtype.name}, fed with {array.dtype.name}; cast it yourself if "
-                            "losing values is intended")
+            raise FeedError(f"placeholder {node.name} is {aval.dtype.name} (made at {', '.join(node.origins)}), fed with "
+                            f"{array.dtype.name} of shape {format_shape(array.shape)}; cast it yourself if losing values is intended")
         array = array.astype(aval.dtype)
     if not (array.flags.c_contiguous and array.flags.aligned):
         array = np.ascontiguousarray(array).reshape(array.shape)
     return array
+
+
+def _forbid_shared_updates(program: Program) -> None:
+    """Kernels take it that buffers do not overlap, so an updated tensor must not share its memory with another one."""
+    bound = {n.attrs["state"] for n in program.arguments if "state" in n.attrs} | {u.state for u in program.updates}
+    owners: dict[int, list[State]] = {}
+    for s in bound:
+        if s.tensor is not None:
+            owners.setdefault(id(s.tensor._data if s.tensor._data.base is None else s.tensor._data.base), []).append(s)
+    updated = {u.state for u in program.updates}
+    for together in owners.values():
+        for s in together:
+            other = next((o for o in together if s in updated and o is not s and np.shares_memory(o.tensor._data, s.tensor._data)), None)
+            if other is not None:
+                raise GraphError(f"{s.name} is updated in this run and shares its memory with {other.name}; "
+                                 "use one of the two, or a copy: x.clone()")
 
 
 def _fits(array: Array, dtype: Any) -> bool:

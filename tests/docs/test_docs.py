@@ -95,7 +95,7 @@ def test_links_resolve(path: Path) -> None:
     for target in links(path.read_text(encoding="utf-8")):
         file, _, anchor = target.partition("#")
         to = path.parent / file if file else path
-        if not to.exists() or anchor and to.suffix == ".md" and anchor not in anchors(to.read_text(encoding="utf-8")):
+        if not to.exists() or (anchor and to.suffix == ".md" and anchor not in anchors(to.read_text(encoding="utf-8"))):
             missing.append(target)
     assert not missing
 
