@@ -109,7 +109,7 @@ class Op:
     outputs: int = 1
     traits: frozenset[Trait] = frozenset()
     cost: float = 1.0
-    compiled: bool = False      # eager calls of large arrays go to the compiled kernel through the Executor port
+    compiled: int = 0           # elements of the first input from which eager calls go to the compiled kernel; 0: never
     batched: tuple[int, ...] = ()               # inputs whose first axis is the batch: compiled once for every batch size
     check: Callable[..., Any] | None = None     # check(*inputs, **attrs) -> bool tensor that must be true at run time
 

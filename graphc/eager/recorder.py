@@ -16,7 +16,6 @@ from ..core.tensor import Tensor, from_numpy, wrap
 from ..ops.basic import cast_op
 
 _FAILURES = (ValueError, TypeError, IndexError, OverflowError, ZeroDivisionError)
-COMPILED_MIN_SIZE = 2048      # elements below which NumPy's call is cheaper than the compiled kernel's
 
 
 def call(op: Op, inputs: tuple[Any, ...], attrs: dict[str, Any]) -> Any:
@@ -40,7 +39,7 @@ def _run(op: Op, arrays: list[Any], attrs: dict[str, Any]) -> Any:
     if arrays and arrays[0].dtype.kind not in op.kinds:
         op.infer(*(Aval(a.shape, a.dtype) for a in arrays), **attrs)          # says which dtypes there are instead
     try:
-        if op.compiled and arrays[0].size >= COMPILED_MIN_SIZE:
+        if op.compiled and arrays[0].size >= op.compiled:
             return record.executor().call_op(op, tuple(arrays), attrs)
         with np.errstate(all="ignore"):
             return op.run(*arrays, **attrs)

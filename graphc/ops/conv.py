@@ -281,7 +281,7 @@ conv2d_op: Op = Op(
     lower=Loops(_conv_loops),
     kinds="f",
     cost=100.0,
-    compiled=True,
+    compiled=2048,
     batched=(0,),
 )
 
@@ -295,7 +295,7 @@ conv2d_dx_op: Op = Op(
     lower=Loops(_conv_dx_loops),
     kinds="f",
     cost=100.0,
-    compiled=True,
+    compiled=2048,
     batched=(0,),
 )
 
@@ -309,7 +309,7 @@ conv2d_dw_op: Op = Op(
     lower=Loops(_conv_dw_loops),
     kinds="f",
     cost=100.0,
-    compiled=True,
+    compiled=2048,
     batched=(0, 1),
 )
 
@@ -406,7 +406,7 @@ max_pool2d_op: Op = Op(
     outputs=2,
     kinds="iuf",
     cost=8.0,
-    compiled=True,
+    compiled=2048,
     batched=(0,),
 )
 
@@ -480,7 +480,7 @@ max_unpool2d_op: Op = Op(
     saves=("y",),
     lower=Loops(_unpool_loops),
     cost=8.0,
-    compiled=True,
+    compiled=2048,
     batched=(0, 1),
 )
 
@@ -560,7 +560,7 @@ avg_pool2d_op: Op = Op(
     lower=Loops(_avg_pool_loops),
     kinds="f",
     cost=8.0,
-    compiled=True,
+    compiled=2048,
     batched=(0,),
 )
 
@@ -571,7 +571,7 @@ avg_unpool2d_op: Op = Op(
     vjp=(lambda g, c: record.apply(avg_pool2d_op, g, kernel=c.kernel, stride=c.stride, padding=c.padding),),
     lower=Loops(_avg_unpool_loops),
     cost=8.0,
-    compiled=True,
+    compiled=2048,
     batched=(0,),
 )
 

@@ -41,7 +41,7 @@ def _check(name: str, kinds: str, *avals: Aval) -> None:
 
 def unary(name: str, run: Callable[..., Array], vjp: Rule | None = None, saves: tuple[str, ...] = (), *,
           lower: Callable[..., Any] | None = None, kinds: str = "biuf", floating: bool = False, to: Any = None,
-          cost: float = 1.0, compiled: bool = False) -> Op:
+          cost: float = 1.0, compiled: int = 0) -> Op:
     def infer(x: Aval) -> Aval:
         _check(name, kinds, x)
         return Aval(x.shape, to or x.dtype)
@@ -161,7 +161,7 @@ cosh_op: Op = unary("cosh", np.cosh, lambda g, c: g * sinh(c.x), ("x",), floatin
 tanh_op: Op = unary("tanh", np.tanh, lambda g, c: g * (1 - c.out * c.out), ("out",), floating=True, cost=25)
 sigmoid_op: Op = unary("sigmoid", _sigmoid, lambda g, c: g * c.out * (1 - c.out), ("out",), floating=True, cost=25)
 erf_op: Op = unary("erf", _erf, lambda g, c: g * exp(-c.x * c.x) * (2 / math.sqrt(math.pi)), ("x",), floating=True, cost=30,
-               compiled=True)
+               compiled=2048)
 relu_op: Op = unary("relu", lambda x: np.maximum(x, x.dtype.type(0)), lambda g, c: where(c.out > 0, g, 0.0), ("out",),
                 kinds="iuf", lower=lambda b, x: b.maximum(x, b.const(0, x.dtype)))
 

@@ -100,6 +100,7 @@ matmul_op: Op = Op(
     lower=Loops(_loops),
     kinds="iuf",
     cost=100.0,
+    compiled=2048,
 )
 
 

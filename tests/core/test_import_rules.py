@@ -13,8 +13,8 @@ import pytest
 import graphc
 
 ROOT = Path(graphc.__file__).parent
-ROOMS = {"core", "ops", "eager", "static", "codegen", "nn", "optim", "data", "models", "report", "cli", "cuda", "autograd",
-         "__main__", "__init__"}
+ROOMS = {"core", "ops", "eager", "static", "codegen", "nn", "optim", "data", "models", "report", "cli", "cuda",
+         "autograd", "__main__", "__init__"}
 
 # What a room may import, itself apart. core <- ops <- eager | static; static <- codegen; all <- report, cli.
 MAY_IMPORT: dict[str, set[str]] = {

@@ -10,7 +10,6 @@ from test_op_properties import Array, difference, several
 import graphc as gc
 from graphc.core import record
 from graphc.core.op import all_ops, get_op
-from graphc.eager.recorder import COMPILED_MIN_SIZE
 
 RNG = np.random.default_rng(3)
 CONV = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 2}
@@ -31,13 +30,16 @@ LARGE: dict[str, list[tuple[tuple[Array, ...], dict[str, Any]]]] = {
     "max_unpool2d": [((np.tile(BEST, (3, 1, 1, 1)), np.tile(WON, (3, 1, 1, 1))), {**POOL, "size": (16, 17)})],
     "avg_pool2d": [((X,), POOL)],
     "avg_unpool2d": [((np.tile(BEST, (3, 1, 1, 1)),), {**POOL, "size": (16, 17)})],
+    "matmul": [((data(64, 40), data(40, 30)), {"ta": False, "tb": False}), ((data(40, 64), data(30, 40)), {"ta": True, "tb": True}),
+               ((data(5, 20, 40), data(40, 7)), {"ta": False, "tb": False}), ((data(64, 40).T, data(64, 3)), {"ta": False, "tb": False}),
+               ((data(1, 2048), data(2048, 3)), {"ta": False, "tb": False})],
     "erf": [((data(50, 60),), {}), ((data(50, 60).T,), {})],
 }
 
 
 def test_every_compiled_op_is_here() -> None:
     assert {op.name for op in all_ops() if op.compiled} <= set(LARGE)
-    assert all(args[0].size >= COMPILED_MIN_SIZE for calls in LARGE.values() for args, _ in calls)
+    assert all(args[0].size >= get_op(name).compiled for name, calls in LARGE.items() for args, _ in calls)
 
 
 @pytest.mark.parametrize("name", LARGE)
@@ -58,7 +60,7 @@ def test_large_gradients_are_those_of_small_pieces() -> None:
     def loss(x: Array, w: gc.Tensor) -> gc.Tensor:
         return (gc.max_pool2d(gc.conv2d(gc.tensor(x), w, padding=1, groups=2), 2) ** 2).sum()
 
-    assert X[:1].size < COMPILED_MIN_SIZE
+    assert X[:1].size < get_op("conv2d").compiled
     loss(X, w).backward()
     for image in X:
         loss(image[None], pieces).backward()
