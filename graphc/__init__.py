@@ -1,7 +1,6 @@
 """graphc: one array frontend, run eagerly with autograd or as a static graph compiled to Numba kernels."""
 from . import autograd as autograd
 from . import cuda as cuda
-from . import data as data
 from . import eager as eager
 from . import nn as nn
 from . import optim as optim
@@ -72,10 +71,12 @@ record.set_executor(_codegen)
 
 
 def __getattr__(name: str) -> object:
-    """What is imported on first use: reports and built-in models."""
+    """What is imported on first use: data, models, reports, and the settings of the kernels' threads."""
     import importlib
-    if name in ("models", "report"):
+    if name in ("data", "models", "report"):
         return importlib.import_module(f".{name}", __name__)
+    if name in ("get_num_threads", "set_num_threads"):
+        return getattr(importlib.import_module(".codegen.threads", __name__), name)
     if name in ("compare", "Comparison"):
         return getattr(importlib.import_module(".report", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

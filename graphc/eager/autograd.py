@@ -10,11 +10,8 @@ from ..core import record
 from ..core.autodiff import key_of, walk
 from ..core.dims import format_shape
 from ..core.errors import ArgumentError, AutogradError, ModeError, ShapeError
-from ..core.record import no_grad
 from ..core.tensor import Tensor, as_tensor, wrap
 from .recorder import edge_of
-
-__all__ = ["Variable", "backward", "grad", "gradcheck"]
 
 
 def _root(t: Tensor, cotangent: Any, what: str) -> tuple[Any, Tensor]:
@@ -150,8 +147,3 @@ def Variable(data: Any, requires_grad: bool = False, volatile: bool = False) -> 
     """The spelling of 2017: a tensor that shares ``data``'s buffer. Today a plain tensor does the same."""
     t = as_tensor(data).detach()
     return t if volatile or not requires_grad else t.requires_grad_()
-
-
-from .gradcheck import gradcheck  # noqa: E402 - it stands on grad()
-
-__all__ += ["no_grad"]

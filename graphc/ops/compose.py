@@ -6,14 +6,14 @@ from typing import Any
 
 from ..core import record
 from ..core.aval import normalize_axis
-from ..core.dims import format_shape, same_size, size_of
+from ..core.dims import format_shape, same_size
 from ..core.errors import ArgumentError, DTypeError, ShapeError
 from ..core.tensor import Tensor, as_tensor
-from .basic import cast, detach
+from .basic import detach
 from .create import rand
 from .elementwise import abs, erf, exp, expm1, isfinite, log, log1p, maximum, rsqrt, sigmoid, tanh, where
 from .index import pick, record_checks
-from .reduce import amax, mean, size_value, sum
+from .reduce import amax, mean, sum
 
 
 def softmax(x: Any, dim: int = -1, *, axis: int | None = None) -> Tensor:
@@ -162,6 +162,3 @@ def l1_loss(x: Tensor, target: Any, reduction: str = "mean") -> Tensor:
 def binary_cross_entropy_with_logits(x: Tensor, target: Any, reduction: str = "mean") -> Tensor:
     """``-(t log sigmoid(x) + (1-t) log(1 - sigmoid(x)))``, without overflow."""
     return _reduce_loss(maximum(x, 0.0) - x * as_tensor(target) + log1p(exp(-abs(x))), reduction)
-
-
-__all__ = ["cast", "size_of", "size_value"]

@@ -19,7 +19,6 @@ from ..core.op import Map, Op, Rule, Trait
 from ..core.tensor import Tensor
 from .basic import cast, together, zeros_of
 from .reduce import fit
-from .shape import broadcast_to
 
 Array = np.ndarray[Any, Any]
 CHEAP: frozenset[Trait] = frozenset({"cheap"})
@@ -339,6 +338,3 @@ def logical_or(x: Any, y: Any) -> Tensor:
 def lerp(x: Tensor, y: Tensor, weight: Any) -> Tensor:
     """``x + weight * (y - x)``."""
     return x + weight * (y - x)
-
-
-__all__ = ["broadcast_to"]

@@ -7,13 +7,13 @@ import numpy as np
 
 from ..core import record
 from ..core.aval import Aval, broadcast
-from ..core.dims import Shape, Size, format_shape, same_size
+from ..core.dims import Shape, format_shape, same_size
 from ..core.errors import DTypeError, ShapeError
 from ..core.op import Loops, Op
 from ..core.tensor import Tensor
-from .basic import cast, together
+from .basic import together
 from .reduce import fit
-from .shape import broadcast_to, reshape
+from .shape import reshape
 
 Array = np.ndarray[Any, Any]
 
@@ -158,6 +158,3 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     else:
         out = matmul_t(x, weight, False, True)
     return out if bias is None else out + bias
-
-
-__all__ = ["Size", "broadcast_to", "cast"]

@@ -4,10 +4,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from ..core import record
-from ..core.dtypes import as_dtype, bool_, default_float, float32, float64, int32, int64
+from ..core.dtypes import as_dtype, bool_, float32, float64, int32, int64
 from ..core.errors import ArgumentError, DeviceError, GraphcError
 from ..core.fast import binary
 from ..core.op import Op
@@ -223,6 +221,3 @@ def _repeat(x: Tensor, *repeats: Any) -> Tensor:
     interleaved = s.reshape(x, tuple(v for n in x.shape for v in (1, n)))
     stretched = s.broadcast_to(interleaved, tuple(v for k, n in zip(counts, x.shape) for v in (k, n)))
     return s.reshape(stretched, tuple(k * n for k, n in zip(counts, x.shape)))
-
-
-__all__ = ["default_float", "np"]

@@ -20,12 +20,12 @@ from ..core.aval import Aval
 from ..core.config import config
 from ..core.dims import Dim
 from ..core.dtypes import as_dtype
-from ..core.errors import ArgumentError, AutogradError, GraphcError, GraphError, ShapeError
+from ..core.errors import ArgumentError, AutogradError, GraphError, ShapeError
 from ..core.node import Context, Node, TapeNode, Value
 from ..core.op import EachInput, Op
 from ..core.tensor import Tensor, as_tensor, from_numpy, symbol, wrap
 from ..ops.basic import full_value
-from .graph import Graph, State, assign_op, placeholder_op, read_op
+from .graph import Graph, State, assign_op, placeholder_op
 from .session import Prepared, Session
 
 R = TypeVar("R")
@@ -436,6 +436,3 @@ def function(body: Callable[..., R] | None = None, *, target: str | None = None,
     if body is None:
         return lambda f: Function(f, target, signature)
     return Function(body, target, signature)
-
-
-__all__ = ["Function", "GraphcError", "Trace", "function", "read_op"]

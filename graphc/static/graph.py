@@ -399,8 +399,19 @@ class Graph:
                 roots.append((value, full_value(value.aval.shape, 1, value.aval.dtype) if g is None else symbol(self.value_of(as_tensor(g)))))
             with self.name_scope("gradients"):
                 wrt = [self._readings(x) for x in xs]
-                found, _ = walk(roots, {key_of(v) for vs in wrt for v in vs})
+                with self._as_recorded():
+                    found, _ = walk(roots, {key_of(v) for vs in wrt for v in vs})
         return [next((found[key_of(v)] for v in vs if key_of(v) in found), None) for vs in wrt]
+
+    @contextmanager
+    def _as_recorded(self) -> Iterator[None]:
+        """Gradient rules mean the very values that the forward pass read, not what updates made of them since."""
+        scopes = self._scopes
+        outer, scopes.latest = scopes.latest, {}
+        try:
+            yield
+        finally:
+            scopes.latest = outer
 
     def _readings(self, x: Tensor) -> tuple[Value, ...]:
         """The value of ``x`` here and, of a variable that updates run before, the one from before the run too."""

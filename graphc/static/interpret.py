@@ -8,7 +8,6 @@ import numpy as np
 
 from ..core.dims import Dim, evaluate
 from ..core.node import Node, Value
-from ..ops.basic import constant_op
 from .program import Program, toposort
 
 Array = np.ndarray[Any, Any]
@@ -56,7 +55,7 @@ class Interpreted:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.nodes = program.nodes()
-        self.check_nodes = toposort(c.value.node for c in program.checks)
+        self.check_nodes = [toposort([c.value.node]) for c in program.checks]
 
     def run(self, arguments: Sequence[Array], targets: Sequence[Array], env: Mapping[str, int]) -> tuple[list[Array], int | None]:
         """Run once.
@@ -76,8 +75,8 @@ class Interpreted:
         """
         program = self.program
         known: dict[int, tuple[Array, ...]] = {id(n): (a,) for n, a in zip(program.arguments, arguments)}
-        for i, ok in enumerate(evaluate_values([c.value for c in program.checks], dict(known), self.check_nodes, env)):
-            if not bool(ok):
+        for i, (check, nodes) in enumerate(zip(program.checks, self.check_nodes)):     # one by one: a later one may index
+            if not bool(evaluate_values([check.value], dict(known), nodes, env)[0]):        # by what an earlier one checks
                 return [], i
         values = evaluate_values(program.roots, known, self.nodes, env)
         n, m = len(program.outputs), len(program.updates)
@@ -86,6 +85,3 @@ class Interpreted:
         for target, v in zip(targets, new):
             np.copyto(target, v)
         return outputs, None
-
-
-__all__ = ["Interpreted", "call_node", "concrete", "constant_op", "evaluate_values"]

@@ -13,7 +13,7 @@ from ..core import record
 from ..core.dims import Dim, names, single_name
 from ..core.errors import GraphError
 from ..core.node import Node, Value
-from .graph import Graph, SizeCheck, State, assign_op, closure, group_op, placeholder_op, read_op
+from .graph import Graph, SizeCheck, State, assign_op, closure, placeholder_op, read_op
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +141,13 @@ def build_program(graph: Graph, fetches: Sequence[Value]) -> Program:
     program = Program(outputs, updates, run_checks, (), (), 0)
     nodes = program.nodes()
     arguments = tuple(n for n in nodes if n.op in (placeholder_op, read_op))
-    needed = (replaced.get(id(p), p) for p in seen.values() if p.op is placeholder_op)
-    arguments += tuple(n for n in needed if n not in arguments)
-    present = set().union(*map(_names_in, nodes)) if nodes else set()
+    arguments += tuple(n for n in seen.values() if n.op is placeholder_op and n not in arguments)
+    present = set().union(*map(_names_in, nodes))
+    asked = {c.check: c for c in reversed(graph.size_checks_) if (
+        names(c.check.left) | names(c.check.right) <= present if c.node is None else id(c.node) in seen)}
+    present |= {name for check in asked for name in names(check.left) | names(check.right)}
     arguments += _sources_of_sizes(graph, present, arguments)
-    size_checks = tuple({c.check: c for c in reversed(graph.size_checks_) if (
-        names(c.check.left) | names(c.check.right) <= present if c.node is None else id(c.node) in seen)}.values())[::-1]
+    size_checks = tuple(asked.values())[::-1]
     draws = graph.draws if any("random" in n.op.traits for n in nodes) else 0
     return replace(program, arguments=arguments, size_checks=size_checks, draws=draws)
 
@@ -217,12 +218,11 @@ def freeze_attrs(attrs: Mapping[str, Any]) -> Any:
     def freeze(x: Any) -> Any:
         if isinstance(x, (list, tuple)):
             return tuple(map(freeze, x))
+        if isinstance(x, float):                 # 0.0 == -0.0, and NaN differs from itself
+            return ("float", x.hex())
         try:
             hash(x)
         except TypeError:
             return ("id", id(x))
         return (type(x).__name__, x)
     return tuple((k, freeze(v)) for k, v in sorted(attrs.items()))
-
-
-__all__ = ["Program", "RunCheck", "Update", "build_program", "freeze_attrs", "group_op", "merged", "rewrite", "toposort"]

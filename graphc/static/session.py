@@ -11,12 +11,12 @@ import numpy as np
 
 from ..core import random, record
 from ..core.config import config
-from ..core.dims import Dim, evaluate, format_shape, names, single_name
-from ..core.errors import ArgumentError, AxisError, DTypeError, FeedError, FetchError, GraphError, InternalError
+from ..core.dims import evaluate, format_shape, names, single_name
+from ..core.errors import ArgumentError, AxisError, DTypeError, FeedError, FetchError, GraphError
 from ..core.node import Node, Value
 from ..core.storage import Storage
 from ..core.tensor import Tensor
-from .graph import Graph, State, Variable, assign_op, group_op, placeholder_op
+from .graph import Graph, State, group_op, placeholder_op
 from .interpret import Interpreted
 from .passes import optimize
 from .program import Program, build_program
@@ -428,6 +428,3 @@ def global_variables_initializer() -> Tensor:
 def _symbol(node: Node) -> Tensor:
     from ..core.tensor import symbol
     return symbol(Value(node, 0))
-
-
-__all__ = ["Dim", "InternalError", "Session", "Variable", "assign_op", "global_variables_initializer"]

@@ -101,6 +101,15 @@ def _reduce_nothing(n: Node) -> Value | Node | None:
     return _same(n, x) or _call(n, "reshape", (x,), shape=n.avals[0].shape)
 
 
+def _sum_nothing(n: Node) -> Value | Node | None:
+    """A sum starts from 0, and 0 + -0.0 is 0."""
+    x = _reduce_nothing(n)
+    if x is None or n.avals[0].dtype.kind != "f":
+        return x
+    zero = Node(get_op("constant"), (), {"value": np.zeros((), n.avals[0].dtype)}, (Aval((), n.avals[0].dtype),), f"{n.name}/zero", n.origins)
+    return _call(n, "add", (x if isinstance(x, Value) else Value(replace(x, name=f"{n.name}/reshape"), 0), Value(zero, 0)))
+
+
 def _divide_by_power_of_two(n: Node) -> Node | None:
     a = literal(n.inputs[1].node)
     if a is None or a.shape != () or not np.isfinite(a) or a == 0:
@@ -108,7 +117,7 @@ def _divide_by_power_of_two(n: Node) -> Node | None:
     mantissa, exponent = math.frexp(float(a))
     if abs(mantissa) != 0.5 or not -100 < exponent < 100:
         return None
-    inverse = Node(get_op("constant"), (), {"value": np.asarray(1 / a, a.dtype)}, (n.inputs[1].aval,), n.name, n.origins)
+    inverse = Node(get_op("constant"), (), {"value": np.asarray(1 / a, a.dtype)}, (n.inputs[1].aval,), f"{n.name}/inverse", n.origins)
     return _call(n, "mul", (n.inputs[0], Value(inverse, 0)))
 
 
@@ -120,7 +129,7 @@ def _join_axes(n: Node) -> Node | None:
         return None
     shape = (*x.aval.shape[:pair], x.aval.shape[pair] * x.aval.shape[pair + 1], *x.aval.shape[pair + 2:])
     aval = Aval(shape, x.aval.dtype)
-    joined = x if x.aval == aval else Value(Node(get_op("reshape"), (x,), {"shape": shape}, (aval,), n.name, n.origins), 0)
+    joined = x if x.aval == aval else Value(Node(get_op("reshape"), (x,), {"shape": shape}, (aval,), f"{n.name}/joined", n.origins), 0)
     fewer = tuple(a if a <= pair else a - 1 for a in axis if a != pair + 1)
     out = _call(n, n.op.name, (joined,), axis=fewer, keepdims=False)
     return _join_axes(out) or out
@@ -137,7 +146,8 @@ RULES: tuple[Rule, ...] = (
     Rule("-(-x) = x", "neg", lambda n: s.inputs[0] if (s := _through(n, "neg")) else None),
     Rule("not not b = b", "bitwise_not", lambda n: s.inputs[0] if (s := _through(n, "bitwise_not")) else None),
     Rule("relu(relu(x)) = relu(x)", "relu", lambda n: n.inputs[0] if _through(n, "relu") else None),
-    Rule("|-x| = |x|", "abs", lambda n: _call(n, "abs", (s.inputs[0],)) if (s := _through(n, "neg")) else None),
+    Rule("|-x| = |x| (not of unsigned integers)", "abs",
+         lambda n: _call(n, "abs", (s.inputs[0],)) if (s := _through(n, "neg")) and n.avals[0].dtype.kind != "u" else None),
     Rule("cast to its own dtype", "cast", lambda n: _same(n, n.inputs[0])),
     Rule("a copy of a value is the value", "clone", lambda n: n.inputs[0]),
     Rule("a detached value is the value", "detach", lambda n: n.inputs[0]),
@@ -146,7 +156,7 @@ RULES: tuple[Rule, ...] = (
     Rule("transpose of transpose", "transpose", _compose_transposes),
     Rule("A.T @ B as one product", "matmul", _absorb_transposes),
     Rule("the whole slice", "slice", _whole_slice),
-    Rule("sum over axes of size 1", "sum", _reduce_nothing),
+    Rule("sum over axes of size 1 = x + 0", "sum", _sum_nothing),
     Rule("sum over (i, i+1) = sum over one axis", "sum", _join_axes),
     Rule("max over (i, i+1) = max over one axis", "amax", _join_axes),
     Rule("max over axes of size 1", "amax", _reduce_nothing),

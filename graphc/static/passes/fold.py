@@ -43,8 +43,11 @@ def fold_constants(program: Program) -> Program:
         arrays = [literal(v.node) for v in inputs]
         if any(a is None for a in arrays):
             return None
-        with np.errstate(all="ignore"):
-            value = np.ascontiguousarray(call_node(node, arrays, {})[0]).reshape(aval.shape)  # type: ignore[arg-type]
+        try:
+            with np.errstate(all="ignore"):
+                value = np.ascontiguousarray(call_node(node, arrays, {})[0]).reshape(aval.shape)  # type: ignore[arg-type]
+        except (IndexError, ValueError):                     # an index out of range: its run-time check will say so
+            return None
         return literal_node(value, node)
 
     return rewrite(program, change)
