@@ -128,7 +128,9 @@ def _finish(json_file: Path | None, *benchmarks: Callable[[], Result]) -> None:
         console.print(done.table)
         for sentence in done.missing:
             console.print(f"left out: {sentence}", style="yellow", markup=False)
-    console.print(result.summary(f for r in results for f in r.figures))
+    goals = result.summary(f for r in results for f in r.figures)
+    if goals.row_count:
+        console.print(goals)
     if warning is not None:
         console.print(warning, style="yellow", markup=False)
     if json_file is not None:

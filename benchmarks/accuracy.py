@@ -5,10 +5,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import graphc as gc
 import numpy as np
 from rich.console import Console
 from rich.progress import track
+
+import graphc as gc
 
 from .result import Figure, Result, table
 from .training import Training, digits, training
@@ -43,8 +44,9 @@ def _mode(mode: str, data: str | None, epochs: int) -> dict[str, Any]:
         losses = [made.step(*batch) for batch in _watched(loader, f"{mode}, epoch {epoch + 1}")]
         seconds.append(time.perf_counter() - began)
         loss = sum(x.item() for x in losses) / len(loader.dataset)
-    return {"mode": mode, "data": "digits" if data is None else "mnist", "epochs": epochs, "accuracy": _tested(made, mode, data),
-            "loss": loss, "first_epoch_seconds": seconds[0], "epoch_seconds": float(np.median(seconds))}
+    return {"mode": mode, "data": "digits" if data is None else "mnist", "epochs": epochs, "loss": loss,
+            "accuracy": _tested(made, mode, data), "first_epoch_seconds": seconds[0],
+            "epoch_seconds": float(np.median(seconds))}
 
 
 def _tested(made: Training, mode: str, data: str | None) -> float:
@@ -56,7 +58,8 @@ def _tested(made: Training, mode: str, data: str | None) -> float:
     made.model.eval()
     count = gc.function(correct) if mode == "static" else correct
     loader = digits(data, False, whole_batches=False)
-    return 100 * sum(count(*batch).item() for batch in loader) / len(loader.dataset)
+    right = sum(int(count(*batch).item()) for batch in loader)
+    return 100 * right / len(loader.dataset)
 
 
 def _watched(loader: Any, title: str) -> Any:

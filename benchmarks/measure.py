@@ -43,10 +43,11 @@ def alternate(turns: Mapping[str, Callable[[], object]], rounds: int, record: in
               lead_in: float = LEAD_IN) -> dict[str, list[float]]:
     """The times of each function, called in turns.
 
-    A turn is calls that are not recorded for ``lead_in`` seconds, at least one, then ``record`` that are. In the lead-in
-    the threads of the engine before go to sleep, and the caches and the engine's own threads come to where a loop of
-    nothing else keeps them. Without it an engine pays for its neighbour: PyTorch's threads spin for milliseconds after a
-    step, on a core that the next engine needs. The garbage collector stays on, but leaves alone what was there before.
+    A turn is calls that are not recorded for ``lead_in`` seconds, at least one, then ``record`` that are. In the
+    lead-in the threads of the engine before go to sleep, and the caches and the engine's own threads come to where a
+    loop of nothing else keeps them. Without it an engine pays for its neighbour: PyTorch's threads spin for
+    milliseconds after a step, on a core that the next engine needs. The garbage collector stays on, but leaves alone
+    what was there before.
     """
     clock = time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in turns}

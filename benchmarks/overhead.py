@@ -1,4 +1,4 @@
-"""``overhead``: what one eager op costs when there is next to nothing to compute; graphc, PyTorch and NumPy in turns."""
+"""``overhead``: what one eager op costs when there is next to nothing to compute; the libraries take turns."""
 from __future__ import annotations
 
 import importlib.util

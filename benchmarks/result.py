@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
@@ -43,7 +43,6 @@ class Result:
     figures: tuple[Figure, ...] = ()
     rows: tuple[dict[str, Any], ...] = ()
     missing: tuple[str, ...] = ()
-    load_before: float | None = field(default_factory=load)
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
@@ -76,18 +75,14 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 
 
 def summary(figures: Iterable[Figure]) -> Table:
-    """Figure, target, reached or not."""
+    """The figures that have a target, and whether it is reached."""
     out = table("figures", ("", "figure", "target", "reached"), ())
     for f in figures:
-        verdict = {None: Text("-"), True: Text("yes", style="green"), False: Text("no", style="bold red")}[f.reached]
-        out.add_row(Text(f.what), Text(text(f.value, f.unit)), Text(_target(f)), verdict)
+        if f.target is not None:
+            target = f"at {'least' if f.at_least else 'most'} {text(f.target, f.unit)}"
+            verdict = Text("yes", style="green") if f.reached else Text("no", style="bold red")
+            out.add_row(Text(f.what), Text(text(f.value, f.unit)), Text(target), verdict)
     return out
-
-
-def _target(f: Figure) -> str:
-    if f.target is None:
-        return "-"
-    return f"at {'least' if f.at_least else 'most'} {text(f.target, f.unit)}"
 
 
 def text(value: float, unit: str) -> str:

@@ -92,9 +92,13 @@ def _table(rows: Sequence[dict[str, Any]]) -> Any:
     lines = []
     for r in rows:
         if r["what"] == "import":
-            lines.append(("import graphc", "graphc", f"{r['seconds']:.3f}", f"{r['best']:.3f}", "", "", str(r["count"])))
+            lines.append(("import graphc", "graphc", _three(r["seconds"]), _three(r["best"]), "", "", str(r["count"])))
         else:
-            lines.append((WORKLOADS[r["what"]].title, ENGINES[r["engine"]].title, f"{r['seconds']:.2f}",
-                          f"{r['best']:.2f}", f"{r['import']:.2f}", f"{r['step']:.2f}", str(r["count"])))
+            times = (_three(r[k]) for k in ("seconds", "best", "import", "step"))
+            lines.append((WORKLOADS[r["what"]].title, ENGINES[r["engine"]].title, *times, str(r["count"])))
     return table("from a fresh process to the first loss, s",
                  ("", "engine", "median", "best", "of it import", "build and step", "processes"), lines)
+
+
+def _three(seconds: float) -> str:
+    return f"{seconds:.3f}"

@@ -46,8 +46,8 @@ def _check_losses(name: str, losses: dict[str, list[float]]) -> dict[str, float]
     apart = {e: max(abs(a - b) / abs(b) for a, b in zip(found, first, strict=True)) for e, found in losses.items()}
     for engine, distance in apart.items():
         if not distance <= LOSSES_AGREE:
-            raise Disagreement(f"{name}: the first losses of {engine} and {next(iter(losses))} are {distance:.1e} apart: "
-                               f"{losses[engine]}, {first}")
+            raise Disagreement(f"{name}: the first losses of {engine} and {next(iter(losses))} are {distance:.1e} "
+                               f"apart: {losses[engine]}, {first}")
     return apart
 
 
@@ -69,8 +69,8 @@ def _table(rows: Sequence[dict[str, Any]]) -> Any:
     for r in rows:
         title = WORKLOADS[r["workload"]].title if r["workload"] != last else ""
         last = r["workload"]
-        ratio, low = (f"{r[k]:.2f}x" if r[k] is not None else "-" for k in ("ratio", "ratio_low"))
-        lines.append((title, ENGINES[r["engine"]].title, f"{r['median_ms']:.3f}", f"{r['low_ms']:.3f} - {r['high_ms']:.3f}",
-                      f"{r['best_ms']:.3f}", ratio, low))
+        best, low, median, high = (f"{r[k]:.3f}" for k in ("best_ms", "low_ms", "median_ms", "high_ms"))
+        ratios = (f"{r[k]:.2f}x" if r[k] is not None else "-" for k in ("ratio", "ratio_low"))
+        lines.append((title, ENGINES[r["engine"]].title, median, f"{low} - {high}", best, *ratios))
     return table("train steps, ms", ("", "engine", "median", "half of them in", "best", "to PyTorch",
                                      "of lower quartiles"), lines)

@@ -1,7 +1,7 @@
 """The table of workloads: what is trained, on which arrays, and what graphc is to reach. In NumPy only.
 
-A workload knows no engine: it names a model, which each engine writes in its own words (`benchmarks.engines`), and gives
-the weights to start from and the batches. A new workload is one line of WORKLOADS, and a model where it needs one.
+A workload knows no engine: it names a model, which each engine writes in its own words (`benchmarks.engines`), and
+gives the weights to start from and the batches. A new workload is one line of WORKLOADS, and a model if it needs one.
 """
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ LEARNING_RATE = 1e-3
 CLASSES = 10
 IMAGE = (1, 28, 28)
 
-#: model -> the shapes of its weights, each followed by a bias of its first extent; layers are linear but for max pooling
-#: in lenet and ReLU in mlp. lenet: conv 3x3 pad 1, max pool 2, conv 5x5, max pool 2, three linear ones.
+#: model -> the shapes of its weights, each followed by a bias of its first extent. lenet: conv 3x3 with padding 1, max
+#: pool 2, conv 5x5, max pool 2, three linear layers, no activations; mlp: three linear layers, ReLU between them.
 MODELS: dict[str, tuple[tuple[int, ...], ...]] = {
     "lenet": ((6, 1, 3, 3), (16, 6, 5, 5), (120, 400), (84, 120), (10, 84)),
     "mlp": ((512, 784), (512, 512), (10, 512)),

@@ -134,6 +134,26 @@ def info(as_json: bool) -> None:
         _print(as_table())
 
 
+@main.group(name="cache")
+def cache_group() -> None:
+    """The compiled kernels kept on disk."""
+
+
+@cache_group.command(name="info")
+def cache_info() -> None:
+    """Show where they are and how much room they take."""
+    from .codegen import cache
+    found = cache.info()
+    click.echo(f"{found.root}: {found.entries} kernels, {found.bytes / 1e6:.1f} MB of at most {found.limit / 1e6:.0f} MB")
+
+
+@cache_group.command(name="clear")
+def cache_clear() -> None:
+    """Remove all of them."""
+    from .codegen import cache
+    click.echo(f"{cache.clear()} kernels removed from {cache.root() or 'nowhere: the cache is off'}")
+
+
 def _print(renderable: Any) -> None:
     """Through rich, which knows the terminal's width and colours; 100 columns where there is no terminal."""
     from rich.console import Console

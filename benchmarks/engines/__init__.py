@@ -1,7 +1,7 @@
 """The table of engines: what runs a workload. A new engine is one line of ENGINES and one module here.
 
-The module has ``training(workload, mode, threads) -> Step``, and is imported when its engine is started: nothing else in
-the benchmarks imports a peer. It writes each model of `benchmarks.workloads` as its users would.
+The module has ``training(workload, mode, threads) -> Step``, and is imported when its engine is started: nothing else
+here imports a peer, but for `benchmarks.overhead`. It writes each model of `benchmarks.workloads` as its users would.
 """
 from __future__ import annotations
 

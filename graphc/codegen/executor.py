@@ -5,7 +5,7 @@ A program is a table of steps, an int64 array [nsteps, 6], C-contiguous, one row
 ====== ========================================================================================
 column meaning
 ====== ========================================================================================
-0      address of the kernel's entry (`numba_target.CompiledKernel.address`)
+0      address of the kernel's entry (`compile.CompiledKernel.address`)
 1      ``bufs``: address of an array of pointers to slots, each of which holds a buffer's pointer
 2      ``sizes``: address of the kernel's int64 sizes
 3      extent; 0 skips the step

@@ -1,6 +1,6 @@
 """Target `cpu`: kernels compiled by Numba to native entries, without dispatchers and wrappers.
 
-Here live the LLVM bodies of the functions that emitted source calls, and `compile_kernels`. A kernel's way:
+Here live the LLVM bodies of the functions that emitted source calls, and `translate`. A kernel's way:
 
 1. `emit_source` prints it; Numba's front end (bytecode, type inference, lowering) makes LLVM IR of it, driven
    pass by pass here, since the rest of Numba's pipeline has nothing to do in such code: 11 ms instead of 25;
@@ -20,12 +20,11 @@ from __future__ import annotations
 
 import gc
 import operator
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -39,8 +38,9 @@ from numba.extending import intrinsic, lower_builtin, models, register_model
 
 from ..core.errors import CompileError
 from . import blas, native
+from .compile import entry_symbol, uses_blas
 from .emit import CODES, emit_source, kernel_key
-from .loopir import Buffer, Gemm, Kernel, Store, Var, const, verify, walk_stmts
+from .loopir import Buffer, Kernel, Store, Var, const, verify
 from .python_target import function_of
 
 _Type = Any                                                     # a Numba type
@@ -72,51 +72,45 @@ def _pointer(dtype: str) -> _Type:
 
 
 @dataclass(frozen=True, slots=True)
-class CompiledKernel:
-    """A kernel as native code.
-
-    ``address`` is that of the entry (module docstring), ``compile_seconds`` what the first compile of this
-    key cost, ``source`` the text of the kernel that was compiled first under this key.
-    """
+class Translated:
+    """What became of one kernel: its source, its object code, and where that was loaded."""
     name: str
     key: str
     source: str
+    code: bytes
     address: int
-    compile_seconds: float
-    llvm_ir: str = field(repr=False)
-
-    def asm(self) -> str:
-        """The assembly text; made on demand by compiling the LLVM IR once more."""
-        return native.emit_assembly(native.optimise(self.llvm_ir))
+    seconds: float
 
 
-_compiled: dict[str, CompiledKernel] = {}
-_lock = threading.Lock()
+def translate(kernels: Mapping[str, Kernel]) -> list[Translated]:
+    """Compile kernels given by key and load them.
 
-
-def compile_kernels(kernels: Sequence[Kernel]) -> list[CompiledKernel]:
-    """Compile kernels, each distinct key once per process; safe from several threads.
+    Numba's front end runs here, LLVM (which lets go of the GIL) beside it in a thread, one kernel behind.
 
     Raises
     ------
     CompileError
         Numba or LLVM rejects the emitted source; the message holds the source.
     """
-    keys = [kernel_key(k) for k in kernels]
-    if any(key not in _compiled for key in keys):
-        with _lock, _gc_paused(), ThreadPoolExecutor(1, "graphc-llvm") as llvm:
-            # Numba's front end runs here, LLVM (which lets go of the GIL) beside it, one kernel behind
-            missing = {key: kernel for key, kernel in zip(keys, kernels, strict=True) if key not in _compiled}
-            compiled = [llvm.submit(_finish, *_front(kernel, key)) for key, kernel in missing.items()]
-            _compiled.update((k.key, k) for k in (future.result() for future in compiled))
-    return [_compiled[key] for key in keys]
+    with _gc_paused(), ThreadPoolExecutor(1, "graphc-llvm") as llvm:
+        started = [llvm.submit(_finish, *_front(kernel, key)) for key, kernel in kernels.items()]
+        return [future.result() for future in started]
+
+
+def llvm_ir(kernel: Kernel) -> str:
+    """What Numba's front end makes of a kernel, before LLVM optimises it."""
+    return _front(kernel, kernel_key(kernel))[3]
+
+
+def assembly(kernel: Kernel) -> str:
+    """The assembly text of a kernel."""
+    return native.emit_assembly(native.optimise(llvm_ir(kernel)))
 
 
 def warmup() -> None:
     """Start Numba and LLVM (0.3 s, once per process), so that the first kernel is as cheap as the next."""
-    i = Var("begin")
-    compile_kernels([Kernel("warmup", (Buffer("p", "float32", "out"),), (), const(1), const(1),
-                             (Store("p", i, const(0.0, "float32")),))])
+    _front(Kernel("warmup", (Buffer("p", "float32", "out"),), (), const(1), const(1),
+                  (Store("p", Var("begin"), const(0.0, "float32")),)), "warmup")
 
 
 @contextmanager
@@ -135,24 +129,25 @@ def _front(kernel: Kernel, key: str) -> tuple[str, str, str, str, float]:
     """Numba's part: (name, key, source, LLVM IR, seconds)."""
     start = time.perf_counter()
     source = emit_source(verify(kernel))
-    if any(isinstance(s, Gemm) for s in walk_stmts(kernel.body)):
+    if uses_blas(kernel):
         blas.install()
     try:
-        text = _lower(kernel, source, f"graphc_{key}")
+        text = _lower(kernel, source, entry_symbol(key))
     except (numba.core.errors.NumbaError, TypeError) as e:
         raise CompileError(f"Numba rejects kernel {kernel.name}: {e}\n{source}") from e
     return kernel.name, key, source, text, time.perf_counter() - start
 
 
-def _finish(name: str, key: str, source: str, text: str, seconds: float) -> CompiledKernel:
+def _finish(name: str, key: str, source: str, text: str, seconds: float) -> Translated:
     """LLVM's part."""
     start = time.perf_counter()
     try:
         module = native.optimise(text)
     except RuntimeError as e:
         raise CompileError(f"LLVM rejects kernel {name}: {e}\n{source}") from e
-    address = native.load_object(native.emit_object(module), f"graphc_{key}")
-    return CompiledKernel(name, key, source, address, seconds + time.perf_counter() - start, text)
+    code = native.emit_object(module)
+    address = native.load_object(code, entry_symbol(key))
+    return Translated(name, key, source, code, address, seconds + time.perf_counter() - start)
 
 
 # ---------------------------------------------------------------- Numba's front end

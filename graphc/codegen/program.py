@@ -247,7 +247,7 @@ class CompiledProgram:
         if self.target == "python":
             loaded = [python_target.load(k) for k in kernels]
             return list(loaded), [e.source for e in loaded], [0.0] * len(kernels)
-        from .numba_target import compile_kernels
+        from .compile import compile_kernels
         compiled = compile_kernels(kernels)
         return [k.address for k in compiled], [k.source for k in compiled], [k.compile_seconds for k in compiled]
 

@@ -10,6 +10,7 @@ VARIABLES: dict[str, tuple[str, Any, str]] = {
     "GRAPHC_TARGET": ("target", str, "default target of a Session or function: cpu, python or interpret"),
     "GRAPHC_NUM_THREADS": ("num_threads", int, "threads that kernels may use; default: the CPUs of this process"),
     "GRAPHC_DUMP": ("dump", str, "a directory: every program writes its graph, its passes and its kernels there"),
+    "GRAPHC_CACHE": ("cache", str, "the folder of compiled kernels, or off; default: graphc in the user's cache folder"),
     "GRAPHC_CHECK": ("check", int, "1: verify programs between passes; 2: also interpret them and compare the numbers"),
 }
 
@@ -20,6 +21,8 @@ class Config:
     target: str = "cpu"
     num_threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     dump: str = ""
+    cache: str = ""
+    cache_bytes: int = 256 << 20
     check: int = 0
 
     def load(self, environment: Any = os.environ) -> Config:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple, NoReturn, Union
 
-from .errors import ShapeError
+from .errors import ModeError, ShapeError
 
 Size = Union[int, "Dim"]
 Shape = tuple[Size, ...]
@@ -89,6 +89,12 @@ class Dim:
         for _ in range(power):
             out = out * self
         return out
+
+    def _unknown(self, *_: object) -> NoReturn:
+        raise ModeError(f"the size {self} is known only at run time: it cannot steer Python's if, for or range; "
+                        "use ops (graphc.where, sums over the axis), or let the size be an int")
+
+    __index__ = __int__ = __float__ = __lt__ = __le__ = __gt__ = __ge__ = _unknown
 
     def __repr__(self) -> str:
         parts = []

@@ -184,14 +184,12 @@ class Optimizer:
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of all parameters (``set_to_none=False``: set those there are to 0)."""
-        recording = record.current_recorder() is not None
         for group in self.param_groups:
             for p in group.params:
-                g = p.grad
-                if g is not None and not set_to_none:
-                    p.grad = zeros_like(g)
-                elif g is not None or recording:        # a recorder wants to know of the None as well
+                if set_to_none:                         # not looked at first: a traced step does not depend on it
                     p.grad = None
+                elif p.grad is not None:
+                    p.grad = zeros_like(p.grad)
 
     # ------------------------------------------------------------ one step
 

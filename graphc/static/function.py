@@ -9,7 +9,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
@@ -18,9 +18,9 @@ from ..core import record
 from ..core.autodiff import walk
 from ..core.aval import Aval
 from ..core.config import config
-from ..core.dims import Dim
+from ..core.dims import Dim, evaluate
 from ..core.dtypes import as_dtype
-from ..core.errors import ArgumentError, AutogradError, GraphError, ShapeError
+from ..core.errors import ArgumentError, AutogradError, GraphError, ModeError, ShapeError
 from ..core.node import Context, Node, TapeNode, Value
 from ..core.op import EachInput, Op
 from ..core.tensor import Tensor, as_tensor, from_numpy, symbol, wrap
@@ -40,6 +40,8 @@ class Trace(Graph):
     differentiated: bool = False
     grads_seen: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)    # gradients from outside, looked at
     grads_used: dict[int, Tensor] = field(default_factory=dict)                          # ... and computed with
+    arguments: list[tuple[Node, Tensor, Any]] = field(default_factory=list)    # placeholder, its handle, what the call passed
+    seeds: dict[int, tuple[Any, Tensor]] = field(default_factory=dict)         # tensors to go on from with backward(), and whence
 
     def read(self, tensor: Tensor) -> Value:
         found = self.written.get(id(tensor))
@@ -62,7 +64,7 @@ class Trace(Graph):
         if target._data is None:
             from .graph import rebind
             return rebind(self, target, value)
-        v = self._cast(self.value_of(value), target.dtype)
+        v = self._into(self.value_of(value), target.dtype, "in place: the tensor")
         if v.aval.shape != target.shape:
             from ..ops.shape import broadcast_to
             v = broadcast_to(symbol(v), target.shape)._node
@@ -86,12 +88,16 @@ class Trace(Graph):
         if gradient is None and value.aval.size != 1:
             raise AutogradError(f"backward(): a gradient starts from a scalar; this value has shape {value.aval.shape}")
         leaves = [(n, n.attrs["state"].tensor) for n in self.states.values() if n.attrs["state"].tensor.requires_grad]
+        given = [(n, handle, x) for n, handle, x in self.arguments if isinstance(x, Tensor) and x.requires_grad]
         with record.recording(self):
             start = full_value(value.aval.shape, 1, value.aval.dtype) if gradient is None else as_tensor(gradient)
-            found, _ = walk([(value, symbol(self.value_of(start)))], {(id(n), 0) for n, _ in leaves})
+            found, _ = walk([(value, symbol(self.value_of(start)))], {(id(n), 0) for n, *_ in (*leaves, *given)})
+            for node, handle, x in given:
+                self._seed(x, handle, found.get((id(node), 0)))
             for node, tensor in leaves:
                 g = found.get((id(node), 0))
-                if g is None:
+                if g is None or not tensor.is_leaf:
+                    self._seed(tensor, None, g)
                     continue
                 before = tensor.grad
                 self.note_grad(tensor)
@@ -101,10 +107,24 @@ class Trace(Graph):
                     tensor._more().grad = g if before is None else before + g
 
 
+    def _seed(self, tensor: Tensor, handle: Tensor | None, g: Tensor | None) -> None:
+        """The gradient of an eager tensor that has a history (or of an argument): the tape takes over after the run."""
+        if g is None:
+            return
+        before = self.seeds.get(id(tensor))
+        total = g if before is None else before[1] + g  # type: ignore[operator]
+        self.seeds[id(tensor)] = (tensor, total)
+        if handle is not None and tensor.is_leaf:
+            handle._more().grad = total
+
+
 @dataclass(eq=False, slots=True)
 class Traced:
     """One trace: what it takes, what must still hold, and the compiled program."""
-    pattern: tuple[Any, ...]                      # per leaf: (shape with None for any size, dtype) or a static value
+    structure_of_call: Any                        # how the arguments nest
+    pattern: tuple[Any, ...]                      # per leaf: (shape with Dims, dtype, requires_grad) or a static value
+    ones: bool                                    # whether a named size may be 1 (only with a signature: 1 broadcasts)
+    grad_mode: bool
     placeholders: tuple[Node, ...]
     session: Session
     prepared: Prepared
@@ -112,13 +132,30 @@ class Traced:
     n_results: int
     grads: tuple[Tensor, ...]                     # parameters whose .grad the function sets
     grad_guards: tuple[tuple[Tensor, Tensor | None, bool], ...]     # see Trace.guards
+    cleared: tuple[Tensor, ...]                   # parameters whose .grad the function sets to None
+    written: tuple[int, ...]                      # arguments that the function writes into
+    seeds: tuple[Tensor | int, ...]               # tensors (or positions of arguments) that backward() goes on from
+    states: tuple[tuple[Tensor, bool, Aval], ...]  # eager tensors it reads: requires_grad, and what they were
     modules: tuple[tuple[Any, bool], ...]
     trace: Trace
     seconds: float
     differentiable: tuple[Tensor, ...] = ()       # eager leaves that results may be differentiated by
-    pullback: Function[Any] | None = None
+    pullback: Callable[..., list[Any]] | None = None
+
+    def match(self, structure: Any, leaves: list[Any]) -> dict[Dim, int] | None:
+        """The named sizes when a call fits this trace and what it relied on still holds, else None."""
+        sizes: dict[Dim, int] = {}
+        if len(self.pattern) != len(leaves) or self.structure_of_call != structure or self.grad_mode is not record.grad_enabled():
+            return None
+        for pattern, x in zip(self.pattern, leaves):
+            if not _matches(pattern, x, sizes, self.ones):
+                return None
+        return sizes if self.holds() else None
 
     def holds(self) -> bool:
+        for tensor, wants, aval in self.states:
+            if tensor.requires_grad is not wants or tensor._data.dtype != aval.dtype or tensor._data.shape != aval.shape:
+                return False
         for module, flag in self.modules:
             if module.training is not flag:
                 return False
@@ -138,7 +175,7 @@ class Function(Generic[R]):
         self.signature = tuple(signature) if signature is not None else None
         self.traces: list[Traced] = []
         self.log: list[str] = []
-        self._seen: dict[Any, list[list[tuple[int, ...]]]] = {}
+        self._seen: dict[Any, list[tuple[tuple[int, ...], ...]]] = {}
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
@@ -151,96 +188,105 @@ class Function(Generic[R]):
         if record.current_recorder() is not None:
             return self.body(*args, **kwargs)                      # inside another trace or graph: part of it
         leaves: list[Any] = []
-        _flatten((args, kwargs), leaves)
-        traced = self._find(leaves) or self._trace(args, kwargs, leaves)
-        return cast(R, self._run(traced, [x for x in leaves if _is_array(x)]))
+        structure = _flatten((args, dict(sorted(kwargs.items()))), leaves)
+        for k, x in enumerate(leaves):
+            if type(x) is np.ndarray and not x.dtype.isnative:
+                leaves[k] = x.astype(x.dtype.newbyteorder("="))
+        traced, sizes = self._find(structure, leaves) or self._trace(structure, leaves)
+        return cast(R, self._run(traced, sizes, [x for x in leaves if _is_array(x)]))
 
     # ------------------------------------------------------------ signatures
 
-    def _find(self, leaves: list[Any]) -> Traced | None:
+    def _find(self, structure: Any, leaves: list[Any]) -> tuple[Traced, dict[Dim, int]] | None:
         for traced in self.traces:
-            if len(traced.pattern) == len(leaves) and all(map(_matches, traced.pattern, leaves)) and traced.holds():
-                return traced
+            sizes = traced.match(structure, leaves)
+            if sizes is not None:
+                return traced, sizes
         return None
 
-    def _sizes(self, leaves: list[Any]) -> list[tuple[Any, ...]]:
-        """For each array argument: ints, or None where the size has been seen to change."""
+    def _sizes(self, structure: Any, leaves: list[Any]) -> list[tuple[Any, ...]]:
+        """For each array argument: ints, names or None as the signature says, or all that a changing size has been.
+
+        Axes that have always changed together share a name; a size of 1 broadcasts and stays a number.
+        """
         arrays = [x for x in leaves if _is_array(x)]
         if self.signature is not None:
             if len(self.signature) != len(arrays):
                 raise record.located(ArgumentError(f"signature has {len(self.signature)} shapes, the call {len(arrays)} arrays"))
             return [tuple(s) for s in self.signature]
-        key = tuple((x.dtype, len(x.shape)) if _is_array(x) else _static(x) for x in leaves)
-        shapes = [tuple(x.shape) for x in arrays]
+        key = (repr(structure), *((x.dtype, len(x.shape)) if _is_array(x) else _static(x) for x in leaves))
+        shapes = tuple(tuple(x.shape) for x in arrays)
         history = self._seen.setdefault(key, [])
         history.append(shapes)
         out = []
         for k, shape in enumerate(shapes):
-            varied = [len({h[k][a] for h in history}) > 1 for a in range(len(shape))]
-            out.append(tuple(None if v and n != 1 else n for n, v in zip(shape, varied)))
+            been = [tuple(h[k][a] for h in history) for a in range(len(shape))]
+            out.append(tuple(b if len(set(b)) > 1 and n != 1 else n for n, b in zip(shape, been)))
         return out
 
     # ------------------------------------------------------------ tracing
 
-    def _trace(self, args: Any, kwargs: Any, leaves: list[Any]) -> Traced:
+    def _trace(self, structure: Any, leaves: list[Any]) -> tuple[Traced, dict[Dim, int]]:
         with self._lock:
-            found = self._find(leaves)
+            found = self._find(structure, leaves)
             if found is not None:
                 return found
-            sizes = self._sizes(leaves)
+            sizes = self._sizes(structure, leaves)
             try:
-                traced = self._trace_with(args, kwargs, leaves, sizes)
-            except (ShapeError, GraphError):
-                if self.signature is not None or not any(None in s for s in sizes):
+                traced = self._trace_with(structure, leaves, sizes)
+            except (ShapeError, GraphError, ModeError):
+                if self.signature is not None or all(isinstance(n, int) for s in sizes for n in s):
                     raise
                 sizes = [tuple(x.shape) for x in leaves if _is_array(x)]         # the code needs numbers: one trace per size
-                traced = self._trace_with(args, kwargs, leaves, sizes)
+                traced = self._trace_with(structure, leaves, sizes)
             why = "first call" if not self.traces else "new signature" if traced.pattern not in [t.pattern for t in self.traces] else "state changed"
             self.log.append(f"trace {len(self.traces) + 1} ({why}): {', '.join(_describe(p) for p in traced.pattern)}; {traced.seconds:.3f} s")
             self.traces.insert(0, traced)
-            return traced
+            found = self._find(structure, leaves)
+            if found is None:
+                raise GraphError("function: what it was traced with changed while it was traced")
+            return found
 
-    def _trace_with(self, args: Any, kwargs: Any, leaves: list[Any], sizes: list[tuple[Any, ...]]) -> Traced:
+    def _trace_with(self, structure_of_call: Any, leaves: list[Any], sizes: list[tuple[Any, ...]]) -> Traced:
         start = time.perf_counter()
         trace = Trace()
-        names = _argument_names(args, kwargs)
         placeholders: list[Node] = []
-        shared: dict[tuple[str, int], Dim] = {}
+        shared: dict[tuple[int, ...], Dim] = {}
         arrays = [x for x in leaves if _is_array(x)]
         for k, (x, shape) in enumerate(zip(arrays, sizes)):
-            dims = []
-            for axis, s in enumerate(shape):
+            dims: list[Any] = []
+            for s in shape:
                 if isinstance(s, str):
                     from ..core.dims import dim
                     dims.append(dim(s))
-                elif s is None:
-                    key = ("size", int(x.shape[axis]))                   # axes that vary together share a name
-                    dims.append(shared.setdefault(key, trace.fresh_size()) if self.signature is None else trace.fresh_size())
+                elif isinstance(s, tuple):
+                    if s not in shared:
+                        shared[s] = trace.fresh_size()
+                    dims.append(shared[s])
                 else:
-                    dims.append(s)
+                    dims.append(trace.fresh_size() if s is None else s)
             aval = Aval(tuple(dims), as_dtype(x.dtype))
-            name = names[k] if k < len(names) else f"argument{k}"
             wants = isinstance(x, Tensor) and x.requires_grad
-            placeholders.append(trace.add(placeholder_op, (), {"aval": aval}, (aval,), record.user_line(), name, wants_grad=wants))
-        symbols = iter([symbol(Value(n, 0), isinstance(x, Tensor) and x.requires_grad) for n, x in zip(placeholders, arrays)])
-        new_args, new_kwargs = _replace((args, kwargs), symbols)
+            node = trace.add(placeholder_op, (), {"aval": aval}, (aval,), record.user_line(), f"arg{k}", wants_grad=wants)
+            placeholders.append(node)
+            trace.arguments.append((node, symbol(Value(node, 0), wants), x))
+        handles = iter([handle for _, handle, _ in trace.arguments])
+        new_args, new_kwargs = _unflatten(structure_of_call, [next(handles) if _is_array(x) else x for x in leaves])
         try:
             with trace:
                 result = self.body(*new_args, **new_kwargs)
             outputs: list[Any] = []
             structure = _flatten(result, outputs)
             with trace:
-                fetches = [trace.value_of(x) if _is_array(x) or isinstance(x, (int, float)) else x for x in outputs]
+                fetches = [trace.value_of(x) if _is_array(x) else x for x in outputs]
                 new_grads = [(p, p._rare.grad) for p, _ in trace.grads_before.values() if p._rare is not None and p._rare.grad is not None]
                 grads = [(p, trace.value_of(g)) for p, g in new_grads if g._data is None]
                 cleared = tuple(p for p, before in trace.grads_before.values() if before is not None and (p._rare is None or p._rare.grad is None))
         finally:
             for tensor, before in trace.grads_before.values():
                 tensor._more().grad = before
-        for p in cleared:
-            p._more().grad = None
         for x in outputs:
-            if not (_is_array(x) or isinstance(x, (int, float)) or x is None):
+            if not (_is_array(x) or isinstance(x, (int, float, str, Dim)) or x is None):
                 raise record.located(ArgumentError(f"function: it returned {type(x).__name__}; return tensors, numbers, or structures of them"))
         values = [f for f in fetches if isinstance(f, Value)]
         for target, v in trace.written.values():
@@ -249,36 +295,57 @@ class Function(Generic[R]):
             values.append(Value(node, 0))
         n_results = sum(isinstance(f, Value) for f in fetches)
         session = Session(trace, self.target or config.target)
-        prepared = session.prepare_with_updates(values[:n_results] + [v for _, v in grads], values[n_results:])
-        pattern_sizes = iter(sizes)
-        pattern = tuple((tuple(s if isinstance(s, int) else None for s in next(pattern_sizes)), as_dtype(x.dtype),
-                         isinstance(x, Tensor) and x.requires_grad) if _is_array(x) else _static(x) for x in leaves)
+        written = [k for k, (node, handle, _) in enumerate(trace.arguments) if handle._node.node is not node]
+        for k in written:
+            if trace.arguments[k][1].requires_grad or placeholders[k] in trace._grads:
+                raise AutogradError(f"function: argument {k} requires grad and is changed in place; return the new value instead")
+        seeds = list(trace.seeds.values())
+        returned = [*values[:n_results], *(v for _, v in grads), *(trace.arguments[k][1]._node for k in written),
+                    *(g._node for _, g in seeds)]
+        prepared = session.prepare_with_updates(returned, values[n_results:])
+        prepared.program = replace(prepared.program, draws=trace.draws)           # as in eager mode, needed or not
+        passed = {id(x): k for k, x in enumerate(arrays)}
+        avals = iter([n.avals[0] for n in placeholders])
+        pattern = tuple((next(avals).shape, as_dtype(x.dtype), isinstance(x, Tensor) and x.requires_grad)
+                        if _is_array(x) else _static(x) for x in leaves)
         guards = trace.guards()
         modules = tuple({id(m): (m, flag) for m, flag in trace.modules}.values())
         leaves_ = () if trace.differentiated else tuple(
             n.attrs["state"].tensor for n in trace.states.values() if n.attrs["state"].tensor.requires_grad)
         position = iter(range(n_results))
         slots = _Slots(structure, [("value", next(position)) if isinstance(f, Value) else ("static", f) for f in fetches])
-        return Traced(pattern, tuple(placeholders), session, prepared, slots, n_results, tuple(p for p, _ in grads), guards,
-                      modules, trace, time.perf_counter() - start, leaves_)
+        states = tuple((s.tensor, s.tensor.requires_grad, s.aval) for s in (n.attrs["state"] for n in trace.states.values()))
+        return Traced(structure_of_call, pattern, self.signature is not None, record.grad_enabled(), tuple(placeholders), session,
+                      prepared, slots, n_results, tuple(p for p, _ in grads), guards, cleared, tuple(written),
+                      tuple(passed.get(id(t), t) for t, _ in seeds), states, modules, trace, time.perf_counter() - start, leaves_)
 
     # ------------------------------------------------------------ running
 
-    def _run(self, traced: Traced, arrays: list[Any]) -> Any:
+    def _run(self, traced: Traced, sizes: dict[Dim, int], arrays: list[Any]) -> Any:
         by_node = {id(n): _array(x) for n, x in zip(traced.placeholders, arrays)}
         feeds = [by_node[id(n)] for n in traced.prepared.feeds]
-        values = traced.session._execute(traced.prepared, feeds)
-        results = [wrap(v) for v in values[:traced.n_results]]
-        for parameter, g in zip(traced.grads, values[traced.n_results:]):
-            parameter._more().grad = wrap(g)
-        if record.grad_enabled() and not traced.trace.differentiated:
-            inputs = [x for x in arrays if isinstance(x, Tensor) and x.requires_grad]
-            if inputs or traced.differentiable:
-                self._link(traced, arrays, results)
-        return traced.structure.rebuild(results)
+        linked = traced.grad_mode and not traced.trace.differentiated and bool(
+            traced.differentiable or any(isinstance(x, Tensor) and x.requires_grad for x in arrays))
+        before: dict[State, Any] = {}
+        values = iter(traced.session._execute(traced.prepared, feeds, keep=before if linked else None))
+        results = [wrap(next(values)) for _ in range(traced.n_results)]
+        for parameter in traced.cleared:
+            parameter._more().grad = None
+        for parameter in traced.grads:
+            parameter._more().grad = wrap(next(values))
+        for k in traced.written:
+            _write_argument(arrays[k], next(values))
+        for t in traced.seeds:
+            (arrays[t] if isinstance(t, int) else t).backward(wrap(next(values)))
+        if linked:
+            self._link(traced, arrays, results, before)
+        return traced.structure.rebuild(results, sizes)
 
-    def _link(self, traced: Traced, arrays: list[Any], results: list[Tensor]) -> None:
-        """Put the call on the eager tape: its gradient is a second compiled program that recomputes the forward pass."""
+    def _link(self, traced: Traced, arrays: list[Any], results: list[Tensor], before: dict[State, Any]) -> None:
+        """Put the call on the eager tape: its gradient is a second compiled program that recomputes the forward pass.
+
+        ``before`` is what the call changed, as it was: the recomputation starts from there.
+        """
         tensors = [as_tensor(x) for x in arrays]
         operands = [*tensors, *traced.differentiable]
         wants = [t.requires_grad for t in operands]
@@ -286,31 +353,32 @@ class Function(Generic[R]):
         if not any(wants) or not floating:
             return
         if traced.pullback is None:
-            traced.pullback = _pullback(self.body, traced, wants, floating)
-        pullback = traced.pullback
+            traced.pullback = _pullback(traced, wants, floating)
+        pullback, name = traced.pullback, getattr(self.body, "__name__", "function")
+        versions = {id(t): t.version for t in (*tensors, *(t for t, *_ in traced.states))}
+        zeros = [wrap(np.zeros_like(results[k]._data)) for k in floating]
+        cache: dict[str, Any] = {}
 
         def rule(g: tuple[Any, ...], c: Context, i: int) -> Any:
-            cots = [g[k] if g[k] is not None else wrap(np.zeros_like(results_data[k])) for k in floating]
+            if record.grad_enabled():
+                raise AutogradError(f"{name}: a compiled function has first derivatives only; call its .body for higher ones")
+            cots = [z if g[k] is None else g[k] for k, z in zip(floating, zeros)]
             key = tuple(map(id, cots))
             if cache.get("key") != key:
                 cache["key"], cache["keep"] = key, cots
-                cache["grads"] = pullback(tensors, cots)
+                cache["grads"] = pullback(name, tensors, cots, before, versions)
             return cache["grads"][i]
-
-        cache: dict[str, Any] = {}
-        results_data = [r._data for r in results]
         op = object.__new__(Op)
-        for name, value in (("name", getattr(self.body, "__name__", "function")), ("vjp", EachInput(rule)), ("saves", ()),
-                            ("outputs", 0), ("traits", frozenset())):
-            object.__setattr__(op, name, value)
+        for field_, value in (("name", name), ("vjp", EachInput(rule)), ("saves", ()), ("outputs", 0), ("traits", frozenset())):
+            object.__setattr__(op, field_, value)
         edges = tuple((t._node or t) if t.requires_grad else None for t in operands)
         node = TapeNode(op, edges, {"_outputs": range(len(results))}, tuple(t.shape for t in operands), None, record.source_line())
         for k in floating:
             results[k]._node, results[k].requires_grad = Value(node, k), True
 
 
-def _pullback(body: Callable[..., Any], traced: Traced, wants: list[bool], floating: list[int]) -> Function[Any]:
-    """(inputs, cotangents) -> gradient of each operand (None where not wanted), traced from the same graph."""
+def _pullback(traced: Traced, wants: list[bool], floating: list[int]) -> Callable[..., list[Any]]:
+    """A function from inputs and cotangents to the gradient of each operand (None where not wanted), of the same graph."""
     trace = traced.trace
     placeholders = traced.placeholders
     values = traced.prepared.fetches[:traced.n_results]
@@ -324,13 +392,25 @@ def _pullback(body: Callable[..., Any], traced: Traced, wants: list[bool], float
     present = [g for g in got if g is not None]
     prepared = traced.session.prepare([g._node for g in present])
 
-    def call(tensors: list[Tensor], cotangents: list[Any]) -> list[Any]:
-        by_node = {id(n): t._data for n, t in zip(placeholders, tensors)} | {id(n): _array(c) for n, c in zip(cots, cotangents)}
-        out = iter(traced.session._execute(prepared, [by_node[id(n)] for n in prepared.feeds]))
+    def check(name: str, tensor: Tensor, versions: dict[int, int]) -> None:
+        if tensor.version != versions.get(id(tensor), tensor.version):            # not there: a constant of a gradient rule
+            at = tensor.storage().written_at
+            raise AutogradError(f"{name}: {tensor.name or 'an operand'} is needed for the gradient but was changed in place since"
+                                f"{f' at {at}' if at else ''}; work on a copy: x = x.clone()")
+
+    def call(name: str, tensors: list[Tensor], cotangents: list[Any], before: dict[State, Any], versions: dict[int, int]) -> list[Any]:
+        for _, state in prepared.reads:
+            if state not in before and state.tensor is not None:
+                check(name, state.tensor, versions)
+        for n, t in zip(placeholders, tensors):
+            if n in prepared.feeds:
+                check(name, t, versions)
+        by_node = {id(n): _array(t) for n, t in zip(placeholders, tensors)} | {id(n): _array(c) for n, c in zip(cots, cotangents)}
+        out = iter(traced.session._execute(prepared, [by_node[id(n)] for n in prepared.feeds], before))
         found = iter([from_numpy(next(out)) if g is not None else None for g in got])
         return [next(found) if w else None for w in wants]
 
-    return cast("Function[Any]", call)
+    return call
 
 
 # ---------------------------------------------------------------- structures
@@ -369,47 +449,64 @@ class _Slots:
     structure: Any
     leaves: list[tuple[str, Any]]
 
-    def rebuild(self, results: Sequence[Tensor]) -> Any:
-        return _unflatten(self.structure, [results[v] if kind == "value" else v for kind, v in self.leaves])
+    def rebuild(self, results: Sequence[Tensor], sizes: dict[Dim, int]) -> Any:
+        env = {str(d): n for d, n in sizes.items()}
+        return _unflatten(self.structure, [results[v] if kind == "value" else evaluate(v, env) if isinstance(v, Dim) else v
+                                           for kind, v in self.leaves])
 
 
-def _replace(x: Any, symbols: Any) -> Any:
-    if isinstance(x, (list, tuple)):
-        items = [_replace(i, symbols) for i in x]
-        return type(x)(*items) if hasattr(x, "_fields") else type(x)(items)
-    if isinstance(x, dict):
-        return {k: _replace(v, symbols) for k, v in x.items()}
-    return next(symbols) if _is_array(x) else x
+def _write_argument(x: Any, value: Any) -> None:
+    np.copyto(x._data if isinstance(x, Tensor) else x, value)
+    if isinstance(x, Tensor):
+        x.storage().bump(record.source_line())
+
+
+class _Held:
+    """An object that is compared by identity, kept alive so that no other one takes its id."""
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Held) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __repr__(self) -> str:
+        return type(self.value).__name__
 
 
 def _static(x: Any) -> Any:
+    if isinstance(x, float):                     # 0.0 == -0.0, and NaN differs from itself
+        return ("static", type(x), x.hex())
     try:
         hash(x)
-        return ("static", type(x).__name__, x)
     except TypeError:
-        return ("object", id(x))
+        return ("static", type(x), frozenset(x) if isinstance(x, set) else _Held(x))
+    return ("static", type(x), x)
 
 
-def _matches(pattern: Any, x: Any) -> bool:
+def _matches(pattern: Any, x: Any, sizes: dict[Dim, int], ones: bool) -> bool:
+    """Whether an argument fits; takes the values of named sizes."""
     if not _is_array(x):
         return bool(pattern == _static(x))
-    if pattern[0] == "static" or pattern[0] == "object":
+    if pattern[0] == "static":
         return False
     shape, dtype, wants = pattern
-    return (dtype == x.dtype and len(shape) == len(x.shape) and all(s is None or s == n for s, n in zip(shape, x.shape))
-            and wants == (isinstance(x, Tensor) and x.requires_grad))
+    if dtype != x.dtype or len(shape) != len(x.shape) or wants != (isinstance(x, Tensor) and x.requires_grad):
+        return False
+    for s, n in zip(shape, x.shape):
+        if s != n and (isinstance(s, int) or n == 1 and not ones or sizes.setdefault(s, n) != n):
+            return False
+    return True
 
 
 def _describe(pattern: Any) -> str:
-    if pattern[0] in ("static", "object"):
+    if pattern[0] == "static":
         return str(pattern[-1])
-    return f"{pattern[1].name}[{', '.join('?' if s is None else str(s) for s in pattern[0])}]"
-
-
-def _argument_names(args: Any, kwargs: Any) -> list[str]:
-    leaves: list[Any] = []
-    _flatten((args, kwargs), leaves)
-    return [f"arg{i}" for i, x in enumerate(x for x in leaves if _is_array(x))]
+    return f"{pattern[1].name}[{', '.join('?' if isinstance(s, Dim) else str(s) for s in pattern[0])}]"
 
 
 def function(body: Callable[..., R] | None = None, *, target: str | None = None, signature: Sequence[Any] | None = None) -> Any:

@@ -10,7 +10,8 @@ import threading
 import numpy as np
 import pytest
 
-from graphc.codegen import blas, executor, numba_target, python_target
+from graphc.codegen import blas, executor, python_target
+from graphc.codegen.compile import compile_kernels
 from graphc.codegen.loopir import Buffer, Gemm, Kernel, Operand, Var, const, iadd, imul, isub, verify
 from graphc.core.errors import CompileError
 
@@ -33,7 +34,7 @@ def product(dtype: str, ta: bool, tb: bool, accumulate: bool) -> Kernel:
 def program(kernel: Kernel, buffers: list[np.ndarray], sizes: list[int], extent: int,
             grain: int) -> tuple[np.ndarray, ...]:
     """The table of one step, and what it points to."""
-    compiled, = numba_target.compile_kernels([kernel])
+    compiled, = compile_kernels([kernel])
     slots = np.array([b.ctypes.data for b in buffers], np.int64)
     bufs = np.array([slots.ctypes.data + 8 * i for i in range(len(buffers))], np.int64)
     ns = np.array(sizes, np.int64)

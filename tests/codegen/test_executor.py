@@ -7,7 +7,8 @@ import threading
 import numpy as np
 import pytest
 
-from graphc.codegen import executor, numba_target, threads
+from graphc.codegen import executor, threads
+from graphc.codegen.compile import compile_kernels
 from graphc.codegen.loopir import Buffer, For, Kernel, Load, Store, Var, call, const, verify
 from graphc.core.errors import ArgumentError
 
@@ -38,7 +39,7 @@ class Program:
     def add(self, kernel: Kernel, buffers: list[np.ndarray], extent: int, grain: int,
             parallel: bool = True) -> np.ndarray:
         """One more step; the slots of its buffers."""
-        compiled, = numba_target.compile_kernels([kernel])
+        compiled, = compile_kernels([kernel])
         slots = np.array([b.ctypes.data for b in buffers], np.int64)
         bufs = np.array([slots.ctypes.data + 8 * i for i in range(len(buffers))], np.int64)
         sizes = np.array([extent], np.int64)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pytest
 
 from graphc.codegen import python_target, vmath
+from graphc.codegen.compile import compile_kernels
 from graphc.codegen.loopir import (
     SCALAR_OPS,
     Buffer,
@@ -36,7 +37,6 @@ from graphc.codegen.loopir import (
     walk_exprs,
     walk_stmts,
 )
-from graphc.codegen.numba_target import compile_kernels
 from graphc.core.errors import InternalError
 
 Array = npt.NDArray[Any]

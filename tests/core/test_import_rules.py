@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),
     "ops": {"core"},
     "eager": {"core", "ops"},
-    "autograd": {"eager"},                                   # its public face
+    "autograd": {"core", "eager"},                           # its public face
     "cuda": set(),
     "static": {"core", "ops"},
     "codegen": {"core", "ops", "static"},
