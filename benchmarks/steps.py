@@ -1,6 +1,7 @@
 """``steps``: the time of a train step, workloads by engines, each workload's engines in turns within one run."""
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ RECORDED = 3                        # steps per turn
 
 
 class Disagreement(Exception):
-    """Two engines that are to train alike do not."""
+    """Two engines that are to train alike do not, or one does not train."""
 
 
 def run(workloads: Sequence[str], engines: Sequence[str], rounds: int, threads: int) -> Result:
@@ -33,6 +34,9 @@ def _workload(name: str, engines: Sequence[str], rounds: int, threads: int) -> l
     apart = _check_losses(name, {e: [step().item() for _ in range(COMPARED)] for e, step in steps.items()})
     _warm_up(steps)
     times = {e: Spread.of(t) for e, t in alternate(steps, rounds, RECORDED).items()}
+    for engine, step in steps.items():
+        if not math.isfinite(step().item()):                 # a step on NaN is another step
+            raise Disagreement(f"{name}: {engine} does not converge; its times mean nothing")
     reference = times.get(REFERENCE)
     return [{"workload": name, "engine": e, "best_ms": 1e3 * t.best, "low_ms": 1e3 * t.low, "median_ms": 1e3 * t.median,
              "high_ms": 1e3 * t.high, "steps": t.count, "losses_apart": apart[e],

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.dims import Dim, Size
+from ..core.dims import Dim, Size, evaluate, names
 from ..core.errors import CompileError, InternalError
 from . import loopir as ir
 from .loopir import Call, Const, Expr, Load, Var
@@ -257,6 +257,10 @@ class Builder:
 
     def gemm(self, m: Any, n: Any, k: Any, a: ir.Operand, b: ir.Operand, c: ir.Operand, accumulate: bool = False) -> None:
         self.emit(ir.Gemm(m, n, k, _operand(a), _operand(b), _operand(c), accumulate, a.dtype))  # type: ignore[attr-defined]
+
+    def typical(self, size: Size) -> int:
+        """A size with `UNKNOWN_SIZE` for what is known only at run time."""
+        return size if isinstance(size, int) else evaluate(size, dict.fromkeys(names(size), UNKNOWN_SIZE))
 
     def grain(self, work: float, multiple: int = 1) -> Expr:
         """How many indices of ``work`` operations each make a chunk, a multiple of ``multiple``."""

@@ -22,6 +22,7 @@ from .fuse import Group, is_argument, is_buffer_constant, storage_of
 from .loopir import Expr, Kernel, Var
 
 LANES = 64                  # partial results of a long float reduction: enough for two 512-bit registers a cycle
+SPLIT = 8192                # elements of each partial result of one long reduction: a multiple of LANES
 STRIPE = 8                  # of which so many are joined side by side, then one after another
 LONG = 128                  # elements from which a reduction along the last axis uses lanes
 
@@ -55,7 +56,7 @@ def lower_group(group: Group, stored: Set[int], in_place: dict[Value, Value] | N
         if group.kind == "loops":
             return _lower_loops(group, stored)
         writer = _Writer(group, stored, in_place or {})
-        return [writer.fold() if group.kind == "fold" else writer.pointwise()]
+        return writer.fold() if group.kind == "fold" else [writer.pointwise()]
     except GraphcError:
         raise
     except Exception as error:
@@ -263,16 +264,18 @@ class _Writer:
 
     # ------------------------------------------------------------ folds
 
-    def fold(self) -> Lowered:
+    def fold(self) -> list[Lowered]:
         """All roots reduce the same axes of the same shape."""
         first = self.group.roots[0].node
         shape, axis = first.inputs[0].aval.shape, first.attrs["axis"]
         kept = tuple(i for i in range(len(shape)) if i not in axis)
         last_kept = bool(kept) and kept[-1] == len(shape) - 1
         columns = last_kept and bool(axis) and not (isinstance(shape[-1], int) and shape[-1] < 4)
-        if columns and all(self._one_state(v) for v in self.group.roots):
-            return self._columns(shape, axis, kept)
-        return self._rows(shape, axis, kept)
+        simple = all(self._one_state(v) for v in self.group.roots)
+        mergeable = simple and all(v.node.op.lower.merge is not None for v in self.group.roots)
+        if mergeable and not kept and len(axis) == 1 and self.b.typical(shape[0]) >= 2 * SPLIT:
+            return self._split(shape)
+        return [self._columns(shape, axis, kept) if columns and simple else self._rows(shape, axis, kept)]
 
     def _one_state(self, v: Value) -> bool:
         fold: Fold = v.node.op.lower
@@ -294,7 +297,8 @@ class _Writer:
             self.note()
             with b.loop(Var("begin"), Var("end")) as r:
                 front = dict(zip(kept, b.unravel(r, outer)))
-                outs = self._reduce_lanes(shape, axis, front) if lanes else self._reduce_serial(shape, axis, front)
+                outs = self._reduce_lanes(shape, axis, front, b.index(0), b.size(inner)) if lanes else \
+                    self._reduce_serial(shape, axis, front)
                 for v, e in zip(self.group.roots, outs):
                     self.stored(v, "out").store_flat(r, e)
         return self.finish(body, b.product(outer), b.grain(self._work(shape, axis)), "fold")
@@ -327,9 +331,10 @@ class _Writer:
         self._loops(axis, shape, index, step)
         return [f.finish(b, [m.get() for m in s]) for f, s in zip(folds, states)]
 
-    def _reduce_lanes(self, shape: Shape, axis: tuple[int, ...], front: dict[int, Expr]) -> list[Expr]:
+    def _reduce_lanes(self, shape: Shape, axis: tuple[int, ...], front: dict[int, Expr], start: Expr, n: Expr,
+                      finish: bool = True) -> list[Expr]:
+        """``n`` elements of the last axis from ``start`` on, for each index of the reduced axes before it."""
         b, last = self.b, axis[-1]
-        n = b.size(shape[last])
         folds: list[Fold] = [v.node.op.lower for v in self.group.roots]
         inits = [f.init(b, v.node.inputs[0].aval.dtype.name)[0] for f, v in zip(folds, self.group.roots)]
         partials = [self._scratch(e.dtype) for e in inits]
@@ -340,7 +345,7 @@ class _Writer:
         whole = b.let(ir.idiv(n, LANES))
 
         def take(lane: Expr, position: Expr) -> None:
-            index[last] = position
+            index[last] = ir.iadd(start, position)
             for v, f, s in zip(self.group.roots, folds, partials):
                 new = f.step(b, [s.at_flat(lane)], self._element(v, index, len(shape)), position)[0]
                 s.store_flat(lane, new)
@@ -359,7 +364,37 @@ class _Writer:
                 with b.loop(b.index(1), b.index(many)) as other, b.loop(b.index(0), b.index(width)) as lane:
                     far = ir.iadd(ir.imul(other, width), lane)
                     s.store_flat(lane, f.merge(b, [s.at_flat(lane)], [s.at_flat(far)])[0])  # type: ignore[misc]
-        return [f.finish(b, [s.at_flat(b.index(0))]) for f, s in zip(folds, partials)]
+        return [f.finish(b, [s.at_flat(b.index(0))]) if finish else s.at_flat(b.index(0)) for f, s in zip(folds, partials)]
+
+    def _split(self, shape: Shape) -> list[Lowered]:
+        """One long axis to one result: a kernel for the partial results of `SPLIT` elements each, one to join them."""
+        b, roots = self.b, self.group.roots
+        folds: list[Fold] = [v.node.op.lower for v in roots]
+        n = b.size(shape[0])
+        temporaries = [Temporary(f"t{k}", v.aval.dtype.name, ir.idiv(ir.iadd(n, SPLIT - 1), SPLIT)) for k, v in enumerate(roots)]
+        with b.block() as body:
+            self.note()
+            count = ir.isub(Var("end"), Var("begin"))
+            outs = self._reduce_lanes(shape, (0,), {}, Var("begin"), count, finish=False)
+            for t, e in zip(temporaries, outs):
+                self._temporary(t).store_flat(Var("chunk"), e)
+        partial = self.finish(body, n, b.index(SPLIT), "fold_part")
+        second = _Writer(self.group, self.in_memory, {})
+        b = second.b
+        with b.block() as body:
+            second.note()
+            for v, f, t in zip(roots, folds, temporaries):
+                source = second._temporary(t, "in")
+                acc = b.variable(f.init(b, v.node.inputs[0].aval.dtype.name)[0])
+                with b.loop(b.index(0), ir.idiv(ir.iadd(b.size(shape[0]), SPLIT - 1), SPLIT)) as i:
+                    acc.set(f.merge(b, [acc.get()], [source.at_flat(i)])[0])  # type: ignore[misc]
+                second.stored(v, "out").store_flat(b.index(0), f.finish(b, [acc.get()]))
+        return [partial, second.finish(body, b.index(1), b.index(1), "fold_join")]
+
+    def _temporary(self, t: Temporary, role: str = "out") -> Stored:
+        self.bindings.append(t)
+        self.roles.append(role)
+        return Stored(self.b, f"p{len(self.bindings) - 1}", [t.size], t.dtype)
 
     def _scratch(self, dtype: str) -> Stored:
         name = f"s{len(self.scratch)}"

@@ -31,13 +31,14 @@ class _Size(int):
 
 class _Rare:
     """What few tensors have: a gradient, hooks, a name, the base of a view."""
-    __slots__ = ("base", "grad", "hooks", "name", "retains")
+    __slots__ = ("base", "grad", "hooks", "name", "retains", "views")
 
     def __init__(self) -> None:
         self.grad: Tensor | None = None
         self.hooks: list[Callable[[Tensor], Any]] | None = None
         self.name: str | None = None
         self.base: Tensor | None = None
+        self.views: Any = None                # symbols made as views of it, while recording: static.views
         self.retains = False
 
 

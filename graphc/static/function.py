@@ -27,6 +27,7 @@ from ..core.tensor import Tensor, as_tensor, from_numpy, symbol, wrap
 from ..ops.basic import full_value
 from .graph import Graph, State, assign_op, placeholder_op
 from .session import Prepared, Session
+from .views import refresh
 
 R = TypeVar("R")
 
@@ -71,6 +72,7 @@ class Trace(Graph):
         super().read(target)                                            # so that it is state
         cast(State, self.states[id(target)].attrs["state"]).captured_version = None
         self.written[id(target)] = (target, v)
+        refresh(self, target)
         return target
 
     def note_grad(self, tensor: Tensor) -> None:

@@ -227,6 +227,9 @@ class Graph:
                 self._check_values(op, node, attrs)
         wants = tracked and op.vjp is not None and any(self.wants_grad(v) for v in values)
         out = tuple(symbol(Value(node, i), wants and a.dtype.kind == "f") for i, a in enumerate(avals))
+        if "view" in op.traits:
+            from .views import note_view
+            note_view(inputs[0], out[0], op, attrs)
         return out if op.outputs != 1 else out[0]
 
     def wants_grad(self, value: Value) -> bool:
@@ -450,11 +453,8 @@ def rebind(graph: Graph, target: Tensor, value: Tensor) -> Tensor:
     new = graph._into(new, old.dtype, "in place: the tensor")
     if new.aval.shape != old.shape:
         raise record.located(ShapeError(f"in place: a result of shape {format_shape(new.aval.shape)} for a tensor of {format_shape(old.shape)}"))
-    node = target._node.node
-    if "view" in node.op.traits and node.op.name not in ("slice", "detach", "reshape"):
-        raise record.located(GraphError(f"in place: {node.op.name} is a view, which a graph cannot write through; use x[...] = value"))
-    target._node = new
-    target.requires_grad = graph.wants_grad(new)
+    from .views import write
+    write(graph, target, new)
     return target
 
 
@@ -525,7 +525,7 @@ class Variable(Tensor):
     ...     count = gc.Variable(0, name="count")
     ...     step = gc.assign(count, count + 1)
     >>> s = gc.Session(g)
-    >>> [s.run([count, step]) for _ in range(2)]
+    >>> [[int(v) for v in s.run([count, step])] for _ in range(2)]
     [[0, 1], [1, 2]]
     """
     __slots__ = ("state",)
