@@ -15,6 +15,7 @@ from . import result
 from . import startup as _startup
 from . import steps as _steps
 from .engines import ENGINES
+from .measure import ChildFailed
 from .result import Result
 from .workloads import WORKLOADS
 
@@ -122,7 +123,7 @@ def _finish(json_file: Path | None, *benchmarks: Callable[[], Result]) -> None:
     for benchmark in benchmarks:
         try:
             done = benchmark()
-        except (_steps.Disagreement, _startup.NumbaLoaded) as error:
+        except (_steps.Disagreement, _startup.NumbaLoaded, ChildFailed) as error:
             raise click.ClickException(str(error)) from error
         results.append(done)
         console.print(done.table)

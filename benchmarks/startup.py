@@ -1,4 +1,4 @@
-"""``startup``: what `import graphc` costs, and the first train step of a process that has cached nothing."""
+"""``startup``: what `import graphc` costs, and the first train step of a process: caches empty, then filled."""
 from __future__ import annotations
 
 import tempfile
@@ -13,6 +13,7 @@ from .workloads import WORKLOADS
 IMPORT_AT_MOST = 0.25               # seconds
 FIRST_STEP_AT_MOST = 2.5            # seconds, graphc static, import and the start of Numba included
 ONCE = ("torch-compile",)           # tens of seconds each
+CACHES = ("GRAPHC_CACHE", "NUMBA_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME")
 
 _IMPORT = """
 import json, sys, time
@@ -50,31 +51,37 @@ def _import(repeats: int) -> Spread:
 
 def _first_steps(name: str, engines: Sequence[str], repeats: int,
                  threads: int) -> tuple[list[dict[str, Any]], list[str]]:
-    runs: dict[str, list[dict[str, Any]]] = {e: [] for e in engines}
+    colds: dict[str, list[dict[str, Any]]] = {e: [] for e in engines}
+    warms: dict[str, list[dict[str, Any]]] = {e: [] for e in engines}
     failed: dict[str, str] = {}
     for k in range(repeats):
         for engine in engines:
             if engine in failed or (k and engine in ONCE):
                 continue
             try:
-                runs[engine].append(_cold(engine, name, threads))
+                cold, warm = _cold_then_warm(engine, name, threads)
             except ChildFailed as why:
                 failed[engine] = f"{ENGINES[engine].title}: {why}"
-    rows = []
-    for engine, found in runs.items():
-        if found and engine not in failed:
-            took = Spread.of([r["seconds"] for r in found])
-            parts = {part: Spread.of([r[part] for r in found]).median for part in ("import", "step")}
-            rows.append({"what": name, "engine": engine, "seconds": took.median, "best": took.best,
-                         "count": took.count, **parts})
+            else:
+                colds[engine].append(cold)
+                warms[engine].append(warm)
+    rows = [_row(name, e, colds[e], warms[e]) for e in engines if e not in failed]
     return rows, list(failed.values())
 
 
-def _cold(engine: str, workload: str, threads: int) -> dict[str, Any]:
-    """One fresh process with empty caches."""
+def _row(name: str, engine: str, colds: Sequence[dict[str, Any]], warms: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    took, again = (Spread.of([r["seconds"] for r in runs]) for runs in (colds, warms))
+    parts = {part: Spread.of([r[part] for r in colds]).median for part in ("import", "step")}
+    return {"what": name, "engine": engine, "seconds": took.median, "best": took.best, "count": took.count, **parts,
+            "warm_seconds": again.median, "warm_best": again.best}
+
+
+def _cold_then_warm(engine: str, workload: str, threads: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """One fresh process with empty caches, and one more that finds what the first left there."""
     with tempfile.TemporaryDirectory() as empty:
-        caches = dict.fromkeys(("XDG_CACHE_HOME", "NUMBA_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"), empty)
-        return fresh_process(["-m", "benchmarks.first_step", engine, workload, str(threads)], caches)
+        caches = dict.fromkeys(CACHES, empty)
+        arguments = ("-m", "benchmarks.first_step", engine, workload, str(threads))
+        return fresh_process(arguments, caches), fresh_process(arguments, caches)
 
 
 def _figures(rows: Sequence[dict[str, Any]]) -> list[Figure]:
@@ -89,16 +96,13 @@ def _figures(rows: Sequence[dict[str, Any]]) -> list[Figure]:
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Any:
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for r in rows:
         if r["what"] == "import":
-            lines.append(("import graphc", "graphc", _three(r["seconds"]), _three(r["best"]), "", "", str(r["count"])))
+            title, engine = "import graphc", "graphc"
         else:
-            times = (_three(r[k]) for k in ("seconds", "best", "import", "step"))
-            lines.append((WORKLOADS[r["what"]].title, ENGINES[r["engine"]].title, *times, str(r["count"])))
+            title, engine = WORKLOADS[r["what"]].title, ENGINES[r["engine"]].title
+        times = (f"{r[k]:.3f}" if k in r else "" for k in ("seconds", "best", "import", "step", "warm_seconds"))
+        lines.append((title, engine, *times, str(r["count"])))
     return table("from a fresh process to the first loss, s",
-                 ("", "engine", "median", "best", "of it import", "build and step", "processes"), lines)
-
-
-def _three(seconds: float) -> str:
-    return f"{seconds:.3f}"
+                 ("", "engine", "median", "best", "of it import", "build, step", "2nd process", "of each"), lines)

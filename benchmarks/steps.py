@@ -41,7 +41,7 @@ def _workload(name: str, engines: Sequence[str], rounds: int, threads: int) -> l
     return [{"workload": name, "engine": e, "best_ms": 1e3 * t.best, "low_ms": 1e3 * t.low, "median_ms": 1e3 * t.median,
              "high_ms": 1e3 * t.high, "steps": t.count, "losses_apart": apart[e],
              "ratio": t.median / reference.median if reference else None,
-             "ratio_low": t.low / reference.low if reference else None} for e, t in times.items()]
+             "ratio_of_best": t.best / reference.best if reference else None} for e, t in times.items()]
 
 
 def _check_losses(name: str, losses: dict[str, list[float]]) -> dict[str, float]:
@@ -74,7 +74,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Any:
         title = WORKLOADS[r["workload"]].title if r["workload"] != last else ""
         last = r["workload"]
         best, low, median, high = (f"{r[k]:.3f}" for k in ("best_ms", "low_ms", "median_ms", "high_ms"))
-        ratios = (f"{r[k]:.2f}x" if r[k] is not None else "-" for k in ("ratio", "ratio_low"))
+        ratios = (f"{r[k]:.2f}x" if r[k] is not None else "-" for k in ("ratio", "ratio_of_best"))
         lines.append((title, ENGINES[r["engine"]].title, median, f"{low} - {high}", best, *ratios))
     return table("train steps, ms", ("", "engine", "median", "half of them in", "best", "to PyTorch",
-                                     "of lower quartiles"), lines)
+                                     "of the best"), lines)

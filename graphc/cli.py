@@ -1,4 +1,7 @@
-"""The command line: ``graphc compare``, ``graphc dump``, ``graphc info``. What they do is in graphc.report."""
+"""The command line: ``graphc compare``, ``graphc dump``, ``graphc info``.
+
+What they do is in graphc.report.
+"""
 from __future__ import annotations
 
 import sys
@@ -72,7 +75,8 @@ def _common(command: F) -> F:
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version,
+              help="Show the version.")
 @_traceback_option
 def main() -> None:
     """One array frontend, run eagerly or as a compiled graph."""
@@ -85,10 +89,13 @@ def main() -> None:
 @click.option("--tolerance", type=click.FloatRange(min=0),
               help="Up to which losses are called equal.  [default: 1e-5; 1e-9 in float64]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout.")
-@click.option("--plot", metavar="FILE", type=click.Path(dir_okay=False), help="Write a picture: png, svg or pdf.")
-@click.option("--quiet", is_flag=True, help="Only the table: no progress bars, none of what the script prints.")
-def compare(model: str, batch_size: int | None, seed: int, target: str | None, data: str | None, dtype: str | None,
-            steps: int, tolerance: float | None, as_json: bool, plot: str | None, quiet: bool) -> None:
+@click.option("--plot", metavar="FILE", type=click.Path(dir_okay=False),
+              help="Write a picture: png, svg or pdf.")
+@click.option("--quiet", is_flag=True,
+              help="Only the table: no progress bars, none of what the script prints.")
+def compare(model: str, batch_size: int | None, seed: int, target: str | None, data: str | None,
+            dtype: str | None, steps: int, tolerance: float | None, as_json: bool, plot: str | None,
+            quiet: bool) -> None:
     """Train the same model eagerly and as a compiled graph, and show what each way costs.
 
     A SCRIPT defines make(seed) -> (step, batches, state): step(*batch) does forward, backward and update and
@@ -112,12 +119,15 @@ def compare(model: str, batch_size: int | None, seed: int, target: str | None, d
 
 @main.command()
 @_common
-@click.option("--out", metavar="DIR", type=click.Path(file_okay=False), required=True, help="The folder to write into.")
+@click.option("--out", metavar="DIR", type=click.Path(file_okay=False), required=True,
+              help="The folder to write into.")
 @click.option("--format", "kind", type=click.Choice(["dot", "svg"]), default="dot", show_default=True,
               help="svg also draws each picture, with Graphviz.")
-def dump(model: str, batch_size: int | None, seed: int, target: str | None, data: str | None, dtype: str | None,
-         out: str, kind: str) -> None:
-    """Write the eager tape, the graph before and after each pass, the fused groups, and the kernels' sources."""
+def dump(model: str, batch_size: int | None, seed: int, target: str | None, data: str | None,
+         dtype: str | None, out: str, kind: str) -> None:
+    """Write the eager tape, the graph before and after each pass, the fused groups, and the
+    kernels' sources.
+    """
     from .report.dump import dump as run
     _print(run(model, out, kind, seed, target, batch_size, data, dtype))
 
@@ -144,7 +154,8 @@ def cache_info() -> None:
     """Show where they are and how much room they take."""
     from .codegen import cache
     found = cache.info()
-    click.echo(f"{found.root}: {found.entries} kernels, {found.bytes / 1e6:.1f} MB of at most {found.limit / 1e6:.0f} MB")
+    click.echo(f"{found.root}: {found.entries} kernels, "
+               f"{found.bytes / 1e6:.1f} MB of at most {found.limit / 1e6:.0f} MB")
 
 
 @cache_group.command(name="clear")

@@ -102,7 +102,23 @@ def _stored_nodes(program: Program, nodes: Sequence[Node]) -> tuple[set[int], li
         else:
             kernels[id(n)] = frozenset(k for u in users[id(n)] for k in kernels[id(u)])
         reasons.append((n.name, f"stored: {reason}" if reason else f"computed in {len(kernels[id(n)])} kernel(s)"))
-    return stored, reasons[::-1]
+    return stored, reasons[::-1] + _bound(nodes, stored)
+
+
+def _bound(nodes: Sequence[Node], stored: set[int]) -> list[tuple[str, str]]:
+    """Store values in between until no kernel has more than `MAX_GROUP` nodes: long chains are cut."""
+    inside: dict[int, frozenset[int]] = {}              # node -> the nodes that are computed where it is used, itself too
+    reasons = []
+    for n in nodes:
+        sources = {id(v.node): v.node for v in n.inputs if id(v.node) in inside and id(v.node) not in stored}
+        within = frozenset((id(n),)).union(*(inside[k] for k in sources))
+        while len(within) > MAX_GROUP and sources:
+            largest = max(sources, key=lambda k: len(inside[k]))
+            reasons.append((sources.pop(largest).name, f"stored: its kernel would have more than {MAX_GROUP} nodes"))
+            stored.add(largest)
+            within = frozenset((id(n),)).union(*(inside[k] for k in sources))
+        inside[id(n)] = within
+    return reasons
 
 
 def _why_stored(n: Node, users: list[Node], roots: set[int], stored: set[int], kernels: dict[int, frozenset[int]]) -> str | None:
@@ -137,6 +153,7 @@ def _in_memory(node: Node) -> bool:
 
 def _form_groups(nodes: Sequence[Node], stored: set[int], early: set[int]) -> list[Group]:
     groups = []
+    position = {id(n): i for i, n in enumerate(nodes)}
     for n in nodes:
         if id(n) not in stored:
             continue
@@ -156,7 +173,7 @@ def _form_groups(nodes: Sequence[Node], stored: set[int], early: set[int]) -> li
                     needs.add(id(source))
                 else:
                     stack.append(source)
-        order = [m for m in nodes if id(m) in inside]
+        order = sorted(inside.values(), key=lambda m: position[id(m)])
         groups.append(Group(*_space(n), [Value(n, i) for i in range(len(n.avals))], order, needs, id(n) in early))
     return groups
 
@@ -181,9 +198,9 @@ def _merge(groups: list[Group]) -> list[Group]:
             for position in range(len(out) - 1, max(ready, 0) - 1, -1):
                 other = out[position]
                 same = other.kind == g.kind and other.space == g.space and other.early == g.early
-                own = {id(v.node) for v in other.roots}
                 if not same or len(other.nodes) + len(g.nodes) > MAX_GROUP:
                     continue
+                own = {id(v.node) for v in other.roots}
                 late = {k for k in g.needs if made_by[k] >= position and k not in own}
                 if late or (g.kind == "fold" and g.needs & own) or not _shares(other, g):
                     continue

@@ -532,11 +532,11 @@ class OpKernels(Builder):
         self._region(body, extent, grain)
 
     @contextmanager
-    def parallel_blocks(self, extent: Expr, work: float) -> Iterator[tuple[Expr, Expr]]:
-        """A region given as (start, count) of each chunk: for block-wise products."""
+    def parallel_blocks(self, extent: Expr, block: int) -> Iterator[tuple[Expr, Expr]]:
+        """A region given as (start, count) of each chunk of ``block``: for block-wise products."""
         with self.block() as body:
             yield Var("begin"), ir.isub(Var("end"), Var("begin"))
-        self._region(body, extent, self.grain(work / 12, 8))             # BLAS does a dozen of them at a time
+        self._region(body, extent, self.index(block))
 
     @contextmanager
     def parallel_chunks(self, extent: Expr, grain: Expr) -> Iterator[tuple[Expr, Expr, Expr]]:

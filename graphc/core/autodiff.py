@@ -1,7 +1,8 @@
-"""One reverse walk for both modes. It knows no op and no mode: nodes give edges and rules, rules are public ops.
+"""One reverse walk for both modes.
 
-An edge is a TapeNode, a `Value` (node, index), a leaf Tensor, or None. The walk visits nodes in reverse of a
-depth-first postorder that depends on the graph alone, so both modes add gradients in the same order.
+It knows no op and no mode: nodes give edges and rules, rules are public ops. An edge is a TapeNode,
+a `Value` (node, index), a leaf Tensor, or None. The walk visits nodes in reverse of a depth-first
+postorder that depends on the graph alone, so both modes add gradients in the same order.
 """
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ def reverse_order(roots: Iterable[Edge], wrt: set[Key] | None) -> tuple[list[Any
             node, edges = stack[-1]
             for edge in edges:
                 child = _node_of(edge)
-                if edge is not None and ((wrt is None and child is None) or (wrt is not None and key_of(edge) in wrt)):
+                if edge is not None and (child is None if wrt is None else key_of(edge) in wrt):
                     state[id(node)] = True
                 if child is not None:
                     if id(child) not in state:
@@ -69,8 +70,9 @@ def walk(roots: Iterable[tuple[Edge, Tensor]], wrt: set[Key] | None = None,
          done: Callable[[Any], None] | None = None) -> tuple[dict[Key, Tensor], dict[int, Tensor]]:
     """Cotangents of everything in ``wrt`` (None: of every leaf), given those of the roots.
 
-    ``done(node)`` is called after a node's rules ran (eager frees saved values there); nodes that do not lead to ``wrt``
-    are left alone. Returns the cotangents by key and, for leaf tensors, the tensors by id.
+    ``done(node)`` is called after a node's rules ran (eager frees saved values there); nodes that do
+    not lead to ``wrt`` are left alone. Returns the cotangents by key and, for leaf tensors, the
+    tensors by id.
     """
     roots = list(roots)
     order, leading = reverse_order((e for e, _ in roots), wrt)
@@ -87,7 +89,7 @@ def walk(roots: Iterable[tuple[Edge, Tensor]], wrt: set[Key] | None = None,
     for edge, g in roots:
         add(edge, g)
     for node in order:
-        if id(node) in leading or getattr(node, "hooks", None):              # hooks also see a gradient that ends here
+        if id(node) in leading or getattr(node, "hooks", None):     # hooks also see a gradient that ends here
             _step(node, cotangents, leading, wrt, add)
         if id(node) in leading and done is not None:
             done(node)
@@ -98,7 +100,9 @@ def _step(node: Any, cotangents: dict[Key, Tensor], leading: set[int], wrt: set[
           add: Callable[[Edge, Tensor], None]) -> None:
     op = node.op
     several = op.outputs != 1
-    n = 1 if not several else len(getattr(node, "avals", None) or node.attrs.get("_outputs", range(op.outputs)))
+    n = 1
+    if several:
+        n = len(getattr(node, "avals", None) or node.attrs.get("_outputs", range(op.outputs)))
     gs = []
     for i in range(n):
         key = (id(node), i)

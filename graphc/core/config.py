@@ -7,19 +7,29 @@ from typing import Any
 
 #: environment variable -> (setting, how it is read, what it does)
 VARIABLES: dict[str, tuple[str, Any, str]] = {
-    "GRAPHC_TARGET": ("target", str, "default target of a Session or function: cpu, python or interpret"),
-    "GRAPHC_NUM_THREADS": ("num_threads", int, "threads that kernels may use; default: the CPUs of this process"),
-    "GRAPHC_DUMP": ("dump", str, "a directory: every program writes its graph, its passes and its kernels there"),
-    "GRAPHC_CACHE": ("cache", str, "the folder of compiled kernels, or off; default: graphc in the user's cache folder"),
-    "GRAPHC_CHECK": ("check", int, "1: verify programs between passes; 2: also interpret them and compare the numbers"),
+    "GRAPHC_TARGET": (
+        "target", str, "default target of a Session or function: cpu, python or interpret"),
+    "GRAPHC_NUM_THREADS": (
+        "num_threads", int, "threads that kernels may use; default: the CPUs of this process"),
+    "GRAPHC_DUMP": (
+        "dump", str, "a directory: every program writes its graph, its passes and its kernels there"),
+    "GRAPHC_CACHE": (
+        "cache", str, "the folder of compiled kernels, or off; default: graphc in the user's cache folder"),
+    "GRAPHC_CHECK": (
+        "check", int, "1: verify programs between passes; 2: also interpret them and compare the numbers"),
 }
 
+
+def _available_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 @dataclass
 class Config:
     """The settings in force; assign to change them."""
     target: str = "cpu"
-    num_threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    num_threads: int = field(default_factory=_available_cpus)
     dump: str = ""
     cache: str = ""
     cache_bytes: int = 256 << 20

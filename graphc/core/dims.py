@@ -1,7 +1,7 @@
 """Named sizes: a size is an int or a `Dim`, a canonical integer polynomial over names.
 
-Two sizes are equal exactly when their canonical forms are. A quotient that does not divide out becomes an atom of its
-own (`(h + 2)//2`), so every shape function of the op library stays closed under `+ - * //`.
+Two sizes are equal exactly when their canonical forms are. A quotient that does not divide out becomes
+an atom of its own (`(h + 2)//2`), so every shape function of the op library stays closed under `+ - * //`.
 """
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ def _monomial_key(m: Monomial) -> tuple[int, str]:
 
 
 class Dim:
-    """An integer polynomial over named sizes. Made by `dim(name)` and arithmetic; collapses to int when constant."""
+    """An integer polynomial over named sizes.
+
+    Made by `dim(name)` and arithmetic; collapses to int when constant.
+    """
     __slots__ = ("_hash", "terms")
     terms: tuple[tuple[Monomial, int], ...]
 
@@ -71,7 +74,10 @@ class Dim:
         if not isinstance(other, (int, Dim)):
             return NotImplemented
         exact = divide_exactly(self, other)
-        return exact if exact is not None else _quotient("//", self, other)
+        if exact is not None:
+            return exact
+        whole, rest = _whole_multiples(self, other)
+        return whole + (rest // other if isinstance(rest, int) else _quotient("//", rest, other))
 
     def __rfloordiv__(self, other: int) -> Size:
         return _quotient("//", other, self) if other else 0
@@ -79,7 +85,10 @@ class Dim:
     def __mod__(self, other: Size) -> Size:
         if not isinstance(other, (int, Dim)):
             return NotImplemented
-        return 0 if divide_exactly(self, other) is not None else _quotient("%", self, other)
+        if divide_exactly(self, other) is not None:
+            return 0
+        rest = _whole_multiples(self, other)[1]
+        return rest % other if isinstance(rest, int) else _quotient("%", rest, other)
 
     def __rmod__(self, other: int) -> Size:
         return _quotient("%", other, self) if other else 0
@@ -91,8 +100,9 @@ class Dim:
         return out
 
     def _unknown(self, *_: object) -> NoReturn:
-        raise ModeError(f"the size {self} is known only at run time: it cannot steer Python's if, for or range; "
-                        "use ops (graphc.where, sums over the axis), or let the size be an int")
+        raise ModeError(
+            f"the size {self} is known only at run time: it cannot steer Python's if, for or range; "
+            "use ops (graphc.where, sums over the axis), or let the size be an int")
 
     __index__ = __int__ = __float__ = __lt__ = __le__ = __gt__ = __ge__ = _unknown
 
@@ -156,6 +166,18 @@ def _quotient(kind: str, a: Size, b: Size) -> Size:
     return Dim((((((kind, a, b), 1),), 1),))
 
 
+def _whole_multiples(a: Dim, b: Size) -> tuple[Size, Size]:
+    """``(q, r)`` with ``a = q*b + r``: the terms that an int ``b`` divides, and the constant, go into ``q``.
+
+    So ``(n - 2)//2 + 1`` and ``n//2`` have one canonical form.
+    """
+    if not isinstance(b, int) or b <= 0:
+        return 0, a
+    whole = {m: c // b for m, c in a.terms if c % b == 0 or m == ()}
+    q = _from_dict(whole)
+    return q, a - q * b
+
+
 def divide_exactly(a: Size, b: Size) -> Size | None:
     """``a / b`` when it is a polynomial with integer coefficients, else None (the divisor: one term)."""
     if isinstance(a, int) and isinstance(b, int):
@@ -175,7 +197,8 @@ def divide_exactly(a: Size, b: Size) -> Size | None:
             powers[atom] -= p
         if c % coef:
             return None
-        out[tuple((at, p) for at, p in sorted(powers.items(), key=lambda t: _atom_key(t[0])) if p)] = c // coef
+        left = sorted(powers.items(), key=lambda t: _atom_key(t[0]))
+        out[tuple((at, p) for at, p in left if p)] = c // coef
     return _from_dict(out)
 
 
@@ -258,7 +281,10 @@ _pending = _Pending()
 
 @contextmanager
 def collect_checks() -> Iterator[list[Check]]:
-    """While recording a node: questions that shape functions could not decide are collected, to be asked at each run."""
+    """While recording a node: collect the questions that shape functions cannot decide.
+
+    They are asked at each run.
+    """
     outer, _pending.checks = _pending.checks, []
     try:
         yield _pending.checks
@@ -267,7 +293,10 @@ def collect_checks() -> Iterator[list[Check]]:
 
 
 def same_size(a: Size, b: Size) -> Size | None:
-    """The common size, or None when the two certainly differ; an open question becomes a check at run time."""
+    """The common size, or None when the two certainly differ.
+
+    An open question becomes a check at run time.
+    """
     if a == b:
         return a
     if (isinstance(a, int) and isinstance(b, int)) or _pending.checks is None:

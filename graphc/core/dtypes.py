@@ -1,4 +1,7 @@
-"""Dtypes and the one promotion table. Dtypes are NumPy's own objects, so `x.dtype == np.float32` reads as expected."""
+"""Dtypes and the one promotion table.
+
+Dtypes are NumPy's own objects, so `x.dtype == np.float32` reads as expected.
+"""
 from __future__ import annotations
 
 from typing import Any
@@ -76,8 +79,9 @@ def scalar_kind(value: Any) -> str | None:
 def promote(dtypes: list[DType], kinds: str = "") -> DType:
     """The dtype of an operation on tensors of ``dtypes`` and weak scalars of ``kinds``.
 
-    Among tensors an integer never widens a float, otherwise NumPy's table holds; where that would turn integers into
-    floats (uint64 with int64) the default float is used. A scalar counts only when its kind is above the tensors'.
+    Among tensors an integer never widens a float, otherwise NumPy's table holds; where that would turn
+    integers into floats (uint64 with int64) the default float is used. A scalar counts only when its
+    kind is above the tensors'.
 
     >>> promote([float32, int64]).name, promote([int32, uint8]).name, promote([int64], "f").name
     ('float32', 'int32', 'float32')

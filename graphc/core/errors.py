@@ -1,7 +1,7 @@
 """Every error type graphc raises, each also a subclass of the built-in that NumPy or PyTorch would raise.
 
-A message says which op, which shapes or dtypes, which line of the user's code, and what to do about it. Static mode
-adds the line that *made* the node (`at`), not only the line that ran it.
+A message says which op, which shapes or dtypes, which line of the user's code, and what to do about it.
+Static mode adds the line that *made* the node (`at`), not only the line that ran it.
 """
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import ClassVar
 class GraphcError(Exception):
     """The base of all graphc errors.
 
-    `core.record` sets ``locate``, which puts the user's line at the end of the message as soon as the error is made.
+    `core.record` sets ``locate``, which puts the user's line at the end of the message as soon as the
+    error is made.
     """
     at: str | None = None
     locate: ClassVar[Callable[[GraphcError], object] | None] = None
@@ -75,8 +76,10 @@ class CompileError(GraphcError, RuntimeError):
 
 
 class ScriptError(GraphcError, RuntimeError):
-    """A user's script that failed under `graphc compare` or `dump`; the message holds its own traceback lines."""
-    at = ""
+    """A user's script that failed under `graphc compare` or `dump`.
+
+    The message holds its own traceback lines.
+    """
     at = ""                                                  # no other line is to be put there
 
 

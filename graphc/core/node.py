@@ -1,7 +1,8 @@
-"""The record of one call: `Node` in a static graph, `TapeNode` on the eager tape, and what a gradient rule sees of either.
+"""The record of one call: `Node` in a static graph, `TapeNode` on the eager tape.
 
-Both kinds answer the same three questions of the reverse walk: `op`, `edges` (where each input came from) and `open()`
-(the Context for the rules). Neither knows how it is executed.
+Also what a gradient rule sees of either. Both kinds answer the same three questions of the reverse walk:
+`op`, `edges` (where each input came from) and `open()` (the Context for the rules). Neither knows how it
+is executed.
 """
 from __future__ import annotations
 
@@ -76,7 +77,10 @@ class Node:
 
 
 class Context:
-    """What a gradient rule may read of the call: attributes, input shapes, and the inputs and outputs it declared."""
+    """What a gradient rule may read of the call.
+
+    Attributes, input shapes, and the inputs and outputs it declared.
+    """
     __slots__ = ("attrs", "inputs", "outputs", "shapes")
 
     def __init__(self, attrs: Mapping[str, Any], shapes: tuple[Any, ...], inputs: tuple[Any, ...],
@@ -119,15 +123,16 @@ FREED: Any = object()
 class TapeNode:
     """One call on the eager tape.
 
-    ``edges[k]`` says where input ``k`` came from: a TapeNode (its only output), a `Value` (one of several outputs), a
-    leaf Tensor, or None when no gradient is wanted there. ``saved`` has one entry per input, then one per output;
-    None where the op's rules do not read it.
+    ``edges[k]`` says where input ``k`` came from: a TapeNode (its only output), a `Value` (one of several
+    outputs), a leaf Tensor, or None when no gradient is wanted there. ``saved`` has one entry per input,
+    then one per output; None where the op's rules do not read it.
     """
     __slots__ = ("__weakref__", "attrs", "edges", "hooks", "op", "saved", "shapes", "where")
 
     def __init__(self, op: Op, edges: tuple[Any, ...], attrs: Mapping[str, Any], shapes: tuple[Any, ...],
                  saved: Any, where: str | None = None) -> None:
-        self.op, self.edges, self.attrs, self.shapes, self.saved, self.where = op, edges, attrs, shapes, saved, where
+        self.op, self.edges, self.attrs = op, edges, attrs
+        self.shapes, self.saved, self.where = shapes, saved, where
         self.hooks: dict[int, list[Callable[[Any], Any]]] | None = None
 
     def open(self) -> Context:
@@ -137,11 +142,12 @@ class TapeNode:
             return Context(self.attrs, self.shapes, (), ())
         if self.saved is FREED:
             raise AutogradError(
-                f"{self._place()}: backward through the same tape a second time, but its saved values were freed; "
-                "pass retain_graph=True to the first backward()")
+                f"{self._place()}: backward through the same tape a second time, but its saved values "
+                "were freed; pass retain_graph=True to the first backward()")
         n = len(self.edges)
         saved = [self._check(s, i, n) for i, s in enumerate(self.saved)]
-        inputs = tuple(s if not isinstance(s, Saved) else rewrap(s, self.edges[i]) for i, s in enumerate(saved[:n]))
+        inputs = tuple(rewrap(s, self.edges[i]) if isinstance(s, Saved) else s
+                       for i, s in enumerate(saved[:n]))
         several = len(saved) - n > 1
         outputs = tuple(s and rewrap(s, Value(self, i) if several else self) for i, s in enumerate(saved[n:]))
         return Context(self.attrs, self.shapes, inputs, outputs)

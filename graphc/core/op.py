@@ -27,7 +27,10 @@ Trait = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """Element by element over equal shapes after broadcasting: ``template(b, *scalars, **attrs) -> scalar``."""
+    """Element by element over equal shapes after broadcasting.
+
+    ``template(b, *scalars, **attrs) -> scalar``.
+    """
     template: Callable[..., Any]
 
 
@@ -35,8 +38,8 @@ class Map:
 class Pull:
     """One output element from its index: ``element(b, index, *inputs, **attrs) -> scalar``.
 
-    ``inputs[k].at(index)`` reads an input element and ``.shape`` gives its sizes as index expressions. Views, padding,
-    gathers and generators are all pulls; they fuse into their consumers as maps do.
+    ``inputs[k].at(index)`` reads an input element and ``.shape`` gives its sizes as index expressions.
+    Views, padding, gathers and generators are all pulls; they fuse into their consumers as maps do.
     """
     element: Callable[..., Any]
     view: bool = False          # reads exactly one element of its input and computes nothing
@@ -46,9 +49,9 @@ class Pull:
 class Fold:
     """A reduction over ``attrs["axis"]``.
 
-    ``init(b, dtype)`` gives the start state, ``step(b, state, x, position) -> state`` takes one element in,
-    ``finish(b, state) -> scalar`` ends. ``merge(b, s, t)`` joins two partial states when the fold may be reassociated
-    (in a tree fixed by shapes).
+    ``init(b, dtype)`` gives the start state, ``step(b, state, x, position) -> state`` takes one element
+    in, ``finish(b, state) -> scalar`` ends. ``merge(b, s, t)`` joins two partial states when the fold may
+    be reassociated (in a tree fixed by shapes).
     """
     init: Callable[..., Any]
     step: Callable[..., Any]
@@ -58,7 +61,10 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class Loops:
-    """A builder of loops: ``build(k, inputs, outputs, **attrs)`` writes them with the kernel builder ``k``."""
+    """A builder of loops.
+
+    ``build(k, inputs, outputs, **attrs)`` writes them with the kernel builder ``k``.
+    """
     build: Callable[..., Any]
 
 
@@ -76,18 +82,20 @@ class Op:
     name
         Unique; NumPy's or PyTorch's where it has one.
     infer
-        ``infer(*avals, **attrs) -> Aval`` (a tuple of them with several outputs); raises ShapeError or DTypeError.
+        ``infer(*avals, **attrs) -> Aval`` (a tuple of them with several outputs); raises ShapeError or
+        DTypeError.
     run
         ``run(*arrays, **attrs) -> array(s)`` in NumPy: the eager kernel and the reference of every executor.
     vjp
-        One rule per input, ``rule(g, c) -> gradient``, written in public ops (None: not differentiable), or one
-        `EachInput` for ops of any number of inputs. ``c`` is a `Context`. With several outputs ``g`` is a tuple in
-        which None is zero.
+        One rule per input, ``rule(g, c) -> gradient``, written in public ops (None: not differentiable),
+        or one `EachInput` for ops of any number of inputs. ``c`` is a `Context`. With several outputs
+        ``g`` is a tuple in which None is zero.
     saves
-        What the rules read: "x", "y", "z" for the first three inputs, "*" for all, "out" for the outputs; one such tuple
-        for all rules, or one per rule, so that only what the wanted gradients need is kept.
+        What the rules read: "x", "y", "z" for the first three inputs, "*" for all, "out" for the outputs;
+        one such tuple for all rules, or one per rule, so that only what the wanted gradients need is kept.
     kinds
-        The dtype kinds that the first input may have: eager mode, which runs before it infers, asks this first.
+        The dtype kinds that the first input may have: eager mode, which runs before it infers, asks this
+        first.
     lower
         How codegen sees the op.
     promote
@@ -97,6 +105,12 @@ class Op:
         Number of outputs; 0 when it depends on the attributes (then `run` and `infer` return tuples).
     cost
         Rough scalar operations per output element, for cost models.
+    compiled
+        Elements of the first input from which eager calls go to the compiled kernel; 0: never.
+    batched
+        Inputs whose first axis is the batch: compiled once for every batch size.
+    check
+        ``check(*inputs, **attrs) -> bool tensor`` that must be true at run time.
     """
     name: str
     infer: Callable[..., Any]
@@ -109,9 +123,9 @@ class Op:
     outputs: int = 1
     traits: frozenset[Trait] = frozenset()
     cost: float = 1.0
-    compiled: int = 0           # elements of the first input from which eager calls go to the compiled kernel; 0: never
-    batched: tuple[int, ...] = ()               # inputs whose first axis is the batch: compiled once for every batch size
-    check: Callable[..., Any] | None = None     # check(*inputs, **attrs) -> bool tensor that must be true at run time
+    compiled: int = 0
+    batched: tuple[int, ...] = ()
+    check: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
         if self.name in _REGISTRY:

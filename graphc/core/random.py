@@ -1,9 +1,9 @@
 """Philox4x32-10, and the one generator state that both modes draw from.
 
-A draw's bits are a function of (seed, ordinal of the draw, element index) alone, so eager mode, every executor and every
-number of threads see the same numbers. The state is a Buffer of two int64: the seed and the number of draws so far; in a
-graph it is a Variable bound to the same storage. Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-SC 2011 (the algorithm and its constants).
+A draw's bits are a function of (seed, ordinal of the draw, element index) alone, so eager mode, every
+executor and every number of threads see the same numbers. The state is a Buffer of two int64: the seed
+and the number of draws so far; in a graph it is a Variable bound to the same storage. Source: Salmon et
+al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011 (the algorithm and its constants).
 """
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ MASK = 0xFFFFFFFF
 
 
 def philox(seed: int, ordinal: int, count: int) -> np.ndarray[Any, Any]:
-    """``count`` uint32 values: the first word of the block (element, 0, ordinal low, ordinal high) under key ``seed``."""
+    """``count`` uint32 values.
+
+    The first word of the block (element, 0, ordinal low, ordinal high) under key ``seed``.
+    """
     with np.errstate(over="ignore"):
         i = np.arange(count, dtype=np.uint64)
-        c = [i & MASK, i >> np.uint64(32), np.full(count, ordinal & MASK, np.uint64), np.full(count, (ordinal >> 32) & MASK, np.uint64)]
+        c = [i & MASK, i >> np.uint64(32),
+             np.full(count, ordinal & MASK, np.uint64), np.full(count, (ordinal >> 32) & MASK, np.uint64)]
         k = [seed & MASK, (seed >> 32) & MASK]
         for _ in range(ROUNDS):
             a, b = c[0] * np.uint64(MULTIPLIERS[0]), c[2] * np.uint64(MULTIPLIERS[1])

@@ -1,8 +1,9 @@
 """apply(): the one door that every op call goes through, and the modes it looks at.
 
-Inside ``with Graph()`` (or a traced function) a call is recorded there; outside, if an input is symbolic, in that
-input's graph; otherwise it runs eagerly. Eager, static and codegen register themselves here, so core imports none of
-them: `set_eager` takes the eager kernel, recorders are pushed by `recording`, `set_executor` takes the compiler.
+Inside ``with Graph()`` (or a traced function) a call is recorded there; outside, if an input is symbolic,
+in that input's graph; otherwise it runs eagerly. Eager, static and codegen register themselves here, so
+core imports none of them: `set_eager` takes the eager kernel, recorders are pushed by `recording`,
+`set_executor` takes the compiler.
 """
 from __future__ import annotations
 
@@ -95,7 +96,10 @@ def executor() -> Executor:
 # ---------------------------------------------------------------- the door
 
 def apply(op: Op, *inputs: Any, **attrs: Any) -> Any:
-    """Call ``op``: record it or run it, by mode. Inputs are tensors, arrays or scalars; the result tensor(s)."""
+    """Call ``op``: record it or run it, by mode.
+
+    Inputs are tensors, arrays or scalars; the result is a tensor or a tuple of them.
+    """
     try:
         if recording_scopes and modes.recorder is not None:
             return modes.recorder.record(op, inputs, attrs)

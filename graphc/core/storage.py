@@ -1,7 +1,7 @@
 """Storage: a buffer with a version.
 
-A tensor and all its views share one Storage, made when first needed. Each in-place write bumps the version; the tape
-and compiled programs compare versions to notice that a value they rely on was changed.
+A tensor and all its views share one Storage, made when first needed. Each in-place write bumps the
+version; the tape and compiled programs compare versions to notice that a value they rely on was changed.
 """
 from __future__ import annotations
 

@@ -22,7 +22,10 @@ Array = np.ndarray[Any, Any]
 
 
 class _Size(int):
-    """``t.size``: NumPy's number of elements that can also be called, as PyTorch's ``t.size()`` and ``t.size(0)``."""
+    """``t.size``: NumPy's number of elements, which can also be called.
+
+    As PyTorch's ``t.size()`` and ``t.size(0)``.
+    """
     _shape: tuple[Any, ...]
 
     def __call__(self, dim: int | None = None) -> Any:
@@ -45,7 +48,8 @@ class _Rare:
 class Tensor:
     """An n-dimensional array, eager (it has data) or symbolic (a value of a graph).
 
-    Made by `graphc.tensor`, `graphc.zeros`, ... and by ops; symbols by `graphc.placeholder` and by ops on symbols.
+    Made by `graphc.tensor`, `graphc.zeros`, ... and by ops; symbols by `graphc.placeholder` and by ops on
+    symbols.
 
     Attributes
     ----------
@@ -78,9 +82,11 @@ class Tensor:
     if TYPE_CHECKING:
         # what graphc.ops.methods attaches: a checker knows the operators, and that there are methods
         def _operator(self, other: Any) -> Tensor: ...
-        __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _operator
-        __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = __matmul__ = __rmatmul__ = _operator
-        __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = __lt__ = __le__ = __gt__ = __ge__ = _operator
+        __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _operator
+        __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = _operator
+        __pow__ = __rpow__ = __matmul__ = __rmatmul__ = _operator
+        __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = _operator
+        __lt__ = __le__ = __gt__ = __ge__ = _operator
         __iadd__ = __isub__ = __imul__ = __itruediv__ = __getitem__ = _operator
         def __eq__(self, other: object) -> Tensor: ...  # type: ignore[override]
         def __ne__(self, other: object) -> Tensor: ...  # type: ignore[override]
@@ -213,7 +219,8 @@ class Tensor:
         """The one element as a Python scalar."""
         data = self._array("item()")
         if data.size != 1:
-            raise record.located(ShapeError(f"item(): shape {format_shape(data.shape)} has {data.size} elements, not one"))
+            raise record.located(ShapeError(
+                f"item(): shape {format_shape(data.shape)} has {data.size} elements, not one"))
         return data.item()
 
     def tolist(self) -> Any:
@@ -255,7 +262,8 @@ class Tensor:
         if self._data is None:
             return f"<symbol {self._node!r}: {self._node.aval}>"
         body = np.array2string(self._data, separator=", ", prefix="tensor(")
-        tail = "" if self._data.dtype in (np.float32, np.int64, np.bool_) else f", dtype={self._data.dtype.name}"
+        plain = self._data.dtype in (np.float32, np.int64, np.bool_)
+        tail = "" if plain else f", dtype={self._data.dtype.name}"
         if self._node is not None:
             tail += f", grad_fn={self.grad_fn!r}"
         elif self.requires_grad:
@@ -314,14 +322,17 @@ class Tensor:
     def requires_grad_(self, mode: bool = True) -> Tensor:
         """Ask for gradients of this leaf (in place); returns itself."""
         if mode and self.dtype.kind != "f":
-            raise record.located(DTypeError(f"requires_grad: only floating tensors have gradients, not {self.dtype.name}"))
+            raise record.located(DTypeError(
+                f"requires_grad: only floating tensors have gradients, not {self.dtype.name}"))
         if not mode and self._node is not None and self._data is not None:
             raise record.located(AutogradError("requires_grad_(False) on a non-leaf; use t.detach()"))
         self.requires_grad = mode
         return self
 
     def register_hook(self, hook: Callable[[Tensor], Any]) -> HookHandle:
-        """Call ``hook(grad)`` when the gradient of this tensor is complete; what it returns (not None) replaces it.
+        """Call ``hook(grad)`` when the gradient of this tensor is complete.
+
+        What it returns (not None) replaces the gradient.
 
         ``remove()`` of what is returned removes the hook.
         """
@@ -331,7 +342,8 @@ class Tensor:
             rare = self._more()
             rare.hooks = hooks = rare.hooks or []
         else:
-            node, index = (self._node.node, self._node.index) if type(self._node) is Value else (self._node, 0)
+            edge = self._node
+            node, index = (edge.node, edge.index) if type(edge) is Value else (edge, 0)
             if not isinstance(node, TapeNode):
                 raise record.located(ModeError("register_hook: hooks are for eager tensors"))
             node.hooks = node.hooks if node.hooks is not None else {}
@@ -357,7 +369,8 @@ class Tensor:
         return self
 
     def cuda(self, device: Any = None) -> Tensor:
-        raise record.located(DeviceError("cuda(): graphc's eager mode has no CUDA device here; run on the CPU"))
+        raise record.located(DeviceError(
+            "cuda(): graphc's eager mode has no CUDA device here; run on the CPU"))
 
 
 class HookHandle:
@@ -394,7 +407,9 @@ class Parameter(Tensor):
 
 
 class Buffer(Tensor):
-    """State that is not trained but lives and is saved with its owner (running statistics, moments, step counts).
+    """State that is not trained but lives and is saved with its owner.
+
+    Running statistics, moments, step counts.
 
     In a graph it is a Variable bound to its storage, like a Parameter.
     """
@@ -427,7 +442,7 @@ def rewrap(saved: Saved, edge: Any) -> Tensor:
     if edge is not None:
         t._node = None if isinstance(edge, Tensor) else edge
         t.requires_grad = True
-        if isinstance(edge, Tensor):                      # the leaf's buffer was exchanged (t.data = ...): stay linked
+        if isinstance(edge, Tensor):      # the leaf's buffer was exchanged (t.data = ...): stay linked
             raise AutogradError("a saved leaf's data was replaced before backward()")
     return t
 

@@ -16,7 +16,8 @@ from .recorder import edge_of
 
 def _root(t: Tensor, cotangent: Any, what: str) -> tuple[Any, Tensor]:
     if not t.requires_grad:
-        raise AutogradError(f"{what}: the tensor does not require grad and no op recorded for gradients made it")
+        raise AutogradError(
+            f"{what}: the tensor does not require grad and no op recorded for gradients made it")
     if cotangent is None:
         if t._data.size != 1:
             raise AutogradError(f"{what}: a gradient starts from a scalar; this tensor has shape "
@@ -29,7 +30,8 @@ def _root(t: Tensor, cotangent: Any, what: str) -> tuple[Any, Tensor]:
     return edge_of(t), cotangent
 
 
-def backward(t: Tensor, gradient: Any = None, retain_graph: bool | None = None, create_graph: bool = False) -> None:
+def backward(t: Tensor, gradient: Any = None, retain_graph: bool | None = None,
+             create_graph: bool = False) -> None:
     """Add the gradient of ``t`` to ``.grad`` of every leaf it depends on.
 
     Parameters
@@ -76,7 +78,8 @@ def _accumulate(leaf: Tensor, g: Tensor, create_graph: bool, shared: set[int]) -
     g = _hooked(leaf, g)
     rare = leaf._more()
     if rare.grad is None:
-        # add passes one cotangent on to both inputs, views pass on part of one: .grad gets a buffer of its own
+        # add passes one cotangent on to both inputs, views pass on part of one:
+        # .grad gets a buffer of its own
         lent = id(g._data) in shared or g._data.base is not None or g._storage is not None
         rare.grad = wrap(g._data.copy()) if lent and not create_graph else g
         shared.add(id(g._data))
@@ -84,8 +87,9 @@ def _accumulate(leaf: Tensor, g: Tensor, create_graph: bool, shared: set[int]) -
         rare.grad = rare.grad + g
 
 
-def grad(outputs: Tensor | Sequence[Tensor], inputs: Tensor | Sequence[Tensor], grad_outputs: Any = None,
-         retain_graph: bool | None = None, create_graph: bool = False, allow_unused: bool = False) -> tuple[Any, ...]:
+def grad(outputs: Tensor | Sequence[Tensor], inputs: Tensor | Sequence[Tensor],
+         grad_outputs: Any = None, retain_graph: bool | None = None, create_graph: bool = False,
+         allow_unused: bool = False) -> tuple[Any, ...]:
     """The gradients of ``outputs`` with respect to ``inputs``, without touching ``.grad``.
 
     Parameters

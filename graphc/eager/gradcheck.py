@@ -20,15 +20,15 @@ def gradcheck(fn: Function, inputs: Tensor | Sequence[Tensor], order: int = 2, *
               atol: float = 1e-7, seed: int = 0) -> bool:
     """Whether the gradients of ``fn`` at ``inputs`` agree with finite differences, to ``order``.
 
-    The floating outputs are projected on random directions v, and d(v . fn)/dx is compared element by element with
-    ``(v . fn(x + step) - v . fn(x - step)) / (2 step)``. For the next order the gradient itself, as a function of the
-    inputs and of v, takes the place of ``fn``.
+    The floating outputs are projected on random directions v, and d(v . fn)/dx is compared element by
+    element with ``(v . fn(x + step) - v . fn(x - step)) / (2 step)``. For the next order the gradient
+    itself, as a function of the inputs and of v, takes the place of ``fn``.
 
     Parameters
     ----------
     fn : callable
-        Takes the inputs, returns a tensor or a tuple of tensors; called about twice per input element and order. It
-        must be smooth at ``inputs``: a kink within ``step`` gives a false alarm.
+        Takes the inputs, returns a tensor or a tuple of tensors; called about twice per input element and
+        order. It must be smooth at ``inputs``: a kink within ``step`` gives a false alarm.
     inputs : Tensor or sequence of Tensor
         Those that require grad are checked; they must be float64.
     order : int
@@ -65,7 +65,8 @@ def gradcheck(fn: Function, inputs: Tensor | Sequence[Tensor], order: int = 2, *
         raise record.located(ArgumentError("gradcheck: no input requires grad"))
     for i in checked:
         if leaves[i].dtype != np.float64:
-            raise record.located(ArgumentError(f"gradcheck: input {i} is {leaves[i].dtype.name}; it must be float64"))
+            raise record.located(ArgumentError(
+                f"gradcheck: input {i} is {leaves[i].dtype.name}; it must be float64"))
     rng = np.random.default_rng(seed)
     # fresh leaves, so that .grad, hooks and buffers of the caller's tensors stay untouched
     leaves = [Tensor(x._data.copy(), x.requires_grad) for x in leaves]
@@ -74,8 +75,9 @@ def gradcheck(fn: Function, inputs: Tensor | Sequence[Tensor], order: int = 2, *
     return True
 
 
-def _compare(fn: Function, leaves: list[Tensor], checked: list[int], order: int, rng: np.random.Generator, step: float,
-             rtol: float, atol: float) -> tuple[Function, list[Tensor], list[int]]:
+def _compare(fn: Function, leaves: list[Tensor], checked: list[int], order: int,
+             rng: np.random.Generator, step: float, rtol: float, atol: float,
+             ) -> tuple[Function, list[Tensor], list[int]]:
     """One order; returns the gradient as the function, inputs and positions for the next."""
     shapes = [y._data.shape for y in _outputs(fn, leaves)]
     directions = [Tensor(np.asarray(rng.uniform(0.5, 1.5, s) * rng.choice((-1, 1), s)), True) for s in shapes]
@@ -87,16 +89,18 @@ def _compare(fn: Function, leaves: list[Tensor], checked: list[int], order: int,
         pairs = [(y, v) for y, v in zip(outs, xs[n:], strict=True) if y.requires_grad]
         if not pairs:
             return tuple(wrap(np.zeros_like(x._data)) for x in wrt)
-        found = autograd.grad([y for y, _ in pairs], wrt, [v for _, v in pairs], create_graph=True, allow_unused=True)
-        return tuple(wrap(np.zeros_like(x._data)) if g is None else g for g, x in zip(found, wrt, strict=True))
+        found = autograd.grad([y for y, _ in pairs], wrt, [v for _, v in pairs],
+                              create_graph=True, allow_unused=True)
+        return tuple(wrap(np.zeros_like(x._data)) if g is None else g
+                     for g, x in zip(found, wrt, strict=True))
 
     for i, g in zip(checked, gradient(*leaves, *directions), strict=True):
         _check(fn, leaves, directions, i, g, order, step, rtol, atol)
     return gradient, [*leaves, *directions], [*checked, *range(n, n + len(directions))]
 
 
-def _check(fn: Function, leaves: list[Tensor], directions: list[Tensor], i: int, g: Tensor, order: int, step: float,
-           rtol: float, atol: float) -> None:
+def _check(fn: Function, leaves: list[Tensor], directions: list[Tensor], i: int, g: Tensor, order: int,
+           step: float, rtol: float, atol: float) -> None:
     x = leaves[i]._data
     place = f"gradcheck: order {order}, input {i}"
     if g.shape != x.shape or g.dtype != x.dtype:
@@ -111,7 +115,8 @@ def _check(fn: Function, leaves: list[Tensor], directions: list[Tensor], i: int,
         numeric[at] = (ends[0] - ends[1]) / (2 * step)
     off = np.abs(g._data - numeric) - (atol + rtol * np.abs(numeric))
     if not np.all(off <= 0):                                 # NaN counts as wrong
-        at = tuple(int(k) for k in np.unravel_index(np.argmax(np.where(np.isnan(off), np.inf, off)), off.shape))
+        worst = np.argmax(np.where(np.isnan(off), np.inf, off))
+        at = tuple(int(k) for k in np.unravel_index(worst, off.shape))
         raise record.located(AutogradError(f"{place}, element {at}: the gradient is {g._data[at]:.10g}, "
                                            f"finite differences give {numeric[at]:.10g}"))
 

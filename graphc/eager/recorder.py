@@ -1,4 +1,7 @@
-"""Eager mode's end of the one door: run the op in NumPy now, and put it on the tape when a gradient may be wanted."""
+"""Eager mode's end of the one door.
+
+Runs the op in NumPy now, and puts it on the tape when a gradient may be wanted.
+"""
 from __future__ import annotations
 
 import weakref
@@ -26,7 +29,8 @@ def call(op: Op, inputs: tuple[Any, ...], attrs: dict[str, Any]) -> Any:
     results = tuple(wrap(_as_array(o)) for o in out) if type(out) is tuple else wrap(_as_array(out))
     if "view" in op.traits:
         _share(tensors[0], results)
-    if op.vjp is not None and any([t.requires_grad for t in tensors]) and record.grad_enabled():
+    wanted = any([t.requires_grad for t in tensors])  # noqa: C419  (a list is faster for one or two)
+    if op.vjp is not None and wanted and record.grad_enabled():
         _tape(op, tensors, attrs, results)
     return results
 
@@ -37,14 +41,14 @@ def _as_array(x: Any) -> Any:
 
 def _run(op: Op, arrays: list[Any], attrs: dict[str, Any]) -> Any:
     if arrays and arrays[0].dtype.kind not in op.kinds:
-        op.infer(*(Aval(a.shape, a.dtype) for a in arrays), **attrs)          # says which dtypes there are instead
+        op.infer(*(Aval(a.shape, a.dtype) for a in arrays), **attrs)    # says which dtypes there are instead
     try:
         if op.compiled and arrays[0].size >= op.compiled:
             return record.executor().call_op(op, tuple(arrays), attrs)
         with np.errstate(all="ignore"):
             return op.run(*arrays, **attrs)
     except _FAILURES as failure:
-        op.infer(*(Aval(a.shape, a.dtype) for a in arrays), **attrs)      # says what is wrong, in graphc's words
+        op.infer(*(Aval(a.shape, a.dtype) for a in arrays), **attrs)    # says what is wrong, in our words
         if isinstance(failure, GraphcError):
             raise
         if isinstance(failure, IndexError):
@@ -64,7 +68,8 @@ def _operands(op: Op, inputs: tuple[Any, ...]) -> list[Tensor]:
         elif isinstance(x, (Tensor, np.ndarray)):
             dtypes.append(x.dtype)
         else:
-            raise DTypeError(f"{op.name}: cannot take {type(x).__name__}; pass a tensor, an array or a number")
+            raise DTypeError(
+                f"{op.name}: cannot take {type(x).__name__}; pass a tensor, an array or a number")
     dtype = promote(dtypes, kinds)
     if op.promote == "float":
         dtype = to_float(dtype)
@@ -149,14 +154,16 @@ def write(target: Tensor, op: Op | None, inputs: tuple[Any, ...], attrs: dict[st
     tracked = record.grad_enabled() and (target.requires_grad or value.requires_grad)
     if tracked:
         if value.dtype != target.dtype and target.dtype.kind == "f":
-            value = record.apply(cast_op, value, dtype=target.dtype)             # gradients change dtype on the way back
+            value = record.apply(cast_op, value, dtype=target.dtype)    # gradients change dtype on the way
+
         if target._node is None and target.requires_grad:
             raise AutogradError(f"{name}: a leaf that requires grad cannot be changed in place; "
                                 "update it inside graphc.no_grad()")
         views = target._storage.views if target._storage is not None else None
-        if (target._rare is not None and target._rare.base is not None) or (views and any(v is not target for v in views)):
-            raise AutogradError(f"{name}: in-place update of a view (or of a tensor with views) that is being "
-                                "differentiated; use the functional form, x = ... or graphc.where")
+        is_view = target._rare is not None and target._rare.base is not None
+        if is_view or (views and any(v is not target for v in views)):
+            raise AutogradError(f"{name}: in-place update of a view (or of a tensor with views) that is "
+                                "being differentiated; use the functional form, x = ... or graphc.where")
     _store(name, target, value)
     if tracked:
         target._node, target.requires_grad = value._node, value.requires_grad
@@ -165,12 +172,15 @@ def write(target: Tensor, op: Op | None, inputs: tuple[Any, ...], attrs: dict[st
 
 def _store(name: str, target: Tensor, value: Tensor) -> None:
     data, new = target._data, value._data
-    if new.dtype != data.dtype and not (data.dtype.kind == "f" or (new.dtype.kind in "bui" and data.dtype.kind in "ui")):
+    if new.dtype != data.dtype and not (
+            data.dtype.kind == "f" or (new.dtype.kind in "bui" and data.dtype.kind in "ui")):
         raise DTypeError(f"{name}: a {new.dtype.name} result does not fit in place into {data.dtype.name}")
     if new.shape != data.shape and np.broadcast_shapes(new.shape, data.shape) != data.shape:
-        raise ShapeError(f"{name}: the result has shape {new.shape}, the tensor updated in place {data.shape}")
+        raise ShapeError(
+            f"{name}: the result has shape {new.shape}, the tensor updated in place {data.shape}")
     if not data.flags.writeable:
-        raise ArgumentError(f"{name}: the tensor is read-only (a broadcast view); work on a copy: x = x.clone()")
+        raise ArgumentError(
+            f"{name}: the tensor is read-only (a broadcast view); work on a copy: x = x.clone()")
     np.copyto(data, new, casting="unsafe")
     target.storage().bump(record.source_line())
 

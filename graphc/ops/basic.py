@@ -33,7 +33,8 @@ cast_op: Op = Op(
 def cast(x: Any, dtype: Any) -> Tensor:
     """``x`` in another dtype (itself when it has that dtype already).
 
-    Floats become integers by truncation; NaN and values out of range give an unspecified integer, as in NumPy.
+    Floats become integers by truncation; NaN and values out of range give an unspecified integer, as in
+    NumPy.
     """
     x, dtype = as_tensor(x), as_dtype(dtype)
     return x if x.dtype == dtype else record.apply(cast_op, x, dtype=dtype)
@@ -77,7 +78,7 @@ constant_op: Op = Op(
     "constant",                          # a literal array inside a graph
     infer=lambda value: Aval(value.shape, value.dtype),
     run=lambda value: value,
-    lower=Pull(lambda b, index, value: b.const(value.item(), value.dtype.name)),    # 0-d; larger ones are buffers
+    lower=Pull(lambda b, index, value: b.const(value.item(), value.dtype.name)),   # 0-d; larger: buffers
     traits=frozenset({"source"}),
 )
 
@@ -117,4 +118,5 @@ def together(name: str, *operands: Any) -> tuple[Tensor, ...]:
         if not isinstance(x, (Tensor, np.ndarray)):
             raise DTypeError(f"{name}: cannot take {type(x).__name__}; pass a tensor, an array or a number")
     dtype = promote([x.dtype for x in tensors], kinds)
-    return tuple(cast(x, dtype) if scalar_kind(x) is None else as_tensor(np.asarray(x, dtype)) for x in operands)
+    return tuple(cast(x, dtype) if scalar_kind(x) is None else as_tensor(np.asarray(x, dtype))
+                 for x in operands)

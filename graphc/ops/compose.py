@@ -73,10 +73,14 @@ def softplus(x: Any) -> Tensor:
 
 def layer_norm(x: Tensor, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None,
                eps: float = 1e-5) -> Tensor:
-    """Each row (the last axes, of ``normalized_shape``) brought to mean 0 and variance 1, then scaled and shifted."""
+    """Each row (the last axes, of ``normalized_shape``) brought to mean 0 and variance 1.
+
+    Then scaled by ``weight`` and shifted by ``bias``.
+    """
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     if x.shape[x.ndim - len(shape):] != shape:
-        raise record.located(ShapeError(f"layer_norm: input {format_shape(x.shape)} does not end in {format_shape(shape)}"))
+        raise record.located(ShapeError(
+            f"layer_norm: input {format_shape(x.shape)} does not end in {format_shape(shape)}"))
     axes = tuple(range(x.ndim - len(shape), x.ndim))
     centred = x - mean(x, axes, True)
     out = centred * rsqrt(mean(centred * centred, axes, True) + eps)
@@ -134,14 +138,16 @@ def cross_entropy(x: Tensor, target: Any, reduction: str = "mean") -> Tensor:
         check_same_shape("cross_entropy", x, target)
         return _reduce_loss(-sum(log_probs * target, -1), reduction)
     if target.dtype.kind not in "iu":
-        raise record.located(DTypeError(f"cross_entropy: class targets are integers, not {target.dtype.name}"))
+        raise record.located(DTypeError(
+            f"cross_entropy: class targets are integers, not {target.dtype.name}"))
     return _reduce_loss(-pick(log_probs, target), reduction)
 
 
 def check_same_shape(name: str, x: Tensor, target: Tensor) -> None:
     """ShapeError when the two certainly differ; open questions about named sizes are checked at run time."""
     with record_checks(target if x._data is not None else x):
-        if x.ndim != target.ndim or any(same_size(a, b) is None for a, b in zip(x.shape, target.shape, strict=True)):
+        if x.ndim != target.ndim or any(
+                same_size(a, b) is None for a, b in zip(x.shape, target.shape, strict=True)):
             raise record.located(ShapeError(f"{name}: input {format_shape(x.shape)} and target "
                                             f"{format_shape(target.shape)} differ"))
 

@@ -39,8 +39,10 @@ def full(*shape: Any, fill_value: Any = None, dtype: Any = None, requires_grad: 
         *shape, fill_value = shape  # type: ignore[assignment]
     kind = scalar_kind(fill_value)
     if kind is None:
-        raise record.located(DTypeError(f"full: fill_value must be a number, not {type(fill_value).__name__}"))
-    d = as_dtype(dtype) if dtype is not None else {"b": as_dtype(bool), "i": int64, "f": default_float()}[kind]
+        raise record.located(DTypeError(
+            f"full: fill_value must be a number, not {type(fill_value).__name__}"))
+    by_kind = {"b": as_dtype(bool), "i": int64, "f": default_float()}
+    d = as_dtype(dtype) if dtype is not None else by_kind[kind]
     return _grad(full_value(_shape(tuple(shape)), fill_value, d), requires_grad)
 
 
@@ -95,7 +97,8 @@ arange_op: Op = Op(
 )
 
 
-def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = None,
+           requires_grad: bool = False) -> Tensor:
     """``start, start + step, ...`` below ``stop``; int64 for integers, float32 for floats."""
     if stop is None:
         start, stop = 0, start
@@ -117,8 +120,9 @@ def linspace(start: float, stop: float, num: int, dtype: Any = None, requires_gr
     if num < 0:
         raise record.located(ArgumentError(f"linspace: {num} numbers"))
     step = (stop - start) / (num - 1) if num > 1 else 0.0
-    return _grad(record.apply(arange_op, start=float(start), step=float(step), size=num, dtype=as_dtype(dtype or default_float())),
-                 requires_grad)
+    numbers = record.apply(arange_op, start=float(start), step=float(step), size=num,
+                           dtype=as_dtype(dtype or default_float()))
+    return _grad(numbers, requires_grad)
 
 
 eye_op: Op = Op(
@@ -132,7 +136,8 @@ eye_op: Op = Op(
 
 def eye(n: int, m: int | None = None, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """Ones on the diagonal of an n x m matrix, zeros elsewhere."""
-    return _grad(record.apply(eye_op, n=n, m=n if m is None else m, dtype=as_dtype(dtype or default_float())), requires_grad)
+    out = record.apply(eye_op, n=n, m=n if m is None else m, dtype=as_dtype(dtype or default_float()))
+    return _grad(out, requires_grad)
 
 
 # ---------------------------------------------------------------- random numbers
@@ -155,7 +160,8 @@ def _bits_element(b: Any, index: Any, state: Any, shape: Shape, ordinal: int) ->
     words = [b.call("and", element, mask), b.shr(element, half), b.call("and", draw, mask), b.shr(draw, half)]
     keys = [b.let(b.call("and", seed, mask)), b.let(b.shr(seed, half))]
     for _ in range(random.ROUNDS):
-        p, q = b.let(b.mul(words[0], c(random.MULTIPLIERS[0]))), b.let(b.mul(words[2], c(random.MULTIPLIERS[1])))
+        p = b.let(b.mul(words[0], c(random.MULTIPLIERS[0])))
+        q = b.let(b.mul(words[2], c(random.MULTIPLIERS[1])))
         words = [b.let(b.xor(b.xor(b.shr(q, half), words[1]), keys[0])), b.call("and", q, mask),
                  b.let(b.xor(b.xor(b.shr(p, half), words[3]), keys[1])), b.call("and", p, mask)]
         keys = [b.let(b.call("and", b.add(k, c(w)), mask)) for k, w in zip(keys, random.WEYL)]
@@ -203,13 +209,14 @@ def randint(low: int, high: Any = None, size: Any = None, dtype: Any = None) -> 
     if size is None or high is None:
         low, high, size = 0, low, high if size is None else size
     if size is None:
-        raise record.located(ArgumentError("randint: no size; randint(high, size) or randint(low, high, size)"))
+        raise record.located(ArgumentError(
+            "randint: no size; randint(high, size) or randint(low, high, size)"))
     if not isinstance(high, int) or high <= low:
         raise record.located(ArgumentError(f"randint: the range [{low}, {high}) is empty"))
     if high - low > 1 << 32:
         raise record.located(ArgumentError("randint: the range has more than 2**32 numbers"))
     bits = cast(random_bits(_shape((size,))), as_dtype("uint64"))
-    scaled = cast((bits * (high - low)) // (1 << 32), int64) + low              # multiply-shift: floor(bits * n / 2^32)
+    scaled = cast((bits * (high - low)) // (1 << 32), int64) + low    # multiply-shift: floor(bits*n / 2^32)
     return cast(scaled, dtype or int64)
 
 

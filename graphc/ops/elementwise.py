@@ -1,7 +1,7 @@
 """Element by element: arithmetic, mathematical functions, comparison and logic.
 
-Each op is one literal; `unary` and `binary` below fill in what all of a kind share. Rules are in public ops, `fit`
-sums a gradient back over broadcast axes.
+Each op is one literal; `unary` and `binary` below fill in what all of a kind share. Rules are in public
+ops, `fit` sums a gradient back over broadcast axes.
 """
 from __future__ import annotations
 
@@ -31,21 +31,24 @@ def _template(name: str) -> Map:
     return Map(lambda b, *xs: b.call(name, *xs))
 
 
+_TAKES = {"biuf": "numbers", "iuf": "numbers", "biu": "integers or bools", "b": "bools", "f": "floats"}
+
+
 def _check(name: str, kinds: str, *avals: Aval) -> None:
     for a in avals:
         if a.dtype.kind not in kinds:
-            wanted = {"biuf": "numbers", "iuf": "numbers", "biu": "integers or bools", "b": "bools", "f": "floats"}[kinds]
-            raise DTypeError(f"{name}: takes {wanted}, not {a.dtype.name}")
+            raise DTypeError(f"{name}: takes {_TAKES[kinds]}, not {a.dtype.name}")
 
 
 def unary(name: str, run: Callable[..., Array], vjp: Rule | None = None, saves: tuple[str, ...] = (), *,
-          lower: Callable[..., Any] | None = None, kinds: str = "biuf", floating: bool = False, to: Any = None,
-          cost: float = 1.0, compiled: int = 0) -> Op:
+          lower: Callable[..., Any] | None = None, kinds: str = "biuf", floating: bool = False,
+          to: Any = None, cost: float = 1.0, compiled: int = 0) -> Op:
     def infer(x: Aval) -> Aval:
         _check(name, kinds, x)
         return Aval(x.shape, to or x.dtype)
     return Op(name, infer, run, (vjp,) if vjp else None, saves, Map(lower) if lower else _template(name),
-              promote="float" if floating else None, kinds=kinds, cost=cost, traits=CHEAP if cost <= 2 else frozenset(),
+              promote="float" if floating else None, kinds=kinds, cost=cost,
+              traits=CHEAP if cost <= 2 else frozenset(),
               compiled=compiled, batched=(0,) if compiled else ())
 
 
@@ -63,25 +66,38 @@ def binary(name: str, run: Callable[..., Array], vjp: tuple[Rule | None, Rule | 
 
 # ---------------------------------------------------------------- arithmetic
 
-add_op: Op = binary("add", np.add, (lambda g, c: fit(g, c.shapes[0]), lambda g, c: fit(g, c.shapes[1])),
-                lower=lambda b, x, y: b.lor(x, y) if x.dtype == "bool" else b.add(x, y), commutative=True)
-sub_op: Op = binary("sub", np.subtract, (lambda g, c: fit(g, c.shapes[0]), lambda g, c: fit(-g, c.shapes[1])), kinds="iuf")
-mul_op: Op = binary("mul", np.multiply, (lambda g, c: fit(g * c.y, c.shapes[0]), lambda g, c: fit(g * c.x, c.shapes[1])),
-                saves=(("y",), ("x",)), lower=lambda b, x, y: b.land(x, y) if x.dtype == "bool" else b.mul(x, y),
-                commutative=True)
-div_op: Op = binary("div", np.true_divide,
-                (lambda g, c: fit(g / c.y, c.shapes[0]), lambda g, c: fit(-g * c.out / c.y, c.shapes[1])),
-                saves=(("y",), ("y", "out")), floating=True, cost=4)
+add_op: Op = binary(
+    "add", np.add,
+    (lambda g, c: fit(g, c.shapes[0]), lambda g, c: fit(g, c.shapes[1])),
+    lower=lambda b, x, y: b.lor(x, y) if x.dtype == "bool" else b.add(x, y), commutative=True)
+sub_op: Op = binary(
+    "sub", np.subtract,
+    (lambda g, c: fit(g, c.shapes[0]), lambda g, c: fit(-g, c.shapes[1])),
+    kinds="iuf")
+mul_op: Op = binary(
+    "mul", np.multiply,
+    (lambda g, c: fit(g * c.y, c.shapes[0]), lambda g, c: fit(g * c.x, c.shapes[1])),
+    saves=(("y",), ("x",)), commutative=True,
+    lower=lambda b, x, y: b.land(x, y) if x.dtype == "bool" else b.mul(x, y))
+div_op: Op = binary(
+    "div", np.true_divide,
+    (lambda g, c: fit(g / c.y, c.shapes[0]), lambda g, c: fit(-g * c.out / c.y, c.shapes[1])),
+    saves=(("y",), ("y", "out")), floating=True, cost=4)
 floordiv_op: Op = binary("floordiv", np.floor_divide, kinds="iuf", cost=4)
-mod_op: Op = binary("mod", np.remainder,
-                (lambda g, c: fit(g, c.shapes[0]), lambda g, c: fit(-g * (c.x // c.y), c.shapes[1])),
-                saves=((), ("x", "y")), kinds="iuf", cost=4)
+mod_op: Op = binary(
+    "mod", np.remainder,
+    (lambda g, c: fit(g, c.shapes[0]), lambda g, c: fit(-g * (c.x // c.y), c.shapes[1])),
+    saves=((), ("x", "y")), kinds="iuf", cost=4)
 
 
 def _pow_dx(g: Tensor, c: Any) -> Tensor:
     # y x^(y-1), and 0 where y = 0 (x^-1 may be infinite there)
     d = c.y * c.x ** (c.y - 1)
-    return fit(g * where(c.y == 0, 0.0, d) if isinstance(c.y, Tensor) else g * d if c.y else zeros_of(g), c.shapes[0])
+    if isinstance(c.y, Tensor):
+        d = where(c.y == 0, 0.0, d)
+    elif not c.y:
+        return fit(zeros_of(g), c.shapes[0])
+    return fit(g * d, c.shapes[0])
 
 
 def _pow_dy(g: Tensor, c: Any) -> Tensor:
@@ -97,21 +113,27 @@ def _pow_run(x: Array, y: Array) -> Array:
     return np.power(x, y)
 
 
-pow_op: Op = binary("pow", _pow_run, (_pow_dx, _pow_dy), saves=(("x", "y"), ("x", "y", "out")), kinds="iuf", cost=40,
-                lower=lambda b, x, y: b.ipow(x, y) if x.dtype[0] in "iu" else b.pow(x, y))
-maximum_op: Op = binary("maximum", np.maximum,
-                    (lambda g, c: fit(_winner(g, c.x, c.y), c.shapes[0]), lambda g, c: fit(_winner(g, c.y, c.x), c.shapes[1])),
-                    saves=("x", "y"), commutative=True,
-                    lower=lambda b, x, y: b.lor(x, y) if x.dtype == "bool" else b.maximum(x, y))
-minimum_op: Op = binary("minimum", np.minimum,
-                    (lambda g, c: fit(_winner(g, c.y, c.x, True), c.shapes[0]),
-                     lambda g, c: fit(_winner(g, c.x, c.y, True), c.shapes[1])),
-                    saves=("x", "y"), commutative=True,
-                    lower=lambda b, x, y: b.land(x, y) if x.dtype == "bool" else b.minimum(x, y))
-atan2_op: Op = binary("atan2", np.arctan2,
-                  (lambda g, c: fit(g * c.y / (c.x * c.x + c.y * c.y), c.shapes[0]),
-                   lambda g, c: fit(-g * c.x / (c.x * c.x + c.y * c.y), c.shapes[1])),
-                  saves=("x", "y"), floating=True, cost=30)
+pow_op: Op = binary(
+    "pow", _pow_run, (_pow_dx, _pow_dy),
+    saves=(("x", "y"), ("x", "y", "out")), kinds="iuf", cost=40,
+    lower=lambda b, x, y: b.ipow(x, y) if x.dtype[0] in "iu" else b.pow(x, y))
+maximum_op: Op = binary(
+    "maximum", np.maximum,
+    (lambda g, c: fit(_winner(g, c.x, c.y), c.shapes[0]),
+     lambda g, c: fit(_winner(g, c.y, c.x), c.shapes[1])),
+    saves=("x", "y"), commutative=True,
+    lower=lambda b, x, y: b.lor(x, y) if x.dtype == "bool" else b.maximum(x, y))
+minimum_op: Op = binary(
+    "minimum", np.minimum,
+    (lambda g, c: fit(_winner(g, c.y, c.x, True), c.shapes[0]),
+     lambda g, c: fit(_winner(g, c.x, c.y, True), c.shapes[1])),
+    saves=("x", "y"), commutative=True,
+    lower=lambda b, x, y: b.land(x, y) if x.dtype == "bool" else b.minimum(x, y))
+atan2_op: Op = binary(
+    "atan2", np.arctan2,
+    (lambda g, c: fit(g * c.y / (c.x * c.x + c.y * c.y), c.shapes[0]),
+     lambda g, c: fit(-g * c.x / (c.x * c.x + c.y * c.y), c.shapes[1])),
+    saves=("x", "y"), floating=True, cost=30)
 
 
 def _winner(g: Tensor, x: Any, y: Any, swap: bool = False) -> Tensor:
@@ -120,12 +142,16 @@ def _winner(g: Tensor, x: Any, y: Any, swap: bool = False) -> Tensor:
 
 
 neg_op: Op = unary("neg", np.negative, lambda g, c: -g, kinds="iuf")
-abs_op: Op = unary("abs", np.abs, lambda g, c: g * sign(c.x), ("x",),
-               lower=lambda b, x: x if x.dtype[0] in "ub" else b.abs(x))
+abs_op: Op = unary(
+    "abs", np.abs, lambda g, c: g * sign(c.x), ("x",),
+    lower=lambda b, x: x if x.dtype[0] in "ub" else b.abs(x))
 sign_op: Op = unary("sign", np.sign, lambda g, c: zeros_of(g), kinds="iuf")
-square_op: Op = unary("square", lambda x: x * x, lambda g, c: g * c.x * 2, ("x",), kinds="iuf", lower=lambda b, x: b.mul(x, x))
-reciprocal_op: Op = unary("reciprocal", lambda x: (1 / x).astype(x.dtype, copy=False), lambda g, c: -g * c.out * c.out, ("out",),
-                      floating=True, cost=4, lower=lambda b, x: b.div(b.const(1.0, x.dtype), x))
+square_op: Op = unary(
+    "square", lambda x: x * x, lambda g, c: g * c.x * 2, ("x",),
+    kinds="iuf", lower=lambda b, x: b.mul(x, x))
+reciprocal_op: Op = unary(
+    "reciprocal", lambda x: (1 / x).astype(x.dtype, copy=False), lambda g, c: -g * c.out * c.out, ("out",),
+    floating=True, cost=4, lower=lambda b, x: b.div(b.const(1.0, x.dtype), x))
 
 
 # ---------------------------------------------------------------- functions
@@ -140,8 +166,10 @@ def _erf(x: Array) -> Array:
 
 
 sqrt_op: Op = unary("sqrt", np.sqrt, lambda g, c: g / (c.out * 2), ("out",), floating=True, cost=4)
-rsqrt_op: Op = unary("rsqrt", lambda x: (1 / np.sqrt(x)).astype(x.dtype, copy=False), lambda g, c: g * c.out * c.out * c.out * -0.5,
-                 ("out",), floating=True, cost=8, lower=lambda b, x: b.div(b.const(1.0, x.dtype), b.sqrt(x)))
+rsqrt_op: Op = unary(
+    "rsqrt", lambda x: (1 / np.sqrt(x)).astype(x.dtype, copy=False),
+    lambda g, c: g * c.out * c.out * c.out * -0.5, ("out",),
+    floating=True, cost=8, lower=lambda b, x: b.div(b.const(1.0, x.dtype), b.sqrt(x)))
 exp_op: Op = unary("exp", np.exp, lambda g, c: g * c.out, ("out",), floating=True, cost=20)
 exp2_op: Op = unary("exp2", np.exp2, lambda g, c: g * c.out * math.log(2), ("out",), floating=True, cost=20)
 expm1_op: Op = unary("expm1", np.expm1, lambda g, c: g * (c.out + 1), ("out",), floating=True, cost=25)
@@ -158,21 +186,19 @@ atan_op: Op = unary("atan", np.arctan, lambda g, c: g / (c.x * c.x + 1), ("x",),
 sinh_op: Op = unary("sinh", np.sinh, lambda g, c: g * cosh(c.x), ("x",), floating=True, cost=30)
 cosh_op: Op = unary("cosh", np.cosh, lambda g, c: g * sinh(c.x), ("x",), floating=True, cost=30)
 tanh_op: Op = unary("tanh", np.tanh, lambda g, c: g * (1 - c.out * c.out), ("out",), floating=True, cost=25)
-sigmoid_op: Op = unary("sigmoid", _sigmoid, lambda g, c: g * c.out * (1 - c.out), ("out",), floating=True, cost=25)
-erf_op: Op = unary("erf", _erf, lambda g, c: g * exp(-c.x * c.x) * (2 / math.sqrt(math.pi)), ("x",), floating=True, cost=30,
-               compiled=2048)
-relu_op: Op = unary("relu", lambda x: np.maximum(x, x.dtype.type(0)), lambda g, c: where(c.out > 0, g, 0.0), ("out",),
-                kinds="iuf", lower=lambda b, x: b.maximum(x, b.const(0, x.dtype)))
-
-
-def _keep(x: Array) -> Array:
-    return x.copy()
-
-
+sigmoid_op: Op = unary(
+    "sigmoid", _sigmoid, lambda g, c: g * c.out * (1 - c.out), ("out",), floating=True, cost=25)
+erf_op: Op = unary(
+    "erf", _erf, lambda g, c: g * exp(-c.x * c.x) * (2 / math.sqrt(math.pi)), ("x",),
+    floating=True, cost=30, compiled=2048)
+relu_op: Op = unary(
+    "relu", lambda x: np.maximum(x, x.dtype.type(0)), lambda g, c: where(c.out > 0, g, 0.0), ("out",),
+    kinds="iuf", lower=lambda b, x: b.maximum(x, b.const(0, x.dtype)))
 def _rounding(name: str, run: Callable[..., Array]) -> Op:
     template = {"round": "rint"}.get(name, name)
-    return unary(name, lambda x: run(x) if x.dtype.kind == "f" else _keep(x), lambda g, c: zeros_of(g), kinds="iuf",
-                 lower=lambda b, x: b.call(template, x) if x.dtype[0] == "f" else x)
+    return unary(
+        name, lambda x: run(x) if x.dtype.kind == "f" else x.copy(), lambda g, c: zeros_of(g), kinds="iuf",
+        lower=lambda b, x: b.call(template, x) if x.dtype[0] == "f" else x)
 
 
 floor_op, ceil_op = _rounding("floor", np.floor), _rounding("ceil", np.ceil)
@@ -189,8 +215,6 @@ lt_op, le_op = _compare("lt", np.less), _compare("le", np.less_equal)
 gt_op, ge_op = _compare("gt", np.greater), _compare("ge", np.greater_equal)
 eq_op, ne_op = _compare("eq", np.equal, True), _compare("ne", np.not_equal, True)
 
-_BITS = {"land": "and", "lor": "or", "lxor": "xor"}
-
 
 def _bitwise(name: str, run: Callable[..., Array], on_bool: str) -> Op:
     return binary(f"bitwise_{name}", run, kinds="biu", commutative=True,
@@ -199,12 +223,16 @@ def _bitwise(name: str, run: Callable[..., Array], on_bool: str) -> Op:
 
 and_op, or_op = _bitwise("and", np.bitwise_and, "land"), _bitwise("or", np.bitwise_or, "lor")
 xor_op: Op = _bitwise("xor", np.bitwise_xor, "ne")
-invert_op: Op = unary("bitwise_not", np.invert, kinds="biu", lower=lambda b, x: b.lnot(x) if x.dtype == "bool" else b.invert(x))
+invert_op: Op = unary(
+    "bitwise_not", np.invert, kinds="biu",
+    lower=lambda b, x: b.lnot(x) if x.dtype == "bool" else b.invert(x))
 isnan_op: Op = unary("isnan", lambda x: np.isnan(x), to=bool_, floating=True)
-isinf_op: Op = unary("isinf", lambda x: np.isinf(x), to=bool_, floating=True,
-                 lower=lambda b, x: b.eq(b.abs(x), b.const(math.inf, x.dtype)))
-isfinite_op: Op = unary("isfinite", lambda x: np.isfinite(x), to=bool_, floating=True,
-                    lower=lambda b, x: b.lt(b.abs(x), b.const(math.inf, x.dtype)))
+isinf_op: Op = unary(
+    "isinf", lambda x: np.isinf(x), to=bool_, floating=True,
+    lower=lambda b, x: b.eq(b.abs(x), b.const(math.inf, x.dtype)))
+isfinite_op: Op = unary(
+    "isfinite", lambda x: np.isfinite(x), to=bool_, floating=True,
+    lower=lambda b, x: b.lt(b.abs(x), b.const(math.inf, x.dtype)))
 
 
 def _where_infer(cond: Aval, x: Aval, y: Aval) -> Aval:
@@ -243,7 +271,8 @@ def where(cond: Any, x: Any, y: Any) -> Tensor:
 
 
 def _public(op: Op, doc: str) -> Callable[..., Tensor]:
-    arity = 1 if (isinstance(op.vjp, tuple) and len(op.vjp) == 1) or (op.vjp is None and op.name not in _TWO) else 2
+    rules = len(op.vjp) if isinstance(op.vjp, tuple) else 0
+    arity = rules or (2 if op.name in _TWO else 1)
     if arity == 1:
         def function(x: Any) -> Tensor:
             return record.apply(op, x)
@@ -264,8 +293,10 @@ div: Function = _public(div_op, "``x / y``, broadcast; integers divide to float3
 floor_divide: Function = _public(floordiv_op, "``x // y``, rounded down; integers by 0 give 0, as NumPy's.")
 remainder: Function = _public(mod_op, "``x % y``, with the sign of ``y``; integers by 0 give 0, as NumPy's.")
 pow: Function = _public(pow_op, "``x ** y``, broadcast.")
-maximum: Function = _public(maximum_op, "The larger of two, element by element; NaN wins. Equal values share the gradient.")
-minimum: Function = _public(minimum_op, "The smaller of two, element by element; NaN wins. Equal values share the gradient.")
+maximum: Function = _public(
+    maximum_op, "The larger of two, element by element; NaN wins. Equal values share the gradient.")
+minimum: Function = _public(
+    minimum_op, "The smaller of two, element by element; NaN wins. Equal values share the gradient.")
 atan2: Function = _public(atan2_op, "The angle of the point (y, x), in radians, in [-pi, pi].")
 neg: Function = _public(neg_op, "``-x``.")
 abs: Function = _public(abs_op, "The absolute value; its gradient at 0 is 0.")
@@ -310,7 +341,10 @@ logical_not: Function = _public(invert_op, "``~x``: logical not of bools, bitwis
 
 
 def clamp(x: Any, min: Any = None, max: Any = None) -> Tensor:
-    """``x`` limited to [min, max]; either may be None. The gradient is 1 inside, bounds included, and 0 outside."""
+    """``x`` limited to [min, max]; either may be None.
+
+    The gradient is 1 inside, bounds included, and 0 outside.
+    """
     from ..core.tensor import as_tensor
     x = as_tensor(x)
     out = x

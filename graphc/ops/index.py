@@ -27,7 +27,7 @@ def _index_shape(x: Aval, indices: tuple[Aval, ...], axes: tuple[int, ...]) -> S
             raise DTypeError(f"index: an index is {i.dtype.name}; integers or bools only")
     picked = broadcast("index", *(i.shape for i in indices))
     rest = [(a, s) for a, s in enumerate(x.shape) if a not in axes]
-    if axes == tuple(range(axes[0], axes[0] + len(axes))):               # side by side: the result's axes stay there
+    if axes == tuple(range(axes[0], axes[0] + len(axes))):      # side by side: the result's axes stay there
         return (*(s for a, s in rest if a < axes[0]), *picked, *(s for a, s in rest if a > axes[0]))
     return (*picked, *(s for _, s in rest))
 
@@ -41,7 +41,8 @@ def _window(ndim: int, axes: tuple[int, ...], indices: tuple[Array, ...]) -> tup
     return tuple(out)
 
 
-def _split_index(b: Any, index: Any, ndim: int, axes: tuple[int, ...], picked: int) -> tuple[list[Any], list[Any]]:
+def _split_index(b: Any, index: Any, ndim: int, axes: tuple[int, ...],
+                 picked: int) -> tuple[list[Any], list[Any]]:
     """The output index as (index into the broadcast indices, index of the untouched axes)."""
     front = axes[0] if axes == tuple(range(axes[0], axes[0] + len(axes))) else 0
     return list(index[front:front + picked]), [*index[:front], *index[front + picked:]]
@@ -90,7 +91,10 @@ def _index_add_run(g: Array, *indices: Array, axes: tuple[int, ...], shape: tupl
 
 
 def _index_add_loops(k: Any, inputs: Any, outputs: Any, axes: tuple[int, ...], shape: Shape) -> None:
-    """Zeros, then each picked element added where it came from, in index order (so duplicates add up the same always)."""
+    """Zeros, then each picked element added where it came from.
+
+    In index order, so that duplicates add up the same always.
+    """
     (g, *indices), (out,) = inputs, outputs
     picked = max(len(i.shape) for i in indices)
     total = k.product(out.shape)
@@ -126,9 +130,10 @@ index_add_op: Op = Op(
 def _pick_infer(x: Aval, target: Aval) -> Aval:
     if target.dtype.kind not in "iu":
         raise DTypeError(f"pick: targets are class indices (integers), not {target.dtype.name}")
-    if x.ndim == 0 or target.ndim != x.ndim - 1 or any(same_size(n, m) is None for n, m in zip(x.shape, target.shape)):
-        raise ShapeError(f"pick: {format_shape(target.shape)} targets for rows of {format_shape(x.shape)}; expected "
-                         f"{format_shape(x.shape[:-1])}")
+    if x.ndim == 0 or target.ndim != x.ndim - 1 or any(
+            same_size(n, m) is None for n, m in zip(x.shape, target.shape)):
+        raise ShapeError(f"pick: {format_shape(target.shape)} targets for rows of {format_shape(x.shape)}; "
+                         f"expected {format_shape(x.shape[:-1])}")
     return Aval(x.shape[:-1], x.dtype)
 
 
@@ -144,7 +149,8 @@ pick_op: Op = Op(
     run=_pick_run,
     vjp=(lambda g, c: record.apply(place_op, g, c.y, size=c.shapes[0][-1]), None),
     saves=("y",),
-    lower=Pull(lambda b, index, x, target: x.at([*index, b.wrap_index(b.cast(target.at(index), "int64"), x.shape[-1])])),
+    lower=Pull(lambda b, index, x, target:
+               x.at([*index, b.wrap_index(b.cast(target.at(index), "int64"), x.shape[-1])])),
     check=lambda x, target: _in_range(x, target, axes=(x.ndim - 1,)),
 )
 
@@ -175,7 +181,8 @@ def pick(x: Tensor, target: Tensor) -> Tensor:
 def take(x: Any, indices: Any, dim: int = 0, *, axis: int | None = None) -> Tensor:
     """Rows (along ``dim``) picked by integer ``indices``; negative ones count from the end."""
     x = as_tensor(x)
-    return record.apply(index_op, x, as_tensor(indices), axes=(normalize_axis("take", dim if axis is None else axis, x.ndim),))
+    along = normalize_axis("take", dim if axis is None else axis, x.ndim)
+    return record.apply(index_op, x, as_tensor(indices), axes=(along,))
 
 
 index_select = take
@@ -195,7 +202,8 @@ def _slice_bounds(s: slice, n: Size, axis: int) -> tuple[Size, Size, int]:
     start: Size = 0 if s.start is None else s.start
     stop: Size = n if s.stop is None else s.stop
     if step != 1 and not (step == -1 and s.start is None and s.stop is None):
-        raise record.located(ShapeError(f"index: a step of {step} along the run-time size {n} of axis {axis}"))
+        raise record.located(ShapeError(
+            f"index: a step of {step} along the run-time size {n} of axis {axis}"))
     if step == -1:
         return n - 1, n, -1
     start, stop = (n + v if isinstance(v, int) and v < 0 else v for v in (start, stop))
@@ -256,7 +264,8 @@ def getitem(x: Tensor, key: Any) -> Tensor:
             if isinstance(i, slice):
                 start, size, step = _slice_bounds(i, n, axis)
                 shape.append(size)
-            elif (isinstance(i, (Tensor, np.ndarray)) and _ndim(i) > 0) or (isinstance(i, Tensor) and i._data is None):
+            elif isinstance(i, (Tensor, np.ndarray)) and (
+                    _ndim(i) > 0 or (isinstance(i, Tensor) and i._data is None)):
                 start, size, step = 0, n, 1
                 arrays.append((len(shape), as_tensor(i)))
                 shape.append(n)
@@ -267,7 +276,8 @@ def getitem(x: Tensor, key: Any) -> Tensor:
             steps.append(step)
             axis += 1
         out = x
-        if any(not (isinstance(s, int) and s == 0 and k == n and p == 1) for s, k, n, p in zip(starts, sizes, x.shape, steps)):
+        if any(not (isinstance(s, int) and s == 0 and k == n and p == 1)
+               for s, k, n, p in zip(starts, sizes, x.shape, steps)):
             out = record.apply(slice_op, x, starts=tuple(starts), sizes=tuple(sizes), steps=tuple(steps))
         if tuple(shape) != out.shape:
             out = reshape(out, tuple(shape))
@@ -279,7 +289,10 @@ def getitem(x: Tensor, key: Any) -> Tensor:
 
 
 def record_checks(x: Tensor) -> Any:
-    """A scope in which open questions about sizes are noted by the graph of ``x`` (nothing to do for eager tensors)."""
+    """A scope in which the graph of ``x`` notes open questions about sizes.
+
+    Nothing to do for eager tensors.
+    """
     if x._data is not None and record.current_recorder() is None:
         return nullcontext()
     recorder = record.current_recorder() or x._node.node.graph
@@ -309,8 +322,9 @@ def _masks_to_indices(x: Tensor, items: list[Any]) -> list[Any]:
             out.append(i)
             continue
         if isinstance(i, Tensor) and i._data is None:
-            raise record.located(ModeError("index: a boolean mask gives a shape that depends on values, which a graph cannot "
-                                           "have; use graphc.where(mask, x, 0)"))
+            raise record.located(ModeError(
+                "index: a boolean mask gives a shape that depends on values, which a graph cannot "
+                "have; use graphc.where(mask, x, 0)"))
         at = len([k for k in out if k is not None])
         mask = np.asarray(i)
         if mask.ndim == 0:
@@ -323,25 +337,31 @@ def _masks_to_indices(x: Tensor, items: list[Any]) -> list[Any]:
 
 
 def setitem(x: Tensor, key: Any, value: Any) -> Tensor:
-    """The tensor that ``x[key] = value`` leaves behind, as a new tensor: the functional form of assignment."""
-    places = reshape(as_tensor(np.arange(int(np.prod([s for s in x.shape if isinstance(s, int)])), dtype=np.int64)), x.shape) \
-        if x.aval.is_static else None
-    if places is None:
-        raise record.located(ShapeError(f"x[...] = value: the shape {format_shape(x.shape)} is known only at run time; "
-                                        "use graphc.where"))
+    """The tensor that ``x[key] = value`` leaves behind: the functional form of assignment."""
+    if not x.aval.is_static:
+        raise record.located(ShapeError(
+            f"x[...] = value: the shape {format_shape(x.shape)} is known only at run time; "
+            "use graphc.where"))
     from .basic import zeros_of
     from .elementwise import where
     from .shape import broadcast_to
-    symbolic = any(isinstance(k, Tensor) and k._data is None for k in (key if isinstance(key, tuple) else (key,)))
+    places = reshape(as_tensor(np.arange(np.prod(x.shape, dtype=np.int64))), x.shape)
+    keys = key if isinstance(key, tuple) else (key,)
+    symbolic = any(isinstance(k, Tensor) and k._data is None for k in keys)
     with nullcontext() if symbolic else record.eagerly():
         chosen = getitem(places, key)
-    value = cast(as_tensor(value), x.dtype) if isinstance(value, (Tensor, np.ndarray)) else as_tensor(np.asarray(value, x.dtype))
-    spread, flat, at = reshape(broadcast_to(value, chosen.shape), (-1,)), reshape(x, (-1,)), reshape(chosen, (-1,))
+    if isinstance(value, (Tensor, np.ndarray)):
+        value = cast(as_tensor(value), x.dtype)
+    else:
+        value = as_tensor(np.asarray(value, x.dtype))
+    spread = reshape(broadcast_to(value, chosen.shape), (-1,))
+    flat, at = reshape(x, (-1,)), reshape(chosen, (-1,))
     if at._data is not None:                                 # of several writes to one place the last stays
         last = at._data.size - 1 - np.unique(at._data[::-1], return_index=True)[1]
         if last.size < at._data.size:
             at, spread = as_tensor(at._data[last]), take(spread, last)
-    hit = record.apply(index_add_op, as_tensor(np.ones(at.shape, np.int64)), at, axes=(0,), shape=flat.shape) > 0
+    ones = as_tensor(np.ones(at.shape, np.int64))
+    hit = record.apply(index_add_op, ones, at, axes=(0,), shape=flat.shape) > 0
     put = record.apply(index_add_op, spread, at, axes=(0,), shape=flat.shape)
     return reshape(where(hit, put + zeros_of(put), flat), x.shape)
 

@@ -1,4 +1,7 @@
-"""Matrix products. `matmul` is one op with transposes as attributes, so that no transpose is ever copied for BLAS."""
+"""Matrix products.
+
+`matmul` is one op with transposes as attributes, so that no transpose is ever copied for BLAS.
+"""
 from __future__ import annotations
 
 from typing import Any
@@ -16,6 +19,9 @@ from .reduce import fit
 from .shape import reshape
 
 Array = np.ndarray[Any, Any]
+LARGE, SMALL = 128, 48           # rows of a chunk of a product: of a large one, and at least
+CHUNK_WORK = 2e6                 # multiplications and additions that make a chunk worth handing to another thread
+MOST_CHUNKS = 64
 
 
 def _swap(x: Array, swap: bool) -> Array:
@@ -24,14 +30,16 @@ def _swap(x: Array, swap: bool) -> Array:
 
 def _matmul_infer(x: Aval, y: Aval, ta: bool, tb: bool) -> Aval:
     if x.ndim < 2 or y.ndim < 2:
-        raise ShapeError(f"matmul: shapes {format_shape(x.shape)} and {format_shape(y.shape)}; both need two axes or more")
+        raise ShapeError(f"matmul: shapes {format_shape(x.shape)} and {format_shape(y.shape)}; "
+                         "both need two axes or more")
     if x.dtype.kind == "b":
         raise DTypeError("matmul: does not take bool")
     m, k = x.shape[-2:] if not ta else x.shape[:-3:-1]
     k2, n = y.shape[-2:] if not tb else y.shape[:-3:-1]
     if same_size(k, k2) is None:
         raise ShapeError(f"matmul: shapes {format_shape(x.shape)}{'.T' if ta else ''} and "
-                         f"{format_shape(y.shape)}{'.T' if tb else ''} do not chain: {k} columns against {k2} rows")
+                         f"{format_shape(y.shape)}{'.T' if tb else ''} do not chain: "
+                         f"{k} columns against {k2} rows")
     return Aval((*broadcast("matmul", x.shape[:-2], y.shape[:-2]), m, n), x.dtype)
 
 
@@ -54,7 +62,10 @@ def _dy(g: Tensor, c: Any) -> Tensor:
 
 
 def _loops(k: Any, inputs: Any, outputs: Any, ta: bool, tb: bool) -> None:
-    """C[batch] = op(A) op(B). BLAS for floats, by blocks of rows (or columns when rows are few); loops for integers."""
+    """C[batch] = op(A) op(B).
+
+    BLAS for floats, by blocks of rows (or columns when rows are few); loops for integers.
+    """
     (x, y), (out,) = inputs, outputs
     m, n = out.shape[-2:]
     depth = x.shape[-2] if ta else x.shape[-1]
@@ -69,14 +80,29 @@ def _loops(k: Any, inputs: Any, outputs: Any, ta: bool, tb: bool) -> None:
             at = k.unravel(i, out.shape[:-2])
             k.gemm(m, n, depth, x.matrix(at, ta), y.matrix(at, tb), out.matrix_flat(i))
         return
-    by_rows = not (k.known(m) is not None and k.known(m) < 64 and (k.known(n) or 0) > k.known(m))
-    rows, cols = (m, n) if by_rows else (n, m)
-    with k.parallel_blocks(rows, work=k.estimate(cols, depth, k.index(2))) as (start, count):
+    by_rows = (k.known(m) or LARGE) >= (k.known(n) or LARGE)
+    longer = m if by_rows else n
+    with k.parallel_blocks(longer, _block(k, k.known(longer), k.estimate(m, n, depth, 2))) as (start, count):
         a, b, c = x.matrix_flat(k.index(0), ta), y.matrix_flat(k.index(0), tb), out.matrix_flat(k.index(0))
         if by_rows:
             k.gemm(count, n, depth, a.rows_from(start), b, c.rows_from(start))
         else:
             k.gemm(m, count, depth, a, b.columns_from(start), c.columns_from(start))
+
+
+def _block(k: Any, size: int | None, work: float) -> int:
+    """Rows (or columns) of the longer side that make a chunk.
+
+    BLAS packs the other operand anew for each chunk, which costs about as much as 12 rows do: so chunks of `LARGE` rows,
+    or half of what there is when that is less.
+    """
+    if size is None:
+        return LARGE
+    chunks = min(MOST_CHUNKS, int(work / CHUNK_WORK), size // LARGE if size >= 2 * LARGE else size // SMALL)
+    if chunks < 2:
+        return max(size, 1)
+    each = -(-size // chunks)
+    return -(-each // 16) * 16
 
 
 def _integer_loops(k: Any, x: Any, y: Any, out: Any, ta: bool, tb: bool, m: Any, n: Any, depth: Any) -> None:
@@ -119,7 +145,8 @@ def matmul(x: Any, y: Any) -> Tensor:
     """
     x, y = together("matmul", x, y)
     if x.ndim == 0 or y.ndim == 0:
-        raise record.located(ShapeError(f"matmul: shapes {format_shape(x.shape)} and {format_shape(y.shape)}; scalars multiply with *"))
+        raise record.located(ShapeError(
+            f"matmul: shapes {format_shape(x.shape)} and {format_shape(y.shape)}; scalars multiply with *"))
     if x.ndim >= 2 and y.ndim >= 2:
         return matmul_t(x, y, False, False)
     a = reshape(x, (1, *x.shape)) if x.ndim == 1 else x
@@ -150,8 +177,9 @@ def outer(x: Any, y: Any) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias``: (..., in) with weight (out, in) gives (..., out)."""
     if weight.ndim != 2 or x.ndim == 0 or (isinstance(x.shape[-1], int) and x.shape[-1] != weight.shape[1]):
-        raise record.located(ShapeError(f"linear: input {format_shape(x.shape)} does not fit weight {format_shape(weight.shape)}: "
-                                        f"its last size should be {weight.shape[-1] if weight.ndim else '?'}"))
+        raise record.located(ShapeError(
+            f"linear: input {format_shape(x.shape)} does not fit weight {format_shape(weight.shape)}: "
+            f"its last size should be {weight.shape[-1] if weight.ndim else '?'}"))
     x, weight = together("linear", x, weight) if x.dtype != weight.dtype else (x, weight)
     if x.ndim == 1:
         out = reshape(matmul_t(reshape(x, (1, -1)), weight, False, True), (weight.shape[0],))

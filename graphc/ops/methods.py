@@ -1,4 +1,7 @@
-"""What can be done with a tensor: operators and methods, attached to Tensor here, since they are made of ops."""
+"""What can be done with a tensor: operators and methods.
+
+They are attached to Tensor here, since they are made of ops.
+"""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -73,7 +76,8 @@ def _write(x: Tensor, op: Op | None, inputs: tuple[Any, ...], **attrs: Any) -> T
     if recorder is None and x._data is None:
         recorder = x._node.node.graph
     if recorder is not None:
-        return recorder.write(x, record.apply(op, *inputs, **attrs) if op is not None else as_tensor(inputs[0]))
+        written = record.apply(op, *inputs, **attrs) if op is not None else as_tensor(inputs[0])
+        return recorder.write(x, written)
     from ..eager.recorder import write
     try:
         return write(x, op, inputs, attrs)
@@ -123,7 +127,8 @@ def fill_(x: Tensor, value: Any) -> Tensor:
 
 
 _install(
-    __iadd__=_in_place(e.add_op), __isub__=_in_place(e.sub_op), __imul__=_in_place(e.mul_op), __itruediv__=_in_place(e.div_op),
+    __iadd__=_in_place(e.add_op), __isub__=_in_place(e.sub_op),
+    __imul__=_in_place(e.mul_op), __itruediv__=_in_place(e.div_op),
     add_=lambda x, y, alpha=1: _write(x, e.add_op, (x, y if alpha == 1 else y * alpha)),
     sub_=lambda x, y, alpha=1: _write(x, e.sub_op, (x, y if alpha == 1 else y * alpha)),
     mul_=_in_place(e.mul_op), div_=_in_place(e.div_op),
@@ -174,12 +179,14 @@ def view(x: Tensor, *shape: Any) -> Tensor:
     return s.reshape(x, *shape)
 
 
-def _backward(x: Tensor, gradient: Any = None, retain_graph: bool | None = None, create_graph: bool = False) -> None:
+def _backward(x: Tensor, gradient: Any = None, retain_graph: bool | None = None,
+              create_graph: bool = False) -> None:
     from ..eager.autograd import backward
     backward(x, gradient, retain_graph, create_graph)
 
 
-_backward.__doc__ = "Add the gradient of this (scalar) tensor to ``.grad`` of every leaf; see `graphc.eager.autograd.backward`."
+_backward.__doc__ = ("Add the gradient of this (scalar) tensor to ``.grad`` of every leaf; "
+                     "see `graphc.eager.autograd.backward`.")
 
 
 def _sum_to(x: Tensor, shape: Any) -> Tensor:
@@ -187,28 +194,37 @@ def _sum_to(x: Tensor, shape: Any) -> Tensor:
 
 
 _install(
-    backward=_backward, detach=basic.detach, clone=basic.clone, to=to, type_as=lambda x, y: basic.cast(x, y.dtype),
-    astype=basic.cast, float=lambda x: basic.cast(x, float32), double=lambda x: basic.cast(x, float64),
-    int=lambda x: basic.cast(x, int32), long=lambda x: basic.cast(x, int64), bool=lambda x: basic.cast(x, bool_),
-    data=property(_data_get, _data_set, doc="The same buffer without gradients; assigning writes into the buffer."),
+    backward=_backward, detach=basic.detach, clone=basic.clone,
+    to=to, type_as=lambda x, y: basic.cast(x, y.dtype), astype=basic.cast,
+    float=lambda x: basic.cast(x, float32), double=lambda x: basic.cast(x, float64),
+    int=lambda x: basic.cast(x, int32), long=lambda x: basic.cast(x, int64),
+    bool=lambda x: basic.cast(x, bool_),
+    data=property(_data_get, _data_set,
+                  doc="The same buffer without gradients; assigning writes into the buffer."),
     T=property(lambda x: s.permute(x, tuple(reversed(range(x.ndim)))), doc="All axes reversed."),
     mT=property(lambda x: s.transpose(x, -1, -2), doc="The last two axes swapped."),
-    reshape=s.reshape, view=view, flatten=s.flatten, squeeze=s.squeeze, unsqueeze=s.unsqueeze, permute=s.permute,
-    transpose=s.transpose, expand=s.expand, broadcast_to=s.broadcast_to, flip=s.flip, split=s.split, chunk=s.chunk,
+    reshape=s.reshape, view=view, flatten=s.flatten, squeeze=s.squeeze, unsqueeze=s.unsqueeze,
+    permute=s.permute, transpose=s.transpose, expand=s.expand, broadcast_to=s.broadcast_to,
+    flip=s.flip, split=s.split, chunk=s.chunk,
     expand_as=lambda x, y: s.broadcast_to(x, y.shape), reshape_as=lambda x, y: s.reshape(x, y.shape),
     view_as=lambda x, y: s.reshape(x, y.shape), t=lambda x: s.permute(x, tuple(reversed(range(x.ndim)))),
     contiguous=lambda x: x if x._data is None or x._data.flags.c_contiguous else basic.clone(x),
     repeat=lambda x, *n: _repeat(x, *n), sum_to=_sum_to,
-    sum=r.sum, prod=r.prod, mean=r.mean, var=r.var, std=r.std, norm=r.norm, max=r.max, min=r.min, amax=r.amax, amin=r.amin,
+    sum=r.sum, prod=r.prod, mean=r.mean, var=r.var, std=r.std, norm=r.norm,
+    max=r.max, min=r.min, amax=r.amax, amin=r.amin,
     any=r.any, all=r.all, argmax=r.argmax, argmin=r.argmin,
     matmul=linalg.matmul, mm=linalg.matmul, bmm=linalg.matmul, dot=linalg.dot,
-    add=e.add, sub=e.sub, mul=e.mul, div=e.div, pow=_pow, neg=e.neg, abs=e.abs, sign=e.sign, square=e.square, sqrt=e.sqrt,
-    rsqrt=e.rsqrt, reciprocal=e.reciprocal, exp=e.exp, exp2=e.exp2, expm1=e.expm1, log=e.log, log2=e.log2, log10=e.log10,
-    log1p=e.log1p, sin=e.sin, cos=e.cos, tan=e.tan, asin=e.asin, acos=e.acos, atan=e.atan, sinh=e.sinh, cosh=e.cosh,
-    tanh=e.tanh, sigmoid=e.sigmoid, erf=e.erf, relu=e.relu, floor=e.floor, ceil=e.ceil, trunc=e.trunc, round=e.round,
-    isnan=e.isnan, isinf=e.isinf, isfinite=e.isfinite, clamp=e.clamp, clip=e.clamp, maximum=e.maximum, minimum=e.minimum,
-    eq=e.eq, ne=e.ne, lt=e.lt, le=e.le, gt=e.gt, ge=e.ge, lerp=e.lerp, logical_not=lambda x: e.logical_not(x.bool()),
-    logical_and=e.logical_and, logical_or=e.logical_or, where=lambda x, cond, y: e.where(cond, x, y),
+    add=e.add, sub=e.sub, mul=e.mul, div=e.div, pow=_pow, neg=e.neg, abs=e.abs, sign=e.sign,
+    square=e.square, sqrt=e.sqrt, rsqrt=e.rsqrt, reciprocal=e.reciprocal,
+    exp=e.exp, exp2=e.exp2, expm1=e.expm1, log=e.log, log2=e.log2, log10=e.log10, log1p=e.log1p,
+    sin=e.sin, cos=e.cos, tan=e.tan, asin=e.asin, acos=e.acos, atan=e.atan,
+    sinh=e.sinh, cosh=e.cosh, tanh=e.tanh, sigmoid=e.sigmoid, erf=e.erf, relu=e.relu,
+    floor=e.floor, ceil=e.ceil, trunc=e.trunc, round=e.round,
+    isnan=e.isnan, isinf=e.isinf, isfinite=e.isfinite,
+    clamp=e.clamp, clip=e.clamp, maximum=e.maximum, minimum=e.minimum,
+    eq=e.eq, ne=e.ne, lt=e.lt, le=e.le, gt=e.gt, ge=e.ge, lerp=e.lerp,
+    logical_not=lambda x: e.logical_not(x.bool()), logical_and=e.logical_and, logical_or=e.logical_or,
+    where=lambda x, cond, y: e.where(cond, x, y),
     softmax=compose.softmax, log_softmax=compose.log_softmax, logsumexp=compose.logsumexp,
     gather=index.gather, index_select=lambda x, dim, i: index.take(x, i, dim), take=index.take,
 )

@@ -41,8 +41,9 @@ def _sum_dtype(dtype: DType) -> DType:
     return dtype if dtype.kind == "f" else uint64 if dtype.kind == "u" else int64
 
 
-def _reduction(name: str, run: Callable[..., Array], fold: Fold, vjp: Rule | None = None, saves: tuple[str, ...] = (), *,
-               dtype: Callable[[DType], DType] = lambda d: d, kinds: str = "biuf", empty: bool = True) -> Op:
+def _reduction(name: str, run: Callable[..., Array], fold: Fold, vjp: Rule | None = None,
+               saves: tuple[str, ...] = (), *, dtype: Callable[[DType], DType] = lambda d: d,
+               kinds: str = "biuf", empty: bool = True) -> Op:
     def infer(x: Aval, axis: tuple[int, ...], keepdims: bool) -> Aval:
         if x.dtype.kind not in kinds:
             raise DTypeError(f"{name}: does not take {x.dtype.name}")
@@ -89,30 +90,40 @@ def _prod_rule(g: Tensor, c: Any) -> Tensor:
 
 sum_op: Op = _reduction(
     "sum", lambda x, axis, keepdims: x.sum(axis, keepdims=keepdims, dtype=_sum_dtype(x.dtype)),
-    _simple(lambda b, dtype: b.const(0, _sum_dtype(np.dtype(dtype)).name), lambda b, s, x: b.add(s, _wide(b, x))),
+    _simple(lambda b, dtype: b.const(0, _sum_dtype(np.dtype(dtype)).name),
+            lambda b, s, x: b.add(s, _wide(b, x))),
     lambda g, c: _back(g, c), dtype=_sum_dtype)
 prod_op: Op = _reduction(
     "prod", lambda x, axis, keepdims: x.prod(axis, keepdims=keepdims, dtype=_sum_dtype(x.dtype)),
-    _simple(lambda b, dtype: b.const(1, _sum_dtype(np.dtype(dtype)).name), lambda b, s, x: b.mul(s, _wide(b, x))),
+    _simple(lambda b, dtype: b.const(1, _sum_dtype(np.dtype(dtype)).name),
+            lambda b, s, x: b.mul(s, _wide(b, x))),
     _prod_rule, ("x",), dtype=_sum_dtype)
-max_op: Op = _reduction("amax", lambda x, axis, keepdims: x.max(axis, keepdims=keepdims),
-                    _simple(_lowest, lambda b, s, x: b.lor(s, x) if x.dtype == "bool" else b.maximum(s, x)),
-                    _winners, ("x", "out"), empty=False)
-min_op: Op = _reduction("amin", lambda x, axis, keepdims: x.min(axis, keepdims=keepdims),
-                    _simple(_highest, lambda b, s, x: b.land(s, x) if x.dtype == "bool" else b.minimum(s, x)),
-                    _winners, ("x", "out"), empty=False)
+max_op: Op = _reduction(
+    "amax", lambda x, axis, keepdims: x.max(axis, keepdims=keepdims),
+    _simple(_lowest, lambda b, s, x: b.lor(s, x) if x.dtype == "bool" else b.maximum(s, x)),
+    _winners, ("x", "out"), empty=False)
+min_op: Op = _reduction(
+    "amin", lambda x, axis, keepdims: x.min(axis, keepdims=keepdims),
+    _simple(_highest, lambda b, s, x: b.land(s, x) if x.dtype == "bool" else b.minimum(s, x)),
+    _winners, ("x", "out"), empty=False)
 
 
 def _truth(b: Any, x: Any) -> Any:
     return x if x.dtype == "bool" else b.ne(x, b.const(0, x.dtype))
 
 
-any_op: Op = _reduction("any", lambda x, axis, keepdims: x.any(axis, keepdims=keepdims),
-                    Fold(lambda b, dtype: (b.const(False, "bool"),), lambda b, s, x, p: (b.lor(s[0], _truth(b, x)),),
-                         merge=lambda b, s, t: (b.lor(s[0], t[0]),)), dtype=lambda d: bool_)
-all_op: Op = _reduction("all", lambda x, axis, keepdims: x.all(axis, keepdims=keepdims),
-                    Fold(lambda b, dtype: (b.const(True, "bool"),), lambda b, s, x, p: (b.land(s[0], _truth(b, x)),),
-                         merge=lambda b, s, t: (b.land(s[0], t[0]),)), dtype=lambda d: bool_)
+any_op: Op = _reduction(
+    "any", lambda x, axis, keepdims: x.any(axis, keepdims=keepdims),
+    Fold(lambda b, dtype: (b.const(False, "bool"),),
+         lambda b, s, x, p: (b.lor(s[0], _truth(b, x)),),
+         merge=lambda b, s, t: (b.lor(s[0], t[0]),)),
+    dtype=lambda d: bool_)
+all_op: Op = _reduction(
+    "all", lambda x, axis, keepdims: x.all(axis, keepdims=keepdims),
+    Fold(lambda b, dtype: (b.const(True, "bool"),),
+         lambda b, s, x, p: (b.land(s[0], _truth(b, x)),),
+         merge=lambda b, s, t: (b.land(s[0], t[0]),)),
+    dtype=lambda d: bool_)
 
 
 def _arg_fold(better: str, start: Callable[..., Any]) -> Fold:
@@ -128,8 +139,9 @@ def _arg_fold(better: str, start: Callable[..., Any]) -> Fold:
 
 
 def _arg(name: str, run: Callable[..., Array], fold: Fold) -> Op:
-    return _reduction(name, lambda x, axis, keepdims: run(x, axis[0], keepdims=keepdims), fold, dtype=lambda d: int64,
-                      empty=False)
+    return _reduction(
+        name, lambda x, axis, keepdims: run(x, axis[0], keepdims=keepdims), fold,
+        dtype=lambda d: int64, empty=False)
 
 
 argmax_op: Op = _arg("argmax", np.argmax, _arg_fold("gt", _lowest))
@@ -168,12 +180,14 @@ def sum(x: Any, dim: Axes = None, keepdim: bool = False, *, axis: Axes = None, k
     return _reduce(sum_op, x, *_pick(dim, axis, keepdim, keepdims))
 
 
-def prod(x: Any, dim: Axes = None, keepdim: bool = False, *, axis: Axes = None, keepdims: bool = False) -> Tensor:
+def prod(x: Any, dim: Axes = None, keepdim: bool = False, *,
+         axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The product over some axes (all by default)."""
     return _reduce(prod_op, x, *_pick(dim, axis, keepdim, keepdims))
 
 
-def mean(x: Any, dim: Axes = None, keepdim: bool = False, *, axis: Axes = None, keepdims: bool = False) -> Tensor:
+def mean(x: Any, dim: Axes = None, keepdim: bool = False, *,
+         axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The mean over some axes (all by default); integers give float32."""
     x = as_tensor(x)
     x = cast(x, to_float(x.dtype))
@@ -184,7 +198,10 @@ def mean(x: Any, dim: Axes = None, keepdim: bool = False, *, axis: Axes = None, 
 
 def var(x: Any, dim: Axes = None, unbiased: bool = True, keepdim: bool = False, *, axis: Axes = None,
         correction: float | None = None, keepdims: bool = False) -> Tensor:
-    """The variance. With ``axis=`` it divides by n (NumPy), else by n - 1 (PyTorch); ``correction`` overrides both."""
+    """The variance.
+
+    With ``axis=`` it divides by n (NumPy), else by n - 1 (PyTorch); ``correction`` overrides both.
+    """
     x = as_tensor(x)
     x = cast(x, to_float(x.dtype))
     axes, keep = _pick(dim, axis, keepdim, keepdims)
@@ -213,7 +230,8 @@ def _root(x: Tensor, root: Callable[[Tensor], Tensor]) -> Tensor:
     return where(zero, 0.0, root(where(zero, 1.0, x)))
 
 
-def norm(x: Any, p: float = 2, dim: Axes = None, keepdim: bool = False, *, axis: Axes = None, keepdims: bool = False) -> Tensor:
+def norm(x: Any, p: float = 2, dim: Axes = None, keepdim: bool = False, *,
+         axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The p-norm of the elements over some axes; p may be 1, 2, inf or any positive number."""
     from .elementwise import abs, sqrt
     x = as_tensor(x)
@@ -246,35 +264,46 @@ def _extremum(op: Op, arg: Op, x: Any, dim: Any, keepdim: bool, axis: Axes, keep
     return Extremum(_reduce(op, x, dim, keepdim), _reduce(arg, x, dim, keepdim))
 
 
-def max(x: Any, dim: Any = None, keepdim: bool = False, *, axis: Axes = None, keepdims: bool = False) -> Any:
-    """The largest element; with a positional ``dim`` values and indices (PyTorch), with ``axis=`` values (NumPy).
+def max(x: Any, dim: Any = None, keepdim: bool = False, *,
+        axis: Axes = None, keepdims: bool = False) -> Any:
+    """The largest element.
+
+    With a positional ``dim`` values and indices (PyTorch), with ``axis=`` values (NumPy).
 
     ``max(x, y)`` of two tensors is `maximum`. NaN wins.
     """
     return _extremum(max_op, argmax_op, x, dim, keepdim, axis, keepdims)
 
 
-def min(x: Any, dim: Any = None, keepdim: bool = False, *, axis: Axes = None, keepdims: bool = False) -> Any:
-    """The smallest element; with a positional ``dim`` values and indices (PyTorch), with ``axis=`` values (NumPy)."""
+def min(x: Any, dim: Any = None, keepdim: bool = False, *,
+        axis: Axes = None, keepdims: bool = False) -> Any:
+    """The smallest element.
+
+    With a positional ``dim`` values and indices (PyTorch), with ``axis=`` values (NumPy).
+    """
     return _extremum(min_op, argmin_op, x, dim, keepdim, axis, keepdims)
 
 
-def amax(x: Any, dim: Axes = None, keepdim: bool = False, *, axis: Axes = None, keepdims: bool = False) -> Tensor:
+def amax(x: Any, dim: Axes = None, keepdim: bool = False, *,
+         axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The largest element over some axes, values only."""
     return _reduce(max_op, x, *_pick(dim, axis, keepdim, keepdims))
 
 
-def amin(x: Any, dim: Axes = None, keepdim: bool = False, *, axis: Axes = None, keepdims: bool = False) -> Tensor:
+def amin(x: Any, dim: Axes = None, keepdim: bool = False, *,
+         axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The smallest element over some axes, values only."""
     return _reduce(min_op, x, *_pick(dim, axis, keepdim, keepdims))
 
 
-def any(x: Any, dim: Axes = None, keepdim: bool = False, *, axis: Axes = None, keepdims: bool = False) -> Tensor:
+def any(x: Any, dim: Axes = None, keepdim: bool = False, *,
+        axis: Axes = None, keepdims: bool = False) -> Tensor:
     """Whether some element is true (not 0)."""
     return _reduce(any_op, x, *_pick(dim, axis, keepdim, keepdims))
 
 
-def all(x: Any, dim: Axes = None, keepdim: bool = False, *, axis: Axes = None, keepdims: bool = False) -> Tensor:
+def all(x: Any, dim: Axes = None, keepdim: bool = False, *,
+        axis: Axes = None, keepdims: bool = False) -> Tensor:
     """Whether all elements are true (not 0)."""
     return _reduce(all_op, x, *_pick(dim, axis, keepdim, keepdims))
 
@@ -287,12 +316,14 @@ def _arg_function(op: Op, x: Any, dim: int | None, keepdim: bool) -> Tensor:
     return record.apply(op, x, axis=(normalize_axis(op.name, dim, x.ndim),), keepdims=bool(keepdim))
 
 
-def argmax(x: Any, dim: int | None = None, keepdim: bool = False, *, axis: int | None = None, keepdims: bool = False) -> Tensor:
+def argmax(x: Any, dim: int | None = None, keepdim: bool = False, *,
+           axis: int | None = None, keepdims: bool = False) -> Tensor:
     """The index of the first largest element along ``dim`` (in the flattened tensor by default)."""
     return _arg_function(argmax_op, x, dim if axis is None else axis, keepdim or keepdims)
 
 
-def argmin(x: Any, dim: int | None = None, keepdim: bool = False, *, axis: int | None = None, keepdims: bool = False) -> Tensor:
+def argmin(x: Any, dim: int | None = None, keepdim: bool = False, *,
+           axis: int | None = None, keepdims: bool = False) -> Tensor:
     """The index of the first smallest element along ``dim`` (in the flattened tensor by default)."""
     return _arg_function(argmin_op, x, dim if axis is None else axis, keepdim or keepdims)
 
@@ -302,6 +333,7 @@ def fit(g: Tensor, shape: Shape) -> Tensor:
     if g.shape == shape:
         return g
     extra = g.ndim - len(shape)
-    axes = tuple(range(extra)) + tuple(i + extra for i, s in enumerate(shape) if s == 1 and g.shape[i + extra] != 1)
+    stretched = (i + extra for i, s in enumerate(shape) if s == 1 and g.shape[i + extra] != 1)
+    axes = (*range(extra), *stretched)
     out = _reduce(sum_op, g, axes, False) if axes else g
     return out if out.shape == shape else reshape(out, shape)

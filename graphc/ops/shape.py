@@ -1,4 +1,7 @@
-"""Shape and order: reshape, transpose, broadcast, slice, pad, flip, concatenate, split. Views where NumPy has views."""
+"""Shape and order: reshape, transpose, broadcast, slice, pad, flip, concatenate, split.
+
+Views where NumPy has views.
+"""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -22,8 +25,8 @@ RESHAPE: frozenset[Trait] = VIEW | {"flat"}
 
 def _reshape_infer(x: Aval, shape: Shape) -> Aval:
     if same_size(size_of(x.shape), size_of(shape)) is None:
-        raise ShapeError(f"reshape: {format_shape(x.shape)} has {size_of(x.shape)} elements, {format_shape(shape)} "
-                         f"{size_of(shape)}")
+        raise ShapeError(f"reshape: {format_shape(x.shape)} has {size_of(x.shape)} elements, "
+                         f"{format_shape(shape)} {size_of(shape)}")
     return Aval(shape, x.dtype)
 
 
@@ -131,8 +134,12 @@ def permute(x: Any, *axes: Any) -> Tensor:
     return record.apply(transpose_op, x, axes=order)
 
 
-def transpose(x: Any, dim0: int | None = None, dim1: int | None = None, *, axes: Sequence[int] | None = None) -> Tensor:
-    """Two axes swapped (PyTorch's positional form); with ``axes=``, or none, NumPy's form: all axes reordered."""
+def transpose(x: Any, dim0: int | None = None, dim1: int | None = None, *,
+              axes: Sequence[int] | None = None) -> Tensor:
+    """Two axes swapped (PyTorch's positional form).
+
+    With ``axes=``, or none, NumPy's form: all axes reordered.
+    """
     x = as_tensor(x)
     if dim0 is None or dim1 is None:
         return permute(x, tuple(axes) if axes is not None else tuple(reversed(range(x.ndim))))
@@ -149,7 +156,8 @@ def moveaxis(x: Any, source: int, destination: int) -> Tensor:
     """One axis moved, the others in order."""
     x = as_tensor(x)
     order = list(range(x.ndim))
-    order.insert(normalize_axis("moveaxis", destination, x.ndim), order.pop(normalize_axis("moveaxis", source, x.ndim)))
+    destination = normalize_axis("moveaxis", destination, x.ndim)
+    order.insert(destination, order.pop(normalize_axis("moveaxis", source, x.ndim)))
     return permute(x, tuple(order))
 
 
@@ -160,7 +168,8 @@ def _broadcast_infer(x: Aval, shape: Shape) -> Aval:
         raise ShapeError(f"broadcast_to: {format_shape(x.shape)} has more axes than {format_shape(shape)}")
     for s, t in zip(x.shape, shape[len(shape) - len(x.shape):]):
         if s != 1 and same_size(s, t) is None:
-            raise ShapeError(f"broadcast_to: {format_shape(x.shape)} does not stretch to {format_shape(shape)}")
+            raise ShapeError(
+                f"broadcast_to: {format_shape(x.shape)} does not stretch to {format_shape(shape)}")
     return Aval(shape, x.dtype)
 
 
@@ -209,7 +218,8 @@ slice_op: Op = Op(
     run=_slice_run,
     vjp=(lambda g, c: record.apply(unslice_op, g, shape=c.shapes[0], starts=c.starts, steps=c.steps),),
     lower=Pull(lambda b, index, x, starts, sizes, steps:
-               x.at([b.index_add(b.size(s), b.index_mul(i, k)) for i, s, k in zip(index, starts, steps)]), view=True),
+               x.at([b.index_add(b.size(s), b.index_mul(i, k)) for i, s, k in zip(index, starts, steps)]),
+               view=True),
     traits=VIEW,
 )
 
@@ -245,22 +255,26 @@ unslice_op: Op = Op(
 )
 
 
-def flip(x: Any, dims: int | Sequence[int] | None = None, *, axis: int | Sequence[int] | None = None) -> Tensor:
+def flip(x: Any, dims: int | Sequence[int] | None = None, *,
+         axis: int | Sequence[int] | None = None) -> Tensor:
     """The order of elements reversed along ``dims`` (all of them by default)."""
     x = as_tensor(x)
     chosen = axis if dims is None else dims
     axes = range(x.ndim) if chosen is None else (chosen,) if isinstance(chosen, int) else chosen
     reversed_axes = {normalize_axis("flip", a, x.ndim) for a in axes}
-    return record.apply(slice_op, x, starts=tuple(s - 1 if i in reversed_axes else 0 for i, s in enumerate(x.shape)),
-                        sizes=x.shape, steps=tuple(-1 if i in reversed_axes else 1 for i in range(x.ndim)))
+    starts = tuple(s - 1 if i in reversed_axes else 0 for i, s in enumerate(x.shape))
+    steps = tuple(-1 if i in reversed_axes else 1 for i in range(x.ndim))
+    return record.apply(slice_op, x, starts=starts, sizes=x.shape, steps=steps)
 
 
 def slice_axis(x: Tensor, axis: int, start: Size, size: Size) -> Tensor:
     """``size`` elements from ``start`` along one axis."""
     if not at_least(x.shape[axis], start + size):
-        raise ShapeError(f"slice: {start}..{start + size} is out of range for axis {axis} of {format_shape(x.shape)}")
+        raise ShapeError(
+            f"slice: {start}..{start + size} is out of range for axis {axis} of {format_shape(x.shape)}")
     return record.apply(slice_op, x, starts=tuple(start if i == axis else 0 for i in range(x.ndim)),
-                        sizes=tuple(size if i == axis else s for i, s in enumerate(x.shape)), steps=(1,) * x.ndim)
+                        sizes=tuple(size if i == axis else s for i, s in enumerate(x.shape)),
+                        steps=(1,) * x.ndim)
 
 
 # ---------------------------------------------------------------- pad
@@ -312,7 +326,8 @@ def pad(x: Any, widths: Any, value: float = 0) -> Tensor:
     widths = tuple(widths)
     if widths and isinstance(widths[0], int):
         if len(widths) % 2 or len(widths) > 2 * x.ndim:
-            raise record.located(ArgumentError(f"pad: {len(widths)} widths for {x.ndim} axes; two per axis, last axis first"))
+            raise record.located(ArgumentError(
+                f"pad: {len(widths)} widths for {x.ndim} axes; two per axis, last axis first"))
         pairs = [(widths[i], widths[i + 1]) for i in range(0, len(widths), 2)]
         widths = tuple([(0, 0)] * (x.ndim - len(pairs)) + pairs[::-1])
     widths = tuple((int(a), int(b)) for a, b in widths)
@@ -326,10 +341,10 @@ def pad(x: Any, widths: Any, value: float = 0) -> Tensor:
 def _concat_infer(*xs: Aval, axis: int) -> Aval:
     first = xs[0]
     for x in xs[1:]:
-        if x.ndim != first.ndim or any(same_size(a, b) is None for i, (a, b) in enumerate(zip(x.shape, first.shape))
-                                       if i != axis):
-            raise ShapeError(f"concatenate: shapes {format_shape(first.shape)} and {format_shape(x.shape)} differ "
-                             f"beside axis {axis}")
+        if x.ndim != first.ndim or any(
+                same_size(a, b) is None for i, (a, b) in enumerate(zip(x.shape, first.shape)) if i != axis):
+            raise ShapeError(f"concatenate: shapes {format_shape(first.shape)} and "
+                             f"{format_shape(x.shape)} differ beside axis {axis}")
         if x.dtype != first.dtype:
             raise ShapeError(f"concatenate: dtypes {first.dtype.name} and {x.dtype.name}")
     total: Size = 0
@@ -348,7 +363,8 @@ def _concat_element(b: Any, index: Any, *xs: Any, axis: int) -> Any:
         source = list(index)
         source[axis] = b.index_sub(index[axis], start)
         if out is None:
-            out = b.guarded(b.ge(index[axis], start), lambda p, x=x: x.at(p), source, x.shape, b.const(0, x.dtype))
+            out = b.guarded(b.ge(index[axis], start), lambda p, x=x: x.at(p), source, x.shape,
+                            b.const(0, x.dtype))
         else:
             inside = b.land(b.ge(index[axis], start), b.lt(source[axis], x.shape[axis]))
             out = b.guarded(inside, lambda p, x=x: x.at(p), source, x.shape, out)
@@ -408,8 +424,8 @@ def stack(tensors: Sequence[Any], dim: int = 0, *, axis: int | None = None) -> T
 def split(x: Any, size: int | Sequence[int], dim: int = 0, *, axis: int | None = None) -> tuple[Tensor, ...]:
     """Pieces along an axis.
 
-    With ``dim=`` (PyTorch): ``size`` is the length of each piece (the last may be shorter) or the list of lengths.
-    With ``axis=`` (NumPy): ``size`` is the number of equal pieces or the list of places to cut at.
+    With ``dim=`` (PyTorch): ``size`` is the length of each piece (the last may be shorter) or the list of
+    lengths. With ``axis=`` (NumPy): ``size`` is the number of equal pieces or the list of places to cut at.
     """
     x = as_tensor(x)
     at = normalize_axis("split", dim if axis is None else axis, x.ndim)

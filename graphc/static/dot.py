@@ -32,7 +32,7 @@ def nodes_to_dot(nodes: Iterable[Node], title: str, clusters: Mapping[int, str] 
     """A digraph of nodes; ``clusters`` (id of node -> name) draws boxes around groups."""
     nodes = list(nodes)
     ids = {id(n): f"n{i}" for i, n in enumerate(nodes)}
-    lines = [f"digraph {quote(title)} {{", "  rankdir=TB;", _STYLE]
+    lines = [f"digraph {quote(title)} {{", "  rankdir=TB; newrank=true;", _STYLE]
     boxes: dict[str, list[str]] = {}
     for node in nodes:
         colour = _COLOURS.get(node.op.name, "white")

@@ -65,6 +65,8 @@ class Trace(Graph):
         if target._data is None:
             from .graph import rebind
             return rebind(self, target, value)
+        if target.requires_grad and target.is_leaf and record.grad_enabled():
+            raise AutogradError("in place: a leaf that requires grad cannot be changed in place; update it inside graphc.no_grad()")
         v = self._into(self.value_of(value), target.dtype, "in place: the tensor")
         if v.aval.shape != target.shape:
             from ..ops.shape import broadcast_to
@@ -299,7 +301,7 @@ class Function(Generic[R]):
         session = Session(trace, self.target or config.target)
         written = [k for k, (node, handle, _) in enumerate(trace.arguments) if handle._node.node is not node]
         for k in written:
-            if trace.arguments[k][1].requires_grad or placeholders[k] in trace._grads:
+            if trace.arguments[k][1].requires_grad:
                 raise AutogradError(f"function: argument {k} requires grad and is changed in place; return the new value instead")
         seeds = list(trace.seeds.values())
         returned = [*values[:n_results], *(v for _, v in grads), *(trace.arguments[k][1]._node for k in written),

@@ -199,10 +199,11 @@ class Graph:
 
     @contextmanager
     def size_checks(self, op: str) -> Iterator[None]:
-        """Questions about sizes that come up inside are checked at each run."""
+        """Questions about sizes that come up inside are checked at each run (if a node is made inside: that needs it)."""
+        before = len(self.nodes)
         with collect_checks() as checks:
             yield
-        self._note(checks, op, record.user_line())
+        self._note(checks, op, record.user_line(), self.nodes[-1] if len(self.nodes) > before else None)
 
     def _note(self, checks: list[Check], op: str, origin: str, node: Node | None = None) -> None:
         self.size_checks_ += [SizeCheck(c, op, origin, node) for c in dict.fromkeys(checks)]

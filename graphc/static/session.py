@@ -204,7 +204,7 @@ class Session:
             return found
         with self._lock:
             if self._closed:
-                raise GraphError("Session: it was closed")
+                raise GraphError("Session: it was closed; make another one")
             if key not in self._prepared:
                 self._prepared[key] = self._build(tuple(fetches), tuple(updates))
             return self._prepared[key]

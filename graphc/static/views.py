@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..core import record
 from ..core.dims import Shape, evaluate_shape, names
 from ..core.errors import GraphError
 from ..core.node import Context, Value
@@ -59,14 +60,14 @@ def _set(graph: Any, target: Tensor, value: Value) -> None:
         base: Tensor = target._rare.base                                    # type: ignore[union-attr, assignment]
         whole = _put(base, made, symbol(value))
         if base._data is None:
-            if "differentiable" not in made.op.traits and made.op.vjp is None and base.requires_grad:
+            if made.op.vjp is None and base.requires_grad:
                 raise GraphError(f"in place: {made.op.name} of a value that is being differentiated cannot be written through "
                                  "in a graph; use the functional form")
             _set(graph, base, graph.value_of(whole))
             _refresh(graph, base, target)
         else:
-            graph.write(base, whole)
-            _refresh(graph, base, target)
+            with record.no_grad():                                           # p.data is written without asking p
+                graph.write(base, whole)
     target._node = value
     target.requires_grad = graph.wants_grad(value)
 

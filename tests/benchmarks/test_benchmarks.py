@@ -75,14 +75,15 @@ def test_startup(tmp_path: Path) -> None:
     imported, first = found["results"][0]["rows"]
     assert (imported["what"], first["what"], first["engine"]) == ("import", "lenet-1", "graphc-static")
     assert 0 < first["import"] + first["step"] < first["seconds"]
+    assert first["warm_seconds"] > 0
     assert [f["target"] for f in found["results"][0]["figures"]] == [0.25, 2.5]
 
 
 def test_startup_names_an_engine_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(engine: str, workload: str, threads: int) -> dict[str, Any]:
+    def fails(engine: str, workload: str, threads: int) -> Any:
         raise ChildFailed("InvalidCxxCompiler: no g++")
 
-    monkeypatch.setattr(startup, "_cold", fails)
+    monkeypatch.setattr(startup, "_cold_then_warm", fails)
     assert startup._first_steps("lenet-1", ["torch-compile"], 2, 1) == (
         [], ["torch.compile: InvalidCxxCompiler: no g++"])
 
