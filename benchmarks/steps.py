@@ -62,9 +62,13 @@ def _warm_up(steps: dict[str, Step]) -> None:
 
 
 def _figures(rows: Sequence[dict[str, Any]]) -> list[Figure]:
-    """What each workload is to reach, where the reference engine ran."""
-    return [Figure(f"{WORKLOADS[r['workload']].title}: {ENGINES[r['engine']].title}", r["ratio"], "x",
-                   WORKLOADS[r["workload"]].at_most.get(r["engine"]))
+    """What each workload is to reach, where the reference engine ran.
+
+    Of the two ratios the larger: other programs on the machine slow the reference down more than graphc, and no target
+    is to be reached by that.
+    """
+    return [Figure(f"{WORKLOADS[r['workload']].title}: {ENGINES[r['engine']].title}",
+                   max(r["ratio"], r["ratio_of_best"]), "x", WORKLOADS[r["workload"]].at_most.get(r["engine"]))
             for r in rows if r["ratio"] is not None and ENGINES[r["engine"]].package == "graphc"]
 
 

@@ -1,10 +1,12 @@
-"""The table that the property tests run over: for each registered op, calls that must work and calls that must fail.
+"""The table that the property tests run over: for each registered op, calls that must work or must fail.
 
-`SAMPLES[name]` holds good calls, `ERRORS[name]` bad ones, `ULPS[name]` how far an executor may be from `Op.run`. Adding
-an op means adding a line here; `tests/ops/test_op_properties.py` fails for an op without samples.
+`SAMPLES[name]` holds good calls, `ERRORS[name]` bad ones, `ULPS[name]` how far an executor may be from
+`Op.run`. Adding an op means adding a line here; `tests/ops/test_op_properties.py` fails for an op without
+samples.
 
-Data is seeded by the op's name, so a sample never changes because another was added. Floating samples that are checked
-against finite differences stay away from kinks and poles; special values (`grad=False`) are for the executors.
+Data is seeded by the op's name, so a sample never changes because another was added. Floating samples that
+are checked against finite differences stay away from kinks and poles; special values (`grad=False`) are for
+the executors.
 """
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ import graphc as gc
 
 Array = np.ndarray[Any, Any]
 
-F32, F64, I64, I32, U8, BOOL = (np.dtype(n) for n in ("float32", "float64", "int64", "int32", "uint8", "bool"))
+F32, F64 = np.dtype("float32"), np.dtype("float64")
+I64, I32, U8, BOOL = (np.dtype(n) for n in ("int64", "int32", "uint8", "bool"))
 FLOATS, INTS = (F32, F64), (I64, I32, U8)
 
 
@@ -37,7 +40,8 @@ class Sample:
     sizes
         The attributes that hold sizes; with named sizes they are written in names too.
     fixed
-        Positions of inputs whose shape must stay literal when the others get named sizes; None: leave this sample out.
+        Positions of inputs whose shape must stay literal when the others get named sizes; None: leave this
+        sample out.
     label
         What is special about it, for test ids.
     """
@@ -76,11 +80,12 @@ ERRORS: dict[str, list[ErrorSample]] = {}
 
 # Units in the last place that an executor may be away from `run`; an op not listed here is exact.
 # For ops in SPREAD the unit is that of the largest element: their sums may be taken in another order.
-ULPS = dict.fromkeys(("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "asin", "acos",
-                      "atan",
-                      "sinh", "cosh", "tanh", "sigmoid", "erf", "pow", "atan2"), 8)
-SPREAD = dict.fromkeys(("sum", "prod", "matmul", "conv2d", "conv2d_dx", "conv2d_dw", "avg_pool2d", "avg_unpool2d",
-                        "max_unpool2d", "index_add"), 16)
+ULPS = dict.fromkeys((
+    "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "asin", "acos", "atan",
+    "sinh", "cosh", "tanh", "sigmoid", "erf", "pow", "atan2"), 8)
+SPREAD = dict.fromkeys((
+    "sum", "prod", "matmul", "conv2d", "conv2d_dx", "conv2d_dw", "avg_pool2d", "avg_unpool2d",
+    "max_unpool2d", "index_add"), 16)
 
 
 # ---------------------------------------------------------------- data
@@ -93,7 +98,10 @@ class Data:
 
     def __call__(self, shape: tuple[int, ...] = (2, 3), dtype: Any = F64, low: float = -2.0,
                  high: float = 2.0) -> Array:
-        """Floats in (low, high), at least 0.06 away from multiples of a half (where rounding and |x| have kinks)."""
+        """Floats in (low, high), at least 0.06 away from multiples of a half.
+
+        There rounding and |x| have kinks.
+        """
         dtype = np.dtype(dtype)
         if dtype == BOOL:
             return self.rng.integers(0, 2, shape).astype(bool)
@@ -104,7 +112,10 @@ class Data:
         return np.asarray(np.where(np.abs(off) < 0.06, x + np.where(off > 0, -0.08, 0.08), x)).astype(dtype)
 
     def distinct(self, shape: tuple[int, ...], dtype: Any = F64) -> Array:
-        """All elements different by 0.1 at least: for max, min and their like, which have kinks where two are equal."""
+        """All elements different by 0.1 at least.
+
+        For max, min and their like, which have kinks where two are equal.
+        """
         n = math.prod(shape)
         return np.asarray((self.rng.permutation(n) - n // 2) * 0.1 + 0.03).reshape(shape).astype(dtype)
 
@@ -141,9 +152,9 @@ def special(dtype: Any) -> Array:
                                 *((-1, -2, -7) if info.min else ())}),
                         dtype)
     tiny = np.finfo(dtype)
-    return np.array([0.0, -0.0, np.inf, -np.inf, np.nan, tiny.smallest_subnormal, -tiny.smallest_subnormal, tiny.tiny,
-                     0.5,
-                     -0.5, 1.0, -1.0, 1.5, -2.5, 3.0, -7.0], dtype)
+    return np.array([0.0, -0.0, np.inf, -np.inf, np.nan,
+                     tiny.smallest_subnormal, -tiny.smallest_subnormal, tiny.tiny,
+                     0.5, -0.5, 1.0, -1.0, 1.5, -2.5, 3.0, -7.0], dtype)
 
 
 def huge(dtype: Any) -> Array:
@@ -170,7 +181,10 @@ def calls(args: tuple[Any, ...], *attrs: dict[str, Any], **fields: Any) -> Itera
 # ---------------------------------------------------------------- one input, element by element
 
 def unary(name: str, low: float = -2.0, high: float = 2.0, kinds: str = "biuf", large: bool = False) -> None:
-    """``large``: defined for the largest numbers too (compiled sin, cos and tan are NaN far out, see vmath)."""
+    """Samples of one function of one argument.
+
+    ``large``: defined for the largest numbers too (compiled sin, cos and tan are NaN far out, see vmath).
+    """
     data = Data(name)
     if "f" in kinds:
         for dtype in FLOATS:
@@ -178,7 +192,8 @@ def unary(name: str, low: float = -2.0, high: float = 2.0, kinds: str = "biuf", 
                  Sample((special(dtype),), grad=False, label="special"))
         if large:
             good(name, *(Sample((huge(d),), grad=False, label="huge") for d in FLOATS))
-        good(name, *(Sample((layout(data((3, 4), F32, low, high)),), label=layout.__name__) for layout in LAYOUTS))
+        good(name, *(Sample((layout(data((3, 4), F32, low, high)),), label=layout.__name__)
+                     for layout in LAYOUTS))
     for dtype in (*INTS, BOOL):
         if dtype.kind in kinds:
             good(name, Sample((data((2, 3), dtype),)))
@@ -196,8 +211,8 @@ for _name in ("sin", "cos"):
     unary(_name, -3.0, 3.0)
 for _name in ("log", "log2", "log10", "sqrt", "rsqrt", "reciprocal"):
     unary(_name, 0.3, 4.0, large=True)
-for _name in ("atan", "sinh", "cosh", "tanh", "sigmoid", "erf", "exp", "exp2", "expm1", "isnan", "isinf", "isfinite",
-              "abs"):
+for _name in ("atan", "sinh", "cosh", "tanh", "sigmoid", "erf", "exp", "exp2", "expm1",
+              "isnan", "isinf", "isfinite", "abs"):
     unary(_name, large=True)
 for _name in ("sign", "square", "relu", "floor", "ceil", "trunc", "round", "neg"):
     unary(_name, kinds="iuf", large=True)
@@ -211,8 +226,10 @@ good("detach", *(Sample((Data("detach")(shape, dtype),), grad=False) for shape i
 _data = Data("cast")
 for _from in (*FLOATS, *INTS, BOOL):
     _x = np.abs(_data((2, 3), _from)) if _from.kind == "f" else _data((2, 3), _from)
-    good("cast", *(Sample((_x,), {"dtype": to}, grad=False) for to in (*FLOATS, I64, I32, BOOL) if to != _from))
-for _x, _to in ((special(F64), F32), (special(F32), F64), (special(F32), BOOL), (special(I64), U8), (special(I64), F32),
+    good("cast", *(Sample((_x,), {"dtype": to}, grad=False)
+                   for to in (*FLOATS, I64, I32, BOOL) if to != _from))
+for _x, _to in ((special(F64), F32), (special(F32), F64), (special(F32), BOOL),
+                (special(I64), U8), (special(I64), F32),
                 (_data((), F32), F64), (_data((0, 2), F32), F64), (transposed(_data((2, 3), F32)), F64)):
     good("cast", Sample((_x,), {"dtype": _to}, grad=False, label="special"))
 
@@ -225,7 +242,8 @@ def binary(name: str, kinds: str = "biuf", low: float = -2.0, high: float = 2.0,
     """``second`` gives the range of the second operand where it differs (divisors, exponents)."""
     data = Data(name)
 
-    def pair(a: tuple[int, ...], b: tuple[int, ...], dtype: Any = F64, other: Any = None) -> tuple[Array, Array]:
+    def pair(a: tuple[int, ...], b: tuple[int, ...], dtype: Any = F64,
+             other: Any = None) -> tuple[Array, Array]:
         return data(a, dtype, low, high), data(b, other or dtype, *(second or (low, high)))
 
     if "f" in kinds:
@@ -242,7 +260,8 @@ def binary(name: str, kinds: str = "biuf", low: float = -2.0, high: float = 2.0,
              Sample((x, 1.5)), Sample((2, x) if low >= 0 or second is None else (x, 2)),
              Sample(pair((2,), (2,), F32, F64)))
         if "i" in kinds:
-            good(name, Sample((data((3,), F32, low, high), np.array([1, 2, 3]))), Sample((np.array([1, 2, 3]), 0.5)))
+            good(name, Sample((data((3,), F32, low, high), np.array([1, 2, 3]))),
+                 Sample((np.array([1, 2, 3]), 0.5)))
     for dtype in (*INTS, BOOL):
         v = special(dtype)
         if dtype.kind not in kinds:
@@ -283,7 +302,8 @@ _data = Data("where")
 _cond = np.array([[True], [False]])
 for _d in (*FLOATS, *INTS, BOOL):
     good("where", Sample((_cond, _data((2, 3), _d), _data((3,), _d))))
-good("where", Sample((np.array(True), _data((2,)), _data(()))), Sample((_cond[:0], _data((0, 3)), _data((3,)))),
+good("where", Sample((np.array(True), _data((2,)), _data(()))),
+     Sample((_cond[:0], _data((0, 3)), _data((3,)))),
      Sample((_cond, special(F32), special(F32)[::-1]), grad=False, label="special"),
      Sample((backwards(_cond), transposed(_data((2, 3))), _data((2, 1)))))
 bad("where", ((np.array([1, 0]), _data((2,)), _data((2,))), gc.DTypeError, "where.*int64"),
@@ -292,18 +312,22 @@ bad("where", ((np.array([1, 0]), _data((2,)), _data((2,))), gc.DTypeError, "wher
 
 # ---------------------------------------------------------------- sources
 
-good("constant", *(Sample((), {"value": v}) for v in (np.array(1.5), np.arange(6, dtype=F32).reshape(2, 3),
-                                                      np.array([True]))))
+good("constant", *(Sample((), {"value": v}) for v in (
+    np.array(1.5), np.arange(6, dtype=F32).reshape(2, 3), np.array([True]))))
 good("full", *(Sample((), {"shape": s, "value": v, "dtype": d}, sizes=("shape",)) for s, v, d in (
-    ((2, 3), 1.5, F32), ((), -0.0, F64), ((0, 2), 1, I64), ((3,), True, BOOL), ((2,), 255, U8), ((2,), math.inf, F32))))
+    ((2, 3), 1.5, F32), ((), -0.0, F64), ((0, 2), 1, I64), ((3,), True, BOOL), ((2,), 255, U8),
+    ((2,), math.inf, F32))))
 good("arange", *(Sample((), {"start": a, "step": s, "size": n, "dtype": d}) for a, s, n, d in (
-    (0, 1, 5, I64), (3, -2, 4, I32), (0.5, 0.1, 7, F32), (0.0, 1 / 3, 10, F64), (2, 1, 0, I64), (1, 2, 3, F32))))
+    (0, 1, 5, I64), (3, -2, 4, I32), (0.5, 0.1, 7, F32), (0.0, 1 / 3, 10, F64), (2, 1, 0, I64),
+    (1, 2, 3, F32))))
 good("eye", *(Sample((), {"n": n, "m": m, "dtype": d}) for n, m, d in (
     (3, 3, F32), (2, 4, F64), (4, 2, I64), (0, 2, F32), (2, 2, BOOL))))
 good("size_value", Sample((), {"size": 7, "dtype": F32}), Sample((), {"size": 0, "dtype": I64}))
-good("random_bits", *(Sample((np.array(state, I64),), {"shape": shape, "ordinal": n}, sizes=("shape",), fixed=(0,))
-                      for state, shape, n in (
-    ((0, 0), (5,), 0), ((7, 3), (2, 3), 1), ((2**62 + 5, 2**33), (4,), 2), ((1, 1), (), 0), ((1, 1), (0, 2), 0))))
+good("random_bits", *(
+    Sample((np.array(state, I64),), {"shape": shape, "ordinal": n}, sizes=("shape",), fixed=(0,))
+    for state, shape, n in (
+        ((0, 0), (5,), 0), ((7, 3), (2, 3), 1), ((2**62 + 5, 2**33), (4,), 2), ((1, 1), (), 0),
+        ((1, 1), (0, 2), 0))))
 
 
 # ---------------------------------------------------------------- reductions
@@ -311,16 +335,19 @@ good("random_bits", *(Sample((np.array(state, I64),), {"shape": shape, "ordinal"
 _REDUCTIONS = tuple({"axis": a, "keepdims": k} for a, k in (((0,), False), ((1,), True), ((0, 1), False)))
 
 
-def reduction(name: str, *attrs: dict[str, Any], empty: bool = True, distinct: bool = False, order: int = 2) -> None:
+def reduction(name: str, *attrs: dict[str, Any], empty: bool = True, distinct: bool = False,
+              order: int = 2) -> None:
     data = Data(name)
     make = data.distinct if distinct else data
     for dtype in FLOATS:
         good(name, *calls((make((2, 3), dtype),), *attrs, order=order),
              *calls((np.stack([special(dtype), special(dtype)[::-1]]),), *attrs, grad=False, label="special"))
     last = attrs[1]
-    good(name, *(Sample((layout(make((3, 4), F32)),), last, label=layout.__name__, order=order) for layout in LAYOUTS),
+    good(name, *(Sample((layout(make((3, 4), F32)),), last, label=layout.__name__, order=order)
+                 for layout in LAYOUTS),
          Sample((make((2, 3, 4)),), {**attrs[0], "axis": (0, 2) if len(attrs) > 2 else (1,)}, order=order),
-         Sample((make((3, 0)),), attrs[0] if empty else {**attrs[0], "axis": (0,)}, grad=False, label="empty"),
+         Sample((make((3, 0)),), attrs[0] if empty else {**attrs[0], "axis": (0,)}, grad=False,
+                label="empty"),
          Sample((make((5,)),), {"axis": (0,), "keepdims": True}, order=order))
     if len(attrs) > 2:
         good(name, Sample((make(()),), {"axis": (), "keepdims": False}, order=order))
@@ -329,13 +356,14 @@ def reduction(name: str, *attrs: dict[str, Any], empty: bool = True, distinct: b
     if empty:
         good(name, *(Sample((np.zeros((0, 3), d),), attrs[0], label="empty") for d in (*FLOATS, I64, BOOL)))
     else:
-        bad(name, ((np.zeros((0, 3), F32),), {"axis": (0,), "keepdims": False}, gc.ShapeError, rf"{name}.*\(0, 3\)"))
+        bad(name, ((np.zeros((0, 3), F32),), {"axis": (0,), "keepdims": False},
+                   gc.ShapeError, rf"{name}.*\(0, 3\)"))
 
 
 for _name in ("sum", "any", "all", "prod"):
     reduction(_name, *_REDUCTIONS)
-good("prod", *(Sample((np.array([[0.0, 2.0, 3.0], [1.5, 2.0, -1.0], [0.0, 0.0, 3.0]]),), a, order=1, label="zeros")
-               for a in _REDUCTIONS))
+good("prod", *(Sample((np.array([[0.0, 2.0, 3.0], [1.5, 2.0, -1.0], [0.0, 0.0, 3.0]]),), a, order=1,
+                      label="zeros") for a in _REDUCTIONS))
 for _name in ("amax", "amin"):
     reduction(_name, *_REDUCTIONS, empty=False, distinct=True)
 for _name in ("argmax", "argmin"):
@@ -365,29 +393,31 @@ good("broadcast_to", *(Sample((x,), {"shape": s}, sizes=("shape",)) for x, s in 
     (backwards(_data((3,))), (2, 3)))))
 bad("broadcast_to", ((_data((2, 3)),), {"shape": (2, 4)}, gc.ShapeError, r"broadcast_to.*\(2, 3\).*\(2, 4\)"),
     ((_data((2, 3)),), {"shape": (3,)}, gc.ShapeError, r"broadcast_to.*\(2, 3\).*\(3,\)"))
-_SLICES = (((5, 6), (1, 0), (3, 6), (1, 1)), ((5, 6), (4, 1), (5, 3), (-1, 2)), ((5, 6), (3, 5), (2, 2), (-2, -4)),
-           ((4,), (0,), (0,), (1,)), ((), (), (), ()), ((3, 0), (0, 0), (2, 0), (1, 1)))
+_SLICES = (((5, 6), (1, 0), (3, 6), (1, 1)), ((5, 6), (4, 1), (5, 3), (-1, 2)),
+           ((5, 6), (3, 5), (2, 2), (-2, -4)), ((4,), (0,), (0,), (1,)),
+           ((), (), (), ()), ((3, 0), (0, 0), (2, 0), (1, 1)))
 for _d in (F64, F32, I32):
-    good("slice", *(Sample((_data(s, _d),), {"starts": a, "sizes": n, "steps": k}, fixed=None) for s, a, n,
-                    k in _SLICES))
-    good("unslice", *(Sample((_data(n, _d),), {"shape": s, "starts": a, "steps": k}, fixed=None) for s, a, n,
-                      k in _SLICES))
-good("slice", Sample((transposed(_data((4, 5))),), {"starts": (1, 4), "sizes": (2, 5), "steps": (2, -1)}, fixed=None,
-                     label="transposed"),
+    good("slice", *(Sample((_data(s, _d),), {"starts": a, "sizes": n, "steps": k}, fixed=None)
+                    for s, a, n, k in _SLICES))
+    good("unslice", *(Sample((_data(n, _d),), {"shape": s, "starts": a, "steps": k}, fixed=None)
+                      for s, a, n, k in _SLICES))
+good("slice", Sample((transposed(_data((4, 5))),), {"starts": (1, 4), "sizes": (2, 5), "steps": (2, -1)},
+                     fixed=None, label="transposed"),
      Sample((_data((4, 3)),), {"starts": (1, 0), "sizes": (2, 3), "steps": (1, 1)}, fixed=None))
 for _d in (F64, F32, I64, BOOL):
     good("pad", *(Sample((x,), {"widths": w, "value": 0}) for x, w in (
         (_data((2, 3), _d), ((1, 0), (2, 3))), (_data((), _d), ()), (_data((0, 2), _d), ((1, 1), (0, 0))))))
 good("pad", Sample((_data((3,)),), {"widths": ((2, 1),), "value": -math.inf}, grad=False),
-     Sample((backwards(_data((2, 3), F32)),), {
-    "widths": ((0, 0), (0, 1)), "value": -0.0}), Sample((_data((3,), I32),), {"widths": ((0, 2),), "value": 7}))
+     Sample((backwards(_data((2, 3), F32)),), {"widths": ((0, 0), (0, 1)), "value": -0.0}),
+     Sample((_data((3,), I32),), {"widths": ((0, 2),), "value": 7}))
 bad("pad", ((_data((2, 3)),), {"widths": ((1, 1),), "value": 0}, gc.ShapeError, "pad.*1.*2"))
 good("concatenate", *(Sample(xs, {"axis": a}) for xs, a in (
     ((_data((2, 3)), _data((1, 3))), 0), ((_data((2, 3), F32), _data((2, 1), F32), _data((2, 2), F32)), 1),
-    ((_data((2,), I64),) * 2, 0),
-    ((_data((0, 3)), _data((2, 3)), _data((0, 3))), 0), ((_data((2, 1, 3), BOOL), _data((2, 2, 3), BOOL)), 1),
+    ((_data((2,), I64),) * 2, 0), ((_data((0, 3)), _data((2, 3)), _data((0, 3))), 0),
+    ((_data((2, 1, 3), BOOL), _data((2, 2, 3), BOOL)), 1),
     ((transposed(_data((3, 2))), strided(_data((3, 4))), backwards(_data((3, 1)))), 1))))
-bad("concatenate", ((_data((2, 3)), _data((2, 4))), {"axis": 0}, gc.ShapeError, r"concatenate.*\(2, 3\).*\(2, 4\)"),
+bad("concatenate",
+    ((_data((2, 3)), _data((2, 4))), {"axis": 0}, gc.ShapeError, r"concatenate.*\(2, 3\).*\(2, 4\)"),
     ((_data((2, 3)), _data((3,))), {"axis": 0}, gc.ShapeError, r"concatenate.*\(2, 3\).*\(3,\)"))
 
 
@@ -405,15 +435,16 @@ for _shape, _where, _axes in _INDEX:
         _x = _data(_shape, _d)
         _g = _data(gc.ops.index.index_op.run(_x, *_where, axes=_axes).shape, _d)
         good("index", Sample((_x, *_where), {"axes": _axes}))
-        good("index_add", Sample((_g, *_where), {"axes": _axes, "shape": _shape}, sizes=("shape",), fixed=None))
+        good("index_add", Sample((_g, *_where), {"axes": _axes, "shape": _shape}, sizes=("shape",),
+                                 fixed=None))
 good("index", Sample((transposed(_data((4, 3), I64)), np.array([3, 0], U8)), {"axes": (0,)}),
-     Sample((_data((4,), BOOL), np.array([1, 0], I32)), {
-    "axes": (0,)}))
-good("index_add", Sample((_data((3,), I64), np.array([1, 1, 1], I32)), {"axes": (0,), "shape": (2,)}, fixed=None))
+     Sample((_data((4,), BOOL), np.array([1, 0], I32)), {"axes": (0,)}))
+good("index_add", Sample((_data((3,), I64), np.array([1, 1, 1], I32)), {"axes": (0,), "shape": (2,)},
+                         fixed=None))
 bad("index", ((_data((4, 3)), np.array([0.0, 1.0])), {"axes": (0,)}, gc.DTypeError, "index.*float64"),
     ((_data((4, 3)), np.array([True, False, True, True])), {"axes": (0,)}, gc.DTypeError, "index.*bool"),
-    ((_data((4, 3)), np.array([0, 1]), np.array([0, 1, 2])), {"axes": (0, 1)}, gc.ShapeError, r"index.*\(2,\).*\(3,\)"))
-
+    ((_data((4, 3)), np.array([0, 1]), np.array([0, 1, 2])), {"axes": (0, 1)},
+     gc.ShapeError, r"index.*\(2,\).*\(3,\)"))
 bad("index", ((_data((4, 3)), np.array([4])), {"axes": (0,)}, IndexError, "index.*4.*out of"),
     ((_data((4, 3)), np.array([-4])), {"axes": (1,)}, IndexError, "index.*-4.*out of"), by_value=True)
 
@@ -441,16 +472,16 @@ _STRAIGHT = {"ta": False, "tb": False}
 for _ta in (False, True):
     for _tb in (False, True):
         for _d in (F64, F32, I64):
-            good("matmul", Sample((_data((3, 2) if _ta else (2, 3), _d), _data((4, 3) if _tb else (3, 4), _d)),
-                                  {"ta": _ta, "tb": _tb}))
+            _x, _y = _data((3, 2) if _ta else (2, 3), _d), _data((4, 3) if _tb else (3, 4), _d)
+            good("matmul", Sample((_x, _y), {"ta": _ta, "tb": _tb}))
         good("matmul", Sample((_data((2, 2, 2)), _data((1, 2, 2))), {"ta": _ta, "tb": _tb}),
              Sample((_data((2, 2)), _data((2, 1, 2, 2))), {"ta": _ta, "tb": _tb}))
 good("matmul", *(Sample((_data(a, d), _data(b, d)), _STRAIGHT) for d in FLOATS for a, b in (
     ((0, 3), (3, 2)), ((2, 0), (0, 3)), ((1, 1), (1, 1)), ((2, 1, 3), (3, 2)), ((0, 2, 3), (3, 2)))),
      *(Sample((layout(_data((3, 4), F32)), _data((4, 2), F32)), _STRAIGHT, label=layout.__name__)
        for layout in LAYOUTS),
-     Sample((np.array([[np.inf, 1.0], [np.nan, 2.0]]), np.array([[1.0, 0.0], [0.0, 1.0]])), _STRAIGHT, grad=False,
-            label="special"),
+     Sample((np.array([[np.inf, 1.0], [np.nan, 2.0]]), np.array([[1.0, 0.0], [0.0, 1.0]])), _STRAIGHT,
+            grad=False, label="special"),
      Sample((_data((2, 3), I32), _data((3, 2), I32)), _STRAIGHT),
      Sample((_data((2, 3), U8), _data((3, 2), U8)), _STRAIGHT))
 bad("matmul", ((_data((2, 3)), _data((2, 3))), _STRAIGHT, gc.ShapeError, r"matmul.*\(2, 3\).*\(2, 3\)"),
@@ -460,8 +491,8 @@ bad("matmul", ((_data((2, 3)), _data((2, 3))), _STRAIGHT, gc.ShapeError, r"matmu
     ((_data((2, 2), BOOL), _data((2, 2), BOOL)), _STRAIGHT, gc.DTypeError, "matmul.*bool"))
 
 _CONV = tuple(dict(zip(("stride", "padding", "dilation", "groups"), row, strict=True)) for row in (
-    ((1, 1), (0, 0), (1, 1), 1), ((1, 1), (1, 1), (1, 1), 1), ((2, 1), (0, 1), (1, 2), 1), ((2, 2), (1, 0), (1, 1), 2),
-    ((1, 1), (1, 2), (1, 1), 2)))
+    ((1, 1), (0, 0), (1, 1), 1), ((1, 1), (1, 1), (1, 1), 1), ((2, 1), (0, 1), (1, 2), 1),
+    ((2, 2), (1, 0), (1, 1), 2), ((1, 1), (1, 2), (1, 1), 2)))
 _X, _W = ((2, 2, 4, 5), (2, 2, 3, 2)), ((2, 2, 4, 5), (2, 1, 3, 2))
 _data = Data("conv2d")
 for _a in _CONV:

@@ -1,14 +1,16 @@
 """The disk cache: object code by key, shared by all processes of a user.
 
-An entry is one file, `<root>/<fingerprint>/<key>.o`, written whole or not at all: a checksum, then the object. The
-fingerprint covers the CPU, the versions of Numba and llvmlite, and the sources that decide what code comes out. What
-cannot be read or written (another user's folder, a full disk, a damaged file) is a miss, never an error.
+An entry is one file, `<root>/<fingerprint>/<key>.o`, written whole or not at all: a checksum, then the
+object. The fingerprint covers the CPU, the versions of Numba and llvmlite, and the sources that decide what
+code comes out. What cannot be read or written (another user's folder, a full disk, a damaged file) is a
+miss, never an error.
 """
 from __future__ import annotations
 
 import hashlib
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -73,10 +75,8 @@ def load(key: str) -> bytes | None:
     code = data[start:]
     if data[:len(_MAGIC)] == _MAGIC and data[len(_MAGIC):start] == hashlib.sha256(code).digest():
         return code
-    try:
+    with suppress(OSError):
         path.unlink()
-    except OSError:
-        pass
     return None
 
 

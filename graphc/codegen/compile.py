@@ -18,8 +18,9 @@ from .loopir import Gemm, Kernel, walk_stmts
 class CompiledKernel:
     """A kernel as native code.
 
-    ``address`` is that of the entry (see `numba_target`), ``compile_seconds`` what compiling cost in this process (0
-    when it came from disk), ``source`` the text of the kernel that was compiled first under this key.
+    ``address`` is that of the entry (see `numba_target`), ``compile_seconds`` what compiling cost in this
+    process (0 when it came from disk), ``source`` the text of the kernel that was compiled first under
+    this key.
     """
     name: str
     key: str
@@ -40,7 +41,9 @@ _lock = threading.Lock()
 
 
 def compile_kernels(kernels: Sequence[Kernel]) -> list[CompiledKernel]:
-    """Native code for each kernel, each distinct key once per process; safe from several threads and processes.
+    """Native code for each kernel, each distinct key once per process.
+
+    Safe from several threads and processes.
 
     Raises
     ------
@@ -60,8 +63,9 @@ def compile_kernels(kernels: Sequence[Kernel]) -> list[CompiledKernel]:
                 from .numba_target import translate
                 for made in translate(missing):
                     cache.store(made.key, made.code)
-                    _compiled[made.key] = CompiledKernel(made.name, made.key, made.source, made.address, made.seconds,
-                                                         "compiled", missing[made.key])
+                    _compiled[made.key] = CompiledKernel(
+                        made.name, made.key, made.source, made.address, made.seconds, "compiled",
+                        missing[made.key])
     return [_compiled[key] for key in keys]
 
 

@@ -168,7 +168,8 @@ class ScalarOp:
 
 
 SCALAR_OPS: dict[str, ScalarOp] = {
-    # arithmetic; integers wrap; `floordiv` and `mod` follow NumPy (x // 0 == 0, x % 0 == 0 for ints; floats floor)
+    # arithmetic; integers wrap; `floordiv` and `mod` follow NumPy (x // 0 == 0, x % 0 == 0 for ints;
+    # floats floor)
     **dict.fromkeys(("add", "sub", "mul", "div", "floordiv", "mod"), ScalarOp(2)),
     **dict.fromkeys(("neg", "abs", "floor", "ceil", "trunc", "rint", "sqrt", "sign"), ScalarOp(1)),
     "fma": ScalarOp(3),                                        # a*b + c rounded once; never made implicitly
@@ -186,8 +187,9 @@ SCALAR_OPS: dict[str, ScalarOp] = {
     "cast": ScalarOp(1, "any"),                                # value conversion, C semantics
     "bitcast": ScalarOp(1, "any"),                             # same bits, same width
     # transcendentals
-    **dict.fromkeys(("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "tanh", "sinh", "cosh",
-                     "asin", "acos", "atan", "erf", "sigmoid"), ScalarOp(1, math=True)),
+    **dict.fromkeys(("exp", "exp2", "expm1", "log", "log2", "log10", "log1p",
+                     "sin", "cos", "tan", "tanh", "sinh", "cosh", "asin", "acos", "atan",
+                     "erf", "sigmoid"), ScalarOp(1, math=True)),
     **dict.fromkeys(("pow", "atan2"), ScalarOp(2, math=True)),
 }
 
@@ -350,7 +352,8 @@ def verify(kernel: Kernel) -> Kernel:
     return kernel
 
 
-def _verify_body(kernel: Kernel, body: tuple[Stmt, ...], buffers: dict[str, Buffer], outer: dict[str, str]) -> None:
+def _verify_body(kernel: Kernel, body: tuple[Stmt, ...], buffers: dict[str, Buffer],
+                 outer: dict[str, str]) -> None:
     scope = dict(outer)
     for s in body:
         for e in stmt_exprs(s):
@@ -362,7 +365,8 @@ def _verify_body(kernel: Kernel, body: tuple[Stmt, ...], buffers: dict[str, Buff
                 scope[s.name] = s.value.dtype
             case Set():
                 if scope.setdefault(s.name, s.value.dtype) != s.value.dtype:
-                    raise InternalError(f"kernel {kernel.name}: {s.name} changes dtype from {scope[s.name]} to {s.value.dtype}")
+                    raise InternalError(f"kernel {kernel.name}: {s.name} changes dtype "
+                                        f"from {scope[s.name]} to {s.value.dtype}")
             case Store():
                 b = buffers.get(s.buffer)
                 if b is None or b.role == "in" or b.dtype != s.value.dtype:
@@ -384,7 +388,8 @@ def _verify_expr(kernel: Kernel, e: Expr, buffers: dict[str, Buffer], scope: dic
     match e:
         case Var():
             if scope.get(e.name) != e.dtype:
-                raise InternalError(f"kernel {kernel.name}: {e.name} is {scope.get(e.name, 'unbound')}, used as {e.dtype}")
+                raise InternalError(f"kernel {kernel.name}: {e.name} is {scope.get(e.name, 'unbound')}, "
+                                    f"used as {e.dtype}")
         case Load():
             b = buffers.get(e.buffer)
             if b is None or b.dtype != e.dtype or e.index.dtype != "int64":
@@ -394,7 +399,8 @@ def _verify_expr(kernel: Kernel, e: Expr, buffers: dict[str, Buffer], scope: dic
             if spec is None or spec.arity != len(e.args):
                 raise InternalError(f"kernel {kernel.name}: no scalar op {e.op} of {len(e.args)} arguments")
             operands = e.args[1:] if e.op == "select" else e.args
-            if len({a.dtype for a in operands}) > 1 or (spec.result == "same" and operands[0].dtype != e.dtype):
+            differ = len({a.dtype for a in operands}) > 1
+            if differ or (spec.result == "same" and operands[0].dtype != e.dtype):
                 raise InternalError(f"kernel {kernel.name}: dtypes disagree in {print_expr(e)}")
     for part in subexprs(e):
         _verify_expr(kernel, part, buffers, scope)
@@ -402,9 +408,9 @@ def _verify_expr(kernel: Kernel, e: Expr, buffers: dict[str, Buffer], scope: dic
 
 # ---------------------------------------------------------------- printer
 
-_INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "floordiv": "//", "mod": "%", "lt": "<", "le": "<=", "gt": ">",
-          "ge": ">=", "eq": "==", "ne": "!=", "and": "&", "or": "|", "xor": "^", "shl": "<<", "shr": ">>", "land": "and",
-          "lor": "or"}
+_INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "floordiv": "//", "mod": "%",
+          "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=",
+          "and": "&", "or": "|", "xor": "^", "shl": "<<", "shr": ">>", "land": "and", "lor": "or"}
 
 
 def print_expr(e: Expr) -> str:
@@ -442,8 +448,9 @@ def print_stmt(s: Stmt, indent: int = 0) -> str:
                 lines += [f"{pad}else:", *(print_stmt(b, indent + 1) for b in s.orelse)]
             return "\n".join(lines)
         case Gemm():
-            a, b, c = (f"{o.buffer}[{print_expr(o.offset)}, ld={print_expr(o.ld)}]{'.T' if o.transposed else ''}"
-                       for o in (s.a, s.b, s.c))
+            a, b, c = (
+                f"{o.buffer}[{print_expr(o.offset)}, ld={print_expr(o.ld)}]{'.T' if o.transposed else ''}"
+                for o in (s.a, s.b, s.c))
             return (f"{pad}{c} {'+=' if s.accumulate else '='} {a} @ {b}"
                     f"   # {s.dtype} m={print_expr(s.m)} n={print_expr(s.n)} k={print_expr(s.k)}")
         case Note():

@@ -29,8 +29,12 @@ class Codegen:
         return CompiledProgram(program, target)
 
     def call_op(self, op: Op, arrays: tuple[Array, ...], attrs: dict[str, Any]) -> Any:
-        """Run one op on arrays through its compiled kernel; compiled once per shape without the batch axis."""
-        key = (op.name, freeze_attrs(attrs), *((a.dtype, a.shape[1:] if k in op.batched else a.shape) for k, a in enumerate(arrays)))
+        """Run one op on arrays through its compiled kernel.
+
+        Compiled once per shape without the batch axis.
+        """
+        shapes = ((a.dtype, a.shape[1:] if k in op.batched else a.shape) for k, a in enumerate(arrays))
+        key = (op.name, freeze_attrs(attrs), *shapes)
         compiled = self._ops.get(key)
         if compiled is None:
             with self._lock:

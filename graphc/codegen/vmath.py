@@ -4,15 +4,15 @@ Here live `expand`, which rewrites a kernel so that no op marked ``math`` is lef
 function (`EXPANSIONS`) and the error each one is tested to keep (`ULP_BOUND`). What is *not* here: how an
 operation is printed or compiled (`emit.py` and the targets).
 
-An expansion is branch-free (`select`, never `If`), stays in its own width (no float64 or int64 in float32 code)
-and names fma where it wants one, so the plain Python, Numba and CUDA targets compute the same bits and LLVM
-vectorises the loop around it. NaN, infinities, signed zeros and denormals come out as NumPy has them; one
-exception: sin, cos and tan are NaN from `TRIG_LIMIT` on, since a reduction for all arguments would cost each element
-more than the function does, and a NaN is seen where wrong digits are not.
+An expansion is branch-free (`select`, never `If`), stays in its own width (no float64 or int64 in float32
+code) and names fma where it wants one, so the plain Python, Numba and CUDA targets compute the same bits
+and LLVM vectorises the loop around it. NaN, infinities, signed zeros and denormals come out as NumPy has
+them; one exception: sin, cos and tan are NaN from `TRIG_LIMIT` on, since a reduction for all arguments
+would cost each element more than the function does, and a NaN is seen where wrong digits are not.
 
-The polynomials are minimax fits made for these forms (Remez exchange on 50-digit values, coefficients rounded one
-after another and the rest refitted); the comment above each pair gives the form, the interval and the largest
-relative error of the function in float32 and float64.
+The polynomials are minimax fits made for these forms (Remez exchange on 50-digit values, coefficients
+rounded one after another and the rest refitted); the comment above each pair gives the form, the interval
+and the largest relative error of the function in float32 and float64.
 """
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ from .loopir import (
 
 # ---------------------------------------------------------------- what the tests hold us to
 
-# largest error over the whole range, in units in the last place of the result: (float32, float64). What was measured,
-# with a little room. float32: every 31st bit pattern (erf: 97th; sin, cos, tan: every float of 1..2**20 too), 120
-# million pairs for pow, 6 million for atan2; float64: 3 million samples (erf: 0.6 million).
+# largest error over the whole range, in units in the last place of the result: (float32, float64). What was
+# measured, with a little room. float32: every 31st bit pattern (erf: 97th; sin, cos, tan: every float of
+# 1..2**20 too), 120 million pairs for pow, 6 million for atan2; float64: 3 million samples (erf: 0.6).
 _BOUNDS: dict[str, tuple[float, float]] = {
     "exp": (1.1, 1.1), "exp2": (1.1, 1.2), "expm1": (1.4, 1.6), "sigmoid": (1.5, 1.5), "tanh": (1.4, 1.4),
     "sinh": (1.75, 1.75), "cosh": (1.5, 1.5), "log": (0.9, 1.0), "log2": (1.0, 1.2), "log10": (1.0, 1.1),
@@ -59,14 +59,17 @@ ULP_BOUND: dict[tuple[str, str], float] = {
     (name, dtype): bound
     for name, pair in _BOUNDS.items() for dtype, bound in zip(("float32", "float64"), pair, strict=True)}
 
-TRIG_LIMIT: dict[str, float] = {"float32": 2.0 ** 20, "float64": 2.0 ** 48}     # sin, cos, tan: NaN from here on
+TRIG_LIMIT: dict[str, float] = {"float32": 2.0 ** 20, "float64": 2.0 ** 48}    # sin, cos, tan: NaN from here
 
 
 # ---------------------------------------------------------------- formats
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A binary float format, and the constants that are rounded to it. Pairs are ``(hi, lo)``: hi + lo = value."""
+    """A binary float format, and the constants that are rounded to it.
+
+    Pairs are ``(hi, lo)``: hi + lo = value.
+    """
     dtype: str
     int_dtype: str
     mantissa: int                             # stored bits
@@ -110,8 +113,8 @@ _POLY: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
              0.18183563197047123, 0.15314074715428697, 0.14795746178967703)),
     # log2((1+s)/(1-s)) = log2(e) (2s + 2/3 s z) + s z**2 Q(z): 2**-35.2, 2**-71.9
     "pow": ((0.5770801901817322, 0.4118497669696808, 0.33782699704170227),
-            (0.5770780163555851, 0.4121985831113461, 0.3205988979126236, 0.2623081986836517, 0.22195226828139702,
-             0.19240141220803092, 0.16844951796213847, 0.1728351356489357)),
+            (0.5770780163555851, 0.4121985831113461, 0.3205988979126236, 0.2623081986836517,
+             0.22195226828139702, 0.19240141220803092, 0.16844951796213847, 0.1728351356489357)),
     # sin r = r + r z Q(z), z = r**2, |r| <= 1.055 pi/4: 2**-27.3, 2**-56.8
     "sin": ((-0.16666649281978607, 0.008331838063895702, -0.0001947334094438702),
             (-0.166666666666666, 0.008333333333314295, -0.00019841269823410055, 2.7557311516831547e-06,
@@ -156,7 +159,8 @@ _POLY: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
              0.005187162198126316, -0.0007997853099368513, 7.806903886375949e-05),
             (0.12837916709551256, -0.37612638903183343, 0.11283791670936949, -0.026866170641958943,
              0.005223977596735584, -0.0008548325485075352, 0.00012055280501978386, -1.4924465806427153e-05,
-             1.6444153405045663e-06, -1.6184018690884265e-07, 1.3616842378277772e-08, -7.608121975916439e-10)),
+             1.6444153405045663e-06, -1.6184018690884265e-07, 1.3616842378277772e-08,
+             -7.608121975916439e-10)),
     # erf x = 1 - Q(x)**4, 0.98 <= x <= 4 and 6: 2**-26.6, 2**-56.5
     "erfc": ((1.0019193887710571, -0.2923630475997925, -0.09579025208950043, -0.014724338427186012,
               0.04191608726978302, -0.011935820803046227, 0.0005626011989079416, 0.0002091002679662779,
@@ -174,14 +178,15 @@ _F32 = Format(
     exp_range=(-104.0, 89.0), exp2_range=(-151.0, 129.0), exp_half_max=89.5, expm1_min=-18.0, tanh_max=9.5,
     erf_max=4.0,
     ln2=(0.693145751953125, 1.428606765330187e-06), log2e=(1.4426950216293335, 1.925963033500011e-08),
-    log10e=(0.4342944920063019, -1.0103049952192578e-08), log10_2=(0.3010300099849701, -1.432098883924482e-08),
+    log10e=(0.4342944920063019, -1.0103049952192578e-08),
+    log10_2=(0.3010300099849701, -1.432098883924482e-08),
     half_pi=(1.5707963705062866, -4.371138828673793e-08, -1.7151245100058819e-15),
     third_log2=(0.9617967009544373, -7.028461812552678e-09),
     poly={name: single for name, (single, _) in _POLY.items()})
 _F64 = Format(
     "float64", "int64", 52, 1023, 2.0 ** -54,
-    exp_range=(-746.0, 710.0), exp2_range=(-1076.0, 1025.0), exp_half_max=710.6, expm1_min=-38.0, tanh_max=20.0,
-    erf_max=6.0,
+    exp_range=(-746.0, 710.0), exp2_range=(-1076.0, 1025.0), exp_half_max=710.6, expm1_min=-38.0,
+    tanh_max=20.0, erf_max=6.0,
     ln2=(0.6931471805601177, -1.7239444525614835e-13), log2e=(1.4426950408889634, 2.0355273740931033e-17),
     log10e=(0.4342944819032518, 1.098319650216765e-17), log10_2=(0.3010299956639812, -2.8037281277851704e-18),
     half_pi=(1.5707963267948966, 6.123233995736766e-17, -1.4973849048591698e-33),
@@ -285,8 +290,8 @@ class Block:
     """The statements of one block as they are written, and the names of values already computed in it."""
     taken: set[str]                           # every name of the kernel
     mutable: frozenset[str]                   # those of them that are Set
-    known: dict[str, Var]                     # text of an expression -> its Let; holds for the rest of the block
-    passing: dict[str, Var] = field(default_factory=dict)       # the same for what a store may change: one statement
+    known: dict[str, Var]                     # text of an expression -> its Let, for the rest of the block
+    passing: dict[str, Var] = field(default_factory=dict)     # what a store may change: for one statement
     out: list[Stmt] = field(default_factory=list)
 
     def inner(self) -> Block:
@@ -351,7 +356,10 @@ class Builder:
         return self.let(t - magic), self.bits(t)
 
     def to_float(self, i: Value) -> Value:
-        """A small integer as a float. AVX2 converts no int64, so there: 1.5*2**52 + i by its bits, less 1.5*2**52."""
+        """A small integer as a float.
+
+        AVX2 converts no int64, so there: 1.5*2**52 + i by its bits, less 1.5*2**52.
+        """
         if self.format is _F32:
             return _call("cast", i, dtype="float32")
         return self.from_bits(i + 0x4338000000000000) - self.format.magic
@@ -489,7 +497,10 @@ def _split_bits(b: Builder, i: Value) -> Pair:
 
 
 def _split_any(b: Builder, x: Value) -> Pair:
-    """`_split` for denormals too, e as a float: x 2**mantissa is normal, and its exponent is that much too large"""
+    """`_split` for denormals too, e as a float.
+
+    x 2**mantissa is normal, and its exponent is that much too large.
+    """
     f = b.format
     denormal = b.let(x < 2.0 ** (1 - f.bias))
     i = b.bits(select(denormal, x * 2.0 ** f.mantissa, x))
@@ -561,7 +572,10 @@ def _times(b: Builder, x: Pair, y: Pair) -> Pair:
 
 
 def _log2_pair(b: Builder, x: Value) -> Pair:
-    """log2 x as hi + lo, for 0 < x < inf: k + log2(e) (2s + 2/3 s z) + s z**2 Q(z), s = f / (2 + f), z = s**2"""
+    """log2 x as hi + lo, for 0 < x < inf.
+
+    k + log2(e) (2s + 2/3 s z) + s z**2 Q(z), s = f / (2 + f), z = s**2
+    """
     k, f = _split_any(b, x)
     d = b.let(f + 2.0)
     inverse = b.let(1.0 / d)
@@ -572,7 +586,7 @@ def _log2_pair(b: Builder, x: Value) -> Pair:
     z = b.let(s * s)
     cube = b.let(z * s)
     cube_lo = b.let(fma(fma(s, s, -z), s, fma(z, s, -cube)))
-    s_lo = b.let(fma(z, fma(z, s_lo, s_lo), s_lo))                               # (1 + z + z**2): for all powers of s
+    s_lo = b.let(fma(z, fma(z, s_lo, s_lo), s_lo))                # (1 + z + z**2): for all powers of s
     two, two_lo = (b.number(2 * part) for part in b.format.log2e)
     third, third_lo = (b.number(part) for part in b.format.third_log2)
     hi, lo = _times(b, (two, two_lo), (s, s_lo))
@@ -608,8 +622,8 @@ def pow(b: Builder, x: Value, y: Value) -> Value:
 def _quarter_turns(b: Builder, x: Value) -> tuple[Value, Value, Value]:
     """x = k pi/2 + r + low, |r| <= pi/4: (r, low, k as low bits)
 
-    pi/2 = one + two + three. x - k one is exact; r takes k two as a product rounded first, so that low can have what
-    both roundings lose, be r ever so small.
+    pi/2 = one + two + three. x - k one is exact; r takes k two as a product rounded first, so that low can
+    have what both roundings lose, be r ever so small.
     """
     k, i = b.round(x, 2 / math.pi)
     one, two, three = b.format.half_pi
@@ -625,7 +639,7 @@ def _within_limit(b: Builder, x: Value, y: Value) -> Value:
 def _sin_of_turns(b: Builder, r: Value, low: Value, i: Value) -> Value:
     """sin(r + low + i pi/2): sin, cos, -sin, -cos of r + low for i = 0, 1, 2, 3 (mod 4)"""
     z = b.let(r * r)
-    sine = b.let(r + fma(r * z, b.poly("sin", z), low))                          # Lets: sin x beside cos x shares them
+    sine = b.let(r + fma(r * z, b.poly("sin", z), low))           # Lets: sin x beside cos x shares them
     cosine = b.let(fma(z, -0.5, 1.0) + fma(z * z, b.poly("cos", z), -r * low))
     y = b.let(select(equal(i & 1, 0), sine, cosine))
     return select(equal(i & 2, 0), y, -y)
@@ -651,7 +665,10 @@ def tan(b: Builder, x: Value) -> Value:
 
 
 def _asin_parts(b: Builder, x: Value) -> tuple[Value, Value, Value]:
-    """|x| > 1/2, s and w: asin x = s + w with s = x; asin |x| = pi/2 - 2 (s + w) with s = sqrt((1 - |x|) / 2)"""
+    """|x| > 1/2, s and w.
+
+    asin x = s + w with s = x; asin |x| = pi/2 - 2 (s + w) with s = sqrt((1 - |x|) / 2)
+    """
     a = b.let(abs(x))
     big = b.let(a > 0.5)
     z = b.let(select(big, fma(a, -0.5, 0.5), x * x))
@@ -805,7 +822,10 @@ def _expand_call(block: Block, e: Expr) -> Expr:
 
 
 def _rename_last(block: Block, value: Expr, name: Var) -> Expr:
-    """Spare ``name = value`` a copy: take the Let of ``value`` back, if it is the last; ``name`` stands for it now."""
+    """Spare ``name = value`` a copy: take the Let of ``value`` back, if it is the last.
+
+    ``name`` stands for it now.
+    """
     last = block.out[-1]
     if not isinstance(value, Var) or not isinstance(last, Let) or last.name != value.name:
         return value

@@ -57,14 +57,6 @@ def as_dtype(spec: Any) -> DType:
     return found
 
 
-def is_float(dtype: DType) -> bool:
-    return dtype.kind == "f"
-
-
-def is_integer(dtype: DType) -> bool:
-    return dtype.kind in "iu"
-
-
 def scalar_kind(value: Any) -> str | None:
     """'b', 'i' or 'f' for a Python or NumPy scalar (weak in promotion), None for anything else."""
     if isinstance(value, (bool, np.bool_)):

@@ -8,13 +8,15 @@ from ..core.tensor import Tensor
 class LeNet(nn.Module):
     """Two convolutions with max pooling, then three linear layers: 61,610 parameters for ten classes.
 
-    Between the poolings it is linear, there are no activations: conv 1 -> 6 (3 x 3, padding 1), max pool 2,
-    conv 6 -> 16 (5 x 5), max pool 2, linear 400 -> 120 -> 84 -> 10. The parts are `features` and `classifier`.
+    Between the poolings it is linear, there are no activations: conv 1 -> 6 (3 x 3, padding 1), max pool
+    2, conv 6 -> 16 (5 x 5), max pool 2, linear 400 -> 120 -> 84 -> 10. The parts are `features` and
+    `classifier`.
 
     Notes
     -----
-    After Y. LeCun, L. Bottou, Y. Bengio and P. Haffner, "Gradient-based learning applied to document recognition",
-    Proceedings of the IEEE 86 (1998), in the form in which it often opens PyTorch tutorials.
+    After Y. LeCun, L. Bottou, Y. Bengio and P. Haffner, "Gradient-based learning applied to document
+    recognition", Proceedings of the IEEE 86 (1998), in the form in which it often opens PyTorch
+    tutorials.
 
     Examples
     --------
@@ -30,7 +32,8 @@ class LeNet(nn.Module):
         super().__init__()
         self.features = nn.Sequential(
             nn.Conv2d(1, 6, 3, padding=1), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.MaxPool2d(2))
-        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(400, 120), nn.Linear(120, 84), nn.Linear(84, 10))
+        self.classifier = nn.Sequential(
+            nn.Flatten(), nn.Linear(400, 120), nn.Linear(120, 84), nn.Linear(84, 10))
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores (n, 10) of images (n, 1, 28, 28)."""

@@ -1,6 +1,7 @@
-"""Models: modules with parameters, the usual layers and losses, their initial values, and all of it as functions.
+"""Models: modules with parameters, the usual layers and losses, their initial values.
 
-Everything is made of public ops, so the same module runs eagerly and in graphs, on the same parameters.
+And all of it as functions. Everything is made of public ops, so the same module runs eagerly and in graphs,
+on the same parameters.
 """
 from ..core.tensor import Buffer, Parameter
 from . import functional, init

@@ -1,4 +1,7 @@
-"""Checks of constructor arguments that layers share. Each names the layer and the argument; shapes are the ops'."""
+"""Checks of constructor arguments that layers share.
+
+Each names the layer and the argument; shapes are the ops'.
+"""
 from __future__ import annotations
 
 from typing import Any

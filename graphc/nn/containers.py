@@ -20,8 +20,8 @@ class _Numbered(Module):
     def _name(self, index: int) -> str:
         names = self._names()
         if not -len(names) <= index < len(names):
-            raise record.located(AxisError(f"{type(self).__name__}: index {index} is out of range for {len(names)} "
-                                           "modules"))
+            raise record.located(AxisError(
+                f"{type(self).__name__}: index {index} is out of range for {len(names)} modules"))
         return names[index]
 
     def _at(self, index: int) -> Module:
@@ -76,10 +76,12 @@ class Sequential(_Numbered):
 
     def __init__(self, *modules: Any) -> None:
         super().__init__()
-        named = modules[0].items() if len(modules) == 1 and isinstance(modules[0], Mapping) else enumerate(modules)
+        keyed = len(modules) == 1 and isinstance(modules[0], Mapping)
+        named = modules[0].items() if keyed else enumerate(modules)
         for name, module in named:
             if not isinstance(module, Module):
-                raise record.located(ArgumentError(f"Sequential: {name} is a Module, not {type(module).__name__}"))
+                raise record.located(ArgumentError(
+                    f"Sequential: {name} is a Module, not {type(module).__name__}"))
             self.add_module(str(name), module)
 
     def forward(self, input: Any) -> Any:

@@ -51,13 +51,13 @@ __all__ = [
 
 # ---------------------------------------------------------------- normalisation
 
-def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
-               bias: Tensor | None = None, training: bool = False, momentum: float | Tensor = 0.1,
-               eps: float = 1e-5) -> Tensor:
+def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
+               weight: Tensor | None = None, bias: Tensor | None = None, training: bool = False,
+               momentum: float | Tensor = 0.1, eps: float = 1e-5) -> Tensor:
     """Each channel of (n, c, ...) brought to mean 0 and variance 1, then scaled and shifted.
 
-    Training normalises with the batch's own mean and biased variance, and moves the running mean and (unbiased)
-    variance towards them, in place; otherwise the running ones normalise.
+    Training normalises with the batch's own mean and biased variance, and moves the running mean and
+    (unbiased) variance towards them, in place; otherwise the running ones normalise.
 
     Parameters
     ----------
@@ -76,11 +76,13 @@ def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor |
         If it is not training and has no running statistics.
     """
     if input.ndim < 2:
-        raise record.located(ShapeError(f"batch_norm: input {format_shape(input.shape)}; expected (n, c, ...)"))
+        raise record.located(ShapeError(
+            f"batch_norm: input {format_shape(input.shape)}; expected (n, c, ...)"))
     if training:
         return _batch_norm_training(input, running_mean, running_var, weight, bias, momentum, eps)
     if running_mean is None or running_var is None:
-        raise record.located(ArgumentError("batch_norm: without training it needs running_mean and running_var"))
+        raise record.located(ArgumentError(
+            "batch_norm: without training it needs running_mean and running_var"))
     return _batch_norm_evaluation(input, running_mean, running_var, weight, bias, eps)
 
 
@@ -143,11 +145,15 @@ def embedding(input: Any, weight: Tensor, padding_idx: int | None = None) -> Ten
 
 
 def one_hot(tensor: Any, num_classes: int = -1) -> Tensor:
-    """int64 rows of 0 with a 1 at the target; -1 classes: as many as the largest target asks for (eager only)."""
+    """int64 rows of 0 with a 1 at the target.
+
+    -1 classes: as many as the largest target asks for (eager only).
+    """
     target = as_tensor(tensor)
     if num_classes == -1:
         if target.is_symbolic:
-            raise record.located(ModeError("one_hot: a graph's shapes do not follow from values; give num_classes"))
+            raise record.located(ModeError(
+                "one_hot: a graph's shapes do not follow from values; give num_classes"))
         num_classes = int(target._data.max()) + 1
     return index.one_hot(target, num_classes)
 
@@ -162,7 +168,10 @@ def pad(input: Any, pad: Any, mode: str = "constant", value: float | None = None
 # ---------------------------------------------------------------- losses
 
 def reduction_of(reduction: str, size_average: bool | None = None, reduce: bool | None = None) -> str:
-    """The reduction asked for, in today's words or 2017's: ``size_average=False`` is "sum", ``reduce=False`` "none"."""
+    """The reduction asked for, in today's words or 2017's.
+
+    ``size_average=False`` is "sum", ``reduce=False`` "none".
+    """
     if reduction not in ("mean", "sum", "none"):
         raise record.located(ArgumentError(f"reduction is 'mean', 'sum' or 'none', not {reduction!r}"))
     if size_average is None and reduce is None:
@@ -179,7 +188,10 @@ def _classes_last(x: Tensor) -> Tensor:
 
 def cross_entropy(input: Tensor, target: Any, *, size_average: bool | None = None, reduce: bool | None = None,
                   reduction: str = "mean") -> Tensor:
-    """Softmax cross-entropy of scores (n, classes, ...) against classes (n, ...) or probabilities (n, classes, ...)."""
+    """Softmax cross-entropy of scores (n, classes, ...).
+
+    Against classes (n, ...) or probabilities (n, classes, ...).
+    """
     target = as_tensor(target)
     if target.dtype.kind == "f" and target.ndim == input.ndim:
         target = _classes_last(target)
@@ -211,4 +223,5 @@ def binary_cross_entropy_with_logits(input: Tensor, target: Any, *, size_average
     """``-(t log sigmoid(x) + (1-t) log(1 - sigmoid(x)))`` of two tensors of one shape, without overflow."""
     target = as_tensor(target)
     compose.check_same_shape("binary_cross_entropy_with_logits", input, target)
-    return compose.binary_cross_entropy_with_logits(input, target, reduction_of(reduction, size_average, reduce))
+    reduction = reduction_of(reduction, size_average, reduce)
+    return compose.binary_cross_entropy_with_logits(input, target, reduction)

@@ -1,6 +1,7 @@
 """Initial values of parameters, written into a tensor's buffer and drawn from graphc's generator.
 
-`graphc.manual_seed` makes them reproducible. All run eagerly, whatever is being recorded, and return the tensor.
+`graphc.manual_seed` makes them reproducible. All run eagerly, whatever is being recorded, and return the
+tensor.
 """
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from ..ops.create import rand, randn
 def _write(tensor: Tensor, values: Any) -> Tensor:
     data = tensor._data
     if data is None:
-        raise record.located(ModeError(f"init: {tensor!r} is a value of a graph; initial values are for eager tensors"))
+        raise record.located(ModeError(
+            f"init: {tensor!r} is a value of a graph; initial values are for eager tensors"))
     np.copyto(data, values, casting="same_kind")
     tensor.storage().bump(record.source_line())
     return tensor
@@ -65,7 +67,9 @@ def ones_(tensor: Tensor) -> Tensor:
 
 
 def fans(tensor: Tensor) -> tuple[int, int]:
-    """(fan_in, fan_out) of a weight (out, in, ...): the inputs of one output element, the outputs of one input element.
+    """(fan_in, fan_out) of a weight (out, in, ...).
+
+    The inputs of one output element, the outputs of one input element.
 
     Raises
     ------
@@ -84,13 +88,17 @@ _GAINS = {"linear": 1.0, "conv2d": 1.0, "sigmoid": 1.0, "tanh": 5.0 / 3, "relu":
 
 
 def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
-    """The factor by which a nonlinearity shrinks a standard deviation, as PyTorch's; ``param``: leaky ReLU's slope."""
+    """The factor by which a nonlinearity shrinks a standard deviation, as PyTorch's.
+
+    ``param`` is leaky ReLU's slope.
+    """
     if nonlinearity == "leaky_relu":
         slope = 0.01 if param is None else param
         return math.sqrt(2.0 / (1 + slope * slope))
     if nonlinearity not in _GAINS:
         known = ", ".join([*_GAINS, "leaky_relu"])
-        raise record.located(ArgumentError(f"calculate_gain: nonlinearity is one of {known}, not {nonlinearity!r}"))
+        raise record.located(ArgumentError(
+            f"calculate_gain: nonlinearity is one of {known}, not {nonlinearity!r}"))
     return _GAINS[nonlinearity]
 
 
@@ -100,11 +108,14 @@ def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: str) -> floa
     return calculate_gain(nonlinearity, a) / math.sqrt(fans(tensor)[mode == "fan_out"])
 
 
-def kaiming_uniform_(tensor: Tensor, a: float = 0.0, mode: str = "fan_in", nonlinearity: str = "leaky_relu") -> Tensor:
-    """Uniform with the variance ``gain**2 / fan`` (He et al. 2015); ``a`` is the slope of the leaky ReLU that follows.
+def kaiming_uniform_(tensor: Tensor, a: float = 0.0, mode: str = "fan_in",
+                     nonlinearity: str = "leaky_relu") -> Tensor:
+    """Uniform with the variance ``gain**2 / fan`` (He et al. 2015).
+
+    ``a`` is the slope of the leaky ReLU that follows.
 
     >>> import graphc as gc
-    >>> w = gc.nn.init.kaiming_uniform_(gc.zeros(5, 100), a=5 ** 0.5)      # U(-1/sqrt(fan_in), 1/sqrt(fan_in))
+    >>> w = gc.nn.init.kaiming_uniform_(gc.zeros(5, 100), a=5 ** 0.5)   # U(-1/sqrt(fan_in), 1/sqrt(fan_in))
     >>> bool((abs(w) <= 0.1).all())
     True
     """
@@ -112,7 +123,8 @@ def kaiming_uniform_(tensor: Tensor, a: float = 0.0, mode: str = "fan_in", nonli
     return uniform_(tensor, -bound, bound)
 
 
-def kaiming_normal_(tensor: Tensor, a: float = 0.0, mode: str = "fan_in", nonlinearity: str = "leaky_relu") -> Tensor:
+def kaiming_normal_(tensor: Tensor, a: float = 0.0, mode: str = "fan_in",
+                    nonlinearity: str = "leaky_relu") -> Tensor:
     """Normal with the variance ``gain**2 / fan`` (He et al. 2015)."""
     return normal_(tensor, 0.0, _kaiming_std(tensor, a, mode, nonlinearity))
 

@@ -68,7 +68,8 @@ class Linear(Module):
         return F.linear(input, self.weight, self.bias)
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return (f"in_features={self.in_features}, out_features={self.out_features}, "
+                f"bias={self.bias is not None}")
 
 
 class Conv2d(Module):
@@ -114,8 +115,10 @@ class Conv2d(Module):
         self.in_channels = a_count("Conv2d", "in_channels", in_channels)
         self.out_channels = a_count("Conv2d", "out_channels", out_channels)
         self.groups = a_count("Conv2d", "groups", groups)
-        self.kernel_size, self.stride = pair("Conv2d: kernel_size", kernel_size), pair("Conv2d: stride", stride)
-        self.padding, self.dilation = pair("Conv2d: padding", padding, 0), pair("Conv2d: dilation", dilation)
+        self.kernel_size = pair("Conv2d: kernel_size", kernel_size)
+        self.stride = pair("Conv2d: stride", stride)
+        self.padding = pair("Conv2d: padding", padding, 0)
+        self.dilation = pair("Conv2d: dilation", dilation)
         if self.in_channels % self.groups or self.out_channels % self.groups:
             raise record.located(ArgumentError(
                 f"Conv2d: groups = {groups} does not divide in_channels = {in_channels} and out_channels = "
@@ -130,22 +133,24 @@ class Conv2d(Module):
 
     def extra_repr(self) -> str:
         options: list[tuple[str, Any, Any]] = [
-            ("padding", self.padding, (0, 0)), ("dilation", self.dilation, (1, 1)), ("groups", self.groups, 1),
-            ("bias", self.bias is not None, True)]
+            ("padding", self.padding, (0, 0)), ("dilation", self.dilation, (1, 1)),
+            ("groups", self.groups, 1), ("bias", self.bias is not None, True)]
         shown = "".join(f", {name}={value}" for name, value, default in options if value != default)
-        return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}{shown}"
+        return (f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
+                f"stride={self.stride}{shown}")
 
 
 class _Pool2d(Module):
-    def __init__(self, kernel_size: int | Pair, stride: int | Pair | None = None, padding: int | Pair = 0) -> None:
+    def __init__(self, kernel_size: int | Pair, stride: int | Pair | None = None,
+                 padding: int | Pair = 0) -> None:
         super().__init__()
         where = type(self).__name__
         self.kernel_size = pair(f"{where}: kernel_size", kernel_size)
         self.stride = self.kernel_size if stride is None else pair(f"{where}: stride", stride)
         self.padding = pair(f"{where}: padding", padding, 0)
         if any(2 * p > k for p, k in zip(self.padding, self.kernel_size, strict=True)):
-            raise record.located(ArgumentError(f"{where}: padding {self.padding} is more than half of kernel_size "
-                                               f"{self.kernel_size}"))
+            raise record.located(ArgumentError(
+                f"{where}: padding {self.padding} is more than half of kernel_size {self.kernel_size}"))
 
     def extra_repr(self) -> str:
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
@@ -223,7 +228,9 @@ class Flatten(Module):
 
 
 class Dropout(Module):
-    """In training each element 0 with probability ``p``, the others scaled by 1/(1-p); the input itself in evaluation.
+    """In training each element 0 with probability ``p``, the others scaled by 1/(1-p).
+
+    In evaluation the input itself.
 
     Parameters
     ----------
@@ -296,7 +303,8 @@ class Embedding(Module):
             raise record.located(ArgumentError(f"Embedding: padding_idx {padding_idx} is out of range for "
                                                f"num_embeddings = {num_embeddings}"))
         self.padding_idx = None if padding_idx is None else padding_idx % self.num_embeddings
-        weight = Parameter(np.empty((self.num_embeddings, self.embedding_dim), a_float_dtype("Embedding", dtype)))
+        dtype = a_float_dtype("Embedding", dtype)
+        weight = Parameter(np.empty((self.num_embeddings, self.embedding_dim), dtype))
         init.normal_(weight)
         if self.padding_idx is not None:
             weight._data[self.padding_idx] = 0

@@ -1,4 +1,7 @@
-"""Losses as modules. Each takes ``reduction`` ("mean", "sum", "none") and 2017's ``size_average`` and ``reduce``."""
+"""Losses as modules.
+
+Each takes ``reduction`` ("mean", "sum", "none") and 2017's ``size_average`` and ``reduce``.
+"""
 from __future__ import annotations
 
 from typing import Any
@@ -9,7 +12,8 @@ from .module import Criterion
 
 
 class _Loss(Criterion):
-    def __init__(self, size_average: bool | None = None, reduce: bool | None = None, reduction: str = "mean") -> None:
+    def __init__(self, size_average: bool | None = None, reduce: bool | None = None,
+                 reduction: str = "mean") -> None:
         super().__init__()
         self.reduction = F.reduction_of(reduction, size_average, reduce)
 
@@ -20,8 +24,8 @@ class _Loss(Criterion):
 class CrossEntropyLoss(_Loss):
     """Softmax cross-entropy of scores against classes.
 
-    ``forward(input, target)``: scores (n, classes) or (n, classes, d1, ...) against integers (n,) or (n, d1, ...), or
-    against probabilities of the shape of the scores.
+    ``forward(input, target)``: scores (n, classes) or (n, classes, d1, ...) against integers (n,) or
+    (n, d1, ...), or against probabilities of the shape of the scores.
 
     Parameters
     ----------

@@ -1,7 +1,8 @@
 """Module: parameters, buffers and sub-modules under names, and the function that they define.
 
-A module keeps no registry: what is trained, saved and walked are those of its attributes that are a Parameter, a Buffer
-or a Module, in the order of assignment. The same module runs in both modes; layers are in the files beside this one.
+A module keeps no registry: what is trained, saved and walked are those of its attributes that are a
+Parameter, a Buffer or a Module, in the order of assignment. The same module runs in both modes; layers are
+in the files beside this one.
 """
 from __future__ import annotations
 
@@ -53,7 +54,10 @@ class _Building(type):
 
 
 def _noting(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """``forward`` that notes which input gave which output, for `Module.backward`, and names what it records."""
+    """``forward`` that notes which input gave which output, and names what it records.
+
+    `Module.backward` asks for the notes.
+    """
     @functools.wraps(forward)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         recorder = record.current_recorder()
@@ -89,10 +93,11 @@ def join(*path: str) -> str:
 
 
 class Module(metaclass=_Building):
-    """The base of all models and layers: subclasses assign parameters and sub-modules, and define ``forward``.
+    """The base of all models and layers.
 
-    Attributes that are a `Parameter`, a `Buffer` or a Module belong to the module. Calling it runs ``forward``; while a
-    graph is being recorded, the nodes it makes are named after its attribute path.
+    Subclasses assign parameters and sub-modules, and define ``forward``. Attributes that are a `Parameter`,
+    a `Buffer` or a Module belong to the module. Calling it runs ``forward``; while a graph is being
+    recorded, the nodes it makes are named after its attribute path.
 
     Attributes
     ----------
@@ -123,7 +128,7 @@ class Module(metaclass=_Building):
     __slots__ = ("__dict__", "__weakref__", "_last")
 
     training: bool = True
-    _path: str = ""                                  # from the root that it was assigned to; names scopes in graphs
+    _path: str = ""                                  # from the root it was assigned to; names scopes
     _transient: frozenset[str] = frozenset()         # buffers that state_dict leaves out
     _last: tuple[Callable[[], Tensor | None], Callable[[], Tensor | None]]
 
@@ -159,12 +164,15 @@ class Module(metaclass=_Building):
             value.name = join(self._path, name)
 
     def _write_buffer(self, name: str, buffer: Buffer, value: Tensor) -> None:
-        """``self.count = self.count + 1``: the buffer keeps its storage, so that graphs and state see the change."""
+        """``self.count = self.count + 1``: the buffer keeps its storage.
+
+        So graphs and state see the change.
+        """
         if value.shape != buffer.shape:
             raise record.located(ShapeError(
-                f"{type(self).__name__}.{name} is a Buffer of shape {format_shape(buffer.shape)}; assigning a tensor "
-                f"writes into it and needs that shape, not {format_shape(value.shape)}; register_buffer() makes a new "
-                "one"))
+                f"{type(self).__name__}.{name} is a Buffer of shape {format_shape(buffer.shape)}; "
+                f"assigning a tensor writes into it and needs that shape, not {format_shape(value.shape)}; "
+                "register_buffer() makes a new one"))
         with record.no_grad():
             copy_(buffer, value)
 
@@ -177,10 +185,11 @@ class Module(metaclass=_Building):
 
     def _check_name(self, name: str) -> None:
         if not isinstance(name, str) or not name or "." in name:
-            raise record.located(ArgumentError(f"{type(self).__name__}: a name is a string without dots, not {name!r}"))
+            raise record.located(ArgumentError(
+                f"{type(self).__name__}: a name is a string without dots, not {name!r}"))
         if hasattr(type(self), name):
-            raise record.located(ArgumentError(f"{type(self).__name__}: {name!r} is an attribute of the class; take "
-                                               "another name"))
+            raise record.located(ArgumentError(
+                f"{type(self).__name__}: {name!r} is an attribute of the class; take another name"))
 
     def register_parameter(self, name: str, param: Parameter | None) -> None:
         """Assign a Parameter (or None: there is none) under a computed name."""
@@ -216,7 +225,8 @@ class Module(metaclass=_Building):
         """Assign a sub-module under a computed name."""
         self._check_name(name)
         if module is not None and not isinstance(module, Module):
-            raise record.located(ArgumentError(f"add_module: {name} is a Module or None, not {type(module).__name__}"))
+            raise record.located(ArgumentError(
+                f"add_module: {name} is a Module or None, not {type(module).__name__}"))
         setattr(self, name, module)
 
     register_module = add_module
@@ -310,8 +320,8 @@ class Module(metaclass=_Building):
     def to(self: M, *targets: Any, dtype: Any = None, device: Any = None) -> M:
         """Floating parameters, buffers and their gradients in another dtype; returns the module.
 
-        Parameters and Buffers stay the same objects but get new arrays. A graph recorded before keeps the old ones,
-        and an optimiser made before refuses the new dtype: convert first.
+        Parameters and Buffers stay the same objects but get new arrays. A graph recorded before keeps the
+        old ones, and an optimiser made before refuses the new dtype: convert first.
 
         Raises
         ------
@@ -351,15 +361,16 @@ class Module(metaclass=_Building):
 
     def cuda(self: M, device: Any = None) -> M:
         """DeviceError: modules run on the CPU."""
-        raise record.located(DeviceError(f"{type(self).__name__}.cuda(): graphc's eager mode has no CUDA device here; "
-                                         "run on the CPU"))
+        raise record.located(DeviceError(
+            f"{type(self).__name__}.cuda(): graphc's eager mode has no CUDA device here; run on the CPU"))
 
     # ------------------------------------------------------------ Lua Torch's loop
 
     def backward(self, input: Tensor, grad_output: Any) -> Tensor | None:
-        """Add the parameters' gradients to their ``.grad``, given that of the output; returns the input's gradient.
+        """Add the parameters' gradients to their ``.grad``; returns the input's gradient.
 
-        One of the six steps of Lua Torch's training loop. The output that ``forward(input)`` gave must still be alive.
+        One of the six steps of Lua Torch's training loop. The output that ``forward(input)`` gave must
+        still be alive.
 
         Parameters
         ----------
@@ -396,8 +407,8 @@ class Module(metaclass=_Building):
         out = self._recall(input)
         if out is None:
             raise record.located(AutogradError(
-                f"{type(self).__name__}.backward(x, grad_output): call forward(x) with this very tensor before, and "
-                "keep its output until here"))
+                f"{type(self).__name__}.backward(x, grad_output): call forward(x) with this very tensor "
+                "before, and keep its output until here"))
         params = [p for p in self.parameters() if p.requires_grad]
         inputs = [input] if input.requires_grad or input.is_symbolic else []
         if not params and not inputs:
@@ -514,7 +525,7 @@ _set_last = vars(Module)["_last"].__set__
 def clear_grads(tensors: Iterable[Tensor], set_to_none: bool) -> None:
     """Gradients to None, or to 0 where there are any."""
     for t in tensors:
-        if set_to_none:                                 # not looked at first: a traced step does not depend on it
+        if set_to_none:                         # not looked at first: a traced step does not depend on it
             t.grad = None
         elif t.grad is not None:
             t.grad = zeros_like(t.grad)
@@ -537,11 +548,14 @@ def _convert(t: Tensor, dtype: DType) -> None:
 
 
 class Criterion(Module):
-    """The base of losses: ``forward(input, target)``, and ``backward(input, target)`` for Lua Torch's loop."""
+    """The base of losses: ``forward(input, target)``.
+
+    And ``backward(input, target)``, for Lua Torch's loop.
+    """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls._path = cls.__name__                     # a loss belongs to no model: its nodes are named after its class
+        cls._path = cls.__name__            # a loss belongs to no model: its nodes are named after its class
 
     def backward(self, input: Tensor, target: Any) -> Tensor | None:
         """The gradient of the loss with respect to ``input``; the third of Lua Torch's steps.

@@ -49,8 +49,8 @@ class LayerNorm(Module):
     tensor([[-1.,  1.]], grad_fn=<add_backward>)
     """
 
-    def __init__(self, normalized_shape: int | tuple[int, ...], eps: float = 1e-5, elementwise_affine: bool = True,
-                 bias: bool = True, dtype: Any = None) -> None:
+    def __init__(self, normalized_shape: int | tuple[int, ...], eps: float = 1e-5,
+                 elementwise_affine: bool = True, bias: bool = True, dtype: Any = None) -> None:
         super().__init__()
         sizes = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
         self.normalized_shape = tuple(a_count("LayerNorm", "normalized_shape", s) for s in sizes)
@@ -69,8 +69,8 @@ class LayerNorm(Module):
 class BatchNorm2d(Module):
     """Each channel of (n, num_features, h, w) brought to mean 0 and variance 1, then scaled and shifted.
 
-    In training the batch's own mean and biased variance normalise, and the running mean and unbiased variance move
-    towards them, in place and in both modes; in evaluation the running ones normalise.
+    In training the batch's own mean and biased variance normalise, and the running mean and unbiased
+    variance move towards them, in place and in both modes; in evaluation the running ones normalise.
 
     Parameters
     ----------
@@ -99,7 +99,8 @@ class BatchNorm2d(Module):
     ArgumentError
         If an argument is out of range.
     ShapeError
-        When called on an input that is not (n, num_features, h, w), or in training with one value per channel.
+        When called on an input that is not (n, num_features, h, w), or in training with one value per
+        channel.
 
     Examples
     --------
@@ -111,8 +112,8 @@ class BatchNorm2d(Module):
     (tensor([0.1, 0.1, 0.1]), 1)
     """
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True,
-                 track_running_stats: bool = True, dtype: Any = None) -> None:
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
+                 affine: bool = True, track_running_stats: bool = True, dtype: Any = None) -> None:
         super().__init__()
         self.num_features = a_count("BatchNorm2d", "num_features", num_features)
         self.eps = a_positive("BatchNorm2d", "eps", eps)
@@ -140,7 +141,7 @@ class BatchNorm2d(Module):
         if count is None or self.running_mean is None or not self.training:
             return self.momentum or 0.0
         with record.no_grad():
-            counted = count + 1                                     # not read back: a Graph's update is pending
+            counted = count + 1                             # not read back: a Graph's update is pending
             count.copy_(counted)
             return 1 / counted.to(self.running_mean.dtype) if self.momentum is None else self.momentum
 

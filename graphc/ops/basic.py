@@ -11,7 +11,7 @@ from ..core.dims import Shape
 from ..core.dtypes import DType, as_dtype, promote, scalar_kind
 from ..core.errors import DTypeError
 from ..core.op import Map, Op, Pull
-from ..core.tensor import Tensor, as_tensor
+from ..core.tensor import Tensor, as_tensor, symbol
 
 Array = np.ndarray[Any, Any]
 
@@ -118,5 +118,11 @@ def together(name: str, *operands: Any) -> tuple[Tensor, ...]:
         if not isinstance(x, (Tensor, np.ndarray)):
             raise DTypeError(f"{name}: cannot take {type(x).__name__}; pass a tensor, an array or a number")
     dtype = promote([x.dtype for x in tensors], kinds)
-    return tuple(cast(x, dtype) if scalar_kind(x) is None else as_tensor(np.asarray(x, dtype))
+    return tuple(cast(x, dtype) if scalar_kind(x) is None else _number(np.asarray(x, dtype), tensors)
                  for x in operands)
+
+
+def _number(array: Array, others: list[Any]) -> Tensor:
+    """A number beside ``others``: in a graph a literal, so that kernels have it in their code."""
+    recorder = record.current_recorder() or next((t._node.node.graph for t in others if getattr(t, "_data", t) is None), None)
+    return as_tensor(array) if recorder is None else symbol(recorder.constant(array))

@@ -88,14 +88,6 @@ def layer_norm(x: Tensor, normalized_shape: Any, weight: Tensor | None = None, b
     return out if bias is None else out + bias
 
 
-def batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and (biased) variance per channel of (n, c, ...), shaped (1, c, 1, ...)."""
-    axes = (0, *range(2, x.ndim))
-    m = mean(x, axes, True)
-    centred = x - m
-    return m, mean(centred * centred, axes, True)
-
-
 def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
     """Each element 0 with probability ``p``, the others scaled by 1/(1-p); the same draw in both modes."""
     if not 0 <= p <= 1:

@@ -89,10 +89,6 @@ def _conv_infer(x: Aval, w: Aval, stride: Pair, padding: Pair, dilation: Pair, g
     return Aval((x.shape[0], w.shape[0], *out), x.dtype)
 
 
-def _grouped(x: Array, groups: int, axis: int) -> Array:
-    return x.reshape(*x.shape[:axis], groups, x.shape[axis] // groups, *x.shape[axis + 1:])
-
-
 def _columns(x: Array, kernel: Pair, groups: int, stride: Pair, padding: Pair, dilation: Pair) -> Array:
     """(n, groups, c/groups * kh * kw, oh * ow)"""
     win = _windows(x, kernel, stride, padding, dilation)

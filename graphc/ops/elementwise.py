@@ -16,7 +16,7 @@ from ..core.aval import Aval, broadcast
 from ..core.dtypes import bool_
 from ..core.errors import DTypeError
 from ..core.op import Map, Op, Rule, Trait
-from ..core.tensor import Tensor
+from ..core.tensor import Tensor, as_tensor
 from .basic import cast, together, zeros_of
 from .reduce import fit
 
@@ -125,8 +125,8 @@ maximum_op: Op = binary(
     lower=lambda b, x, y: b.lor(x, y) if x.dtype == "bool" else b.maximum(x, y))
 minimum_op: Op = binary(
     "minimum", np.minimum,
-    (lambda g, c: fit(_winner(g, c.y, c.x, True), c.shapes[0]),
-     lambda g, c: fit(_winner(g, c.x, c.y, True), c.shapes[1])),
+    (lambda g, c: fit(_winner(g, c.y, c.x), c.shapes[0]),
+     lambda g, c: fit(_winner(g, c.x, c.y), c.shapes[1])),
     saves=("x", "y"), commutative=True,
     lower=lambda b, x, y: b.land(x, y) if x.dtype == "bool" else b.minimum(x, y))
 atan2_op: Op = binary(
@@ -136,9 +136,9 @@ atan2_op: Op = binary(
     saves=("x", "y"), floating=True, cost=30)
 
 
-def _winner(g: Tensor, x: Any, y: Any, swap: bool = False) -> Tensor:
+def _winner(g: Tensor, x: Any, y: Any) -> Tensor:
     # the gradient goes to the larger one, half to each of equals
-    return where(x == y, g * 0.5, where((y < x), g, 0.0))
+    return where(x == y, g * 0.5, where(y < x, g, 0.0))
 
 
 neg_op: Op = unary("neg", np.negative, lambda g, c: -g, kinds="iuf")
@@ -345,7 +345,6 @@ def clamp(x: Any, min: Any = None, max: Any = None) -> Tensor:
 
     The gradient is 1 inside, bounds included, and 0 outside.
     """
-    from ..core.tensor import as_tensor
     x = as_tensor(x)
     out = x
     if min is not None:
@@ -355,18 +354,18 @@ def clamp(x: Any, min: Any = None, max: Any = None) -> Tensor:
     return out
 
 
-def logical(name: str, op: Op, x: Any, y: Any) -> Tensor:
+def _logical(op: Op, x: Any, y: Any) -> Tensor:
     return record.apply(op, cast(x, bool_), cast(y, bool_))
 
 
 def logical_and(x: Any, y: Any) -> Tensor:
     """Both true; numbers are true when not 0."""
-    return logical("logical_and", and_op, x, y)
+    return _logical(and_op, x, y)
 
 
 def logical_or(x: Any, y: Any) -> Tensor:
     """Either true; numbers are true when not 0."""
-    return logical("logical_or", or_op, x, y)
+    return _logical(or_op, x, y)
 
 
 def lerp(x: Tensor, y: Tensor, weight: Any) -> Tensor:

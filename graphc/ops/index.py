@@ -8,7 +8,7 @@ import numpy as np
 
 from ..core import record
 from ..core.aval import Aval, broadcast, normalize_axis
-from ..core.dims import Dim, Shape, Size, at_least, format_shape, same_size
+from ..core.dims import Dim, Shape, Size, at_least, format_shape, same_size, size_of
 from ..core.dtypes import bool_, int64
 from ..core.errors import ArgumentError, AxisError, DTypeError, ModeError, ShapeError
 from ..core.op import EachInput, Loops, Op, Pull
@@ -41,8 +41,7 @@ def _window(ndim: int, axes: tuple[int, ...], indices: tuple[Array, ...]) -> tup
     return tuple(out)
 
 
-def _split_index(b: Any, index: Any, ndim: int, axes: tuple[int, ...],
-                 picked: int) -> tuple[list[Any], list[Any]]:
+def _split_index(index: Any, axes: tuple[int, ...], picked: int) -> tuple[list[Any], list[Any]]:
     """The output index as (index into the broadcast indices, index of the untouched axes)."""
     front = axes[0] if axes == tuple(range(axes[0], axes[0] + len(axes))) else 0
     return list(index[front:front + picked]), [*index[:front], *index[front + picked:]]
@@ -50,7 +49,7 @@ def _split_index(b: Any, index: Any, ndim: int, axes: tuple[int, ...],
 
 def _index_element(b: Any, index: Any, x: Any, *indices: Any, axes: tuple[int, ...]) -> Any:
     picked = max(len(i.shape) for i in indices)
-    where, rest = _split_index(b, index, len(x.shape), axes, picked)
+    where, rest = _split_index(index, axes, picked)
     source, others = [], iter(rest)
     for a in range(len(x.shape)):
         if a in axes:
@@ -103,7 +102,7 @@ def _index_add_loops(k: Any, inputs: Any, outputs: Any, axes: tuple[int, ...], s
     with k.serial():
         with k.loop(k.index(0), k.product(g.shape)) as flat:
             index = [k.let(e) for e in k.unravel(flat, g.shape)]
-            where, rest = _split_index(k, index, len(out.shape), axes, picked)
+            where, rest = _split_index(index, axes, picked)
             target, others = [], iter(rest)
             for a in range(len(out.shape)):
                 if a in axes:
@@ -345,7 +344,7 @@ def setitem(x: Tensor, key: Any, value: Any) -> Tensor:
     from .basic import zeros_of
     from .elementwise import where
     from .shape import broadcast_to
-    places = reshape(as_tensor(np.arange(np.prod(x.shape, dtype=np.int64))), x.shape)
+    places = reshape(as_tensor(np.arange(int(size_of(x.shape)), dtype=np.int64)), x.shape)
     keys = key if isinstance(key, tuple) else (key,)
     symbolic = any(isinstance(k, Tensor) and k._data is None for k in keys)
     with nullcontext() if symbolic else record.eagerly():

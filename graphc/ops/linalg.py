@@ -20,7 +20,7 @@ from .shape import reshape
 
 Array = np.ndarray[Any, Any]
 LARGE, SMALL = 128, 48           # rows of a chunk of a product: of a large one, and at least
-CHUNK_WORK = 2e6                 # multiplications and additions that make a chunk worth handing to another thread
+CHUNK_WORK = 2e6                 # multiplications and additions that make a chunk worth another thread
 MOST_CHUNKS = 64
 
 
@@ -72,7 +72,8 @@ def _loops(k: Any, inputs: Any, outputs: Any, ta: bool, tb: bool) -> None:
     batch = k.product(out.shape[:-2])
     one_matrix = k.same(k.product(y.shape[:-2]), k.index(1))
     if out.dtype[0] != "f":
-        return _integer_loops(k, x, y, out, ta, tb, m, n, depth)
+        _integer_loops(k, x, y, out, ta, tb, n, depth)
+        return
     if one_matrix and not ta and len(out.shape) > 2:         # many rows against one matrix: one tall product
         m, batch = k.index_mul(batch, m), k.index(1)
     if not k.same(batch, k.index(1)):
@@ -82,7 +83,7 @@ def _loops(k: Any, inputs: Any, outputs: Any, ta: bool, tb: bool) -> None:
         return
     by_rows = (k.known(m) or LARGE) >= (k.known(n) or LARGE)
     longer = m if by_rows else n
-    with k.parallel_blocks(longer, _block(k, k.known(longer), k.estimate(m, n, depth, 2))) as (start, count):
+    with k.parallel_blocks(longer, _block(k.known(longer), k.estimate(m, n, depth, 2))) as (start, count):
         a, b, c = x.matrix_flat(k.index(0), ta), y.matrix_flat(k.index(0), tb), out.matrix_flat(k.index(0))
         if by_rows:
             k.gemm(count, n, depth, a.rows_from(start), b, c.rows_from(start))
@@ -90,11 +91,11 @@ def _loops(k: Any, inputs: Any, outputs: Any, ta: bool, tb: bool) -> None:
             k.gemm(m, count, depth, a, b.columns_from(start), c.columns_from(start))
 
 
-def _block(k: Any, size: int | None, work: float) -> int:
+def _block(size: int | None, work: float) -> int:
     """Rows (or columns) of the longer side that make a chunk.
 
-    BLAS packs the other operand anew for each chunk, which costs about as much as 12 rows do: so chunks of `LARGE` rows,
-    or half of what there is when that is less.
+    BLAS packs the other operand anew for each chunk, which costs about as much as 12 rows do: so chunks of
+    `LARGE` rows, or half of what there is when that is less.
     """
     if size is None:
         return LARGE
@@ -105,7 +106,7 @@ def _block(k: Any, size: int | None, work: float) -> int:
     return -(-each // 16) * 16
 
 
-def _integer_loops(k: Any, x: Any, y: Any, out: Any, ta: bool, tb: bool, m: Any, n: Any, depth: Any) -> None:
+def _integer_loops(k: Any, x: Any, y: Any, out: Any, ta: bool, tb: bool, n: Any, depth: Any) -> None:
     with k.parallel(k.product(out.shape[:-1]), work=k.estimate(n, depth, 2)) as row:
         *at, i = k.unravel(row, out.shape[:-1])
         with k.loop(k.index(0), n) as j:

@@ -61,11 +61,6 @@ def _pow(x: Tensor, y: Any) -> Tensor:
     return e.pow(x, y)
 
 
-def _float_power(name: str) -> Callable[[Tensor], Tensor]:
-    function: Callable[[Tensor], Tensor] = getattr(e, name)
-    return function
-
-
 _install(__pow__=_pow, __getitem__=index.getitem)
 
 
@@ -166,12 +161,8 @@ def _data_get(x: Tensor) -> Tensor:
 
 def _data_set(x: Tensor, value: Any) -> None:
     recorder = record.current_recorder()
-    if recorder is not None or x._data is None:
-        copy_(x, value)
-        return
-    new = as_tensor(value)
     with record.no_grad():
-        copy_(x, new)
+        copy_(x, value if recorder is not None or x._data is None else as_tensor(value))
 
 
 def view(x: Tensor, *shape: Any) -> Tensor:

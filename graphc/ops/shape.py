@@ -127,7 +127,7 @@ transpose_op: Op = Op(
 def permute(x: Any, *axes: Any) -> Tensor:
     """Axes in another order, as NumPy's ``transpose(x, axes)``."""
     x = as_tensor(x)
-    order = tuple(normalize_axis("permute", int(a), x.ndim) for a in _sizes(axes))  # type: ignore[arg-type]
+    order = tuple(normalize_axis("permute", int(a), x.ndim) for a in _sizes(axes))
     if sorted(order) != list(range(x.ndim)):
         raise record.located(ShapeError(f"permute: {order} is not an order of the {x.ndim} axes of "
                                         f"{format_shape(x.shape)}"))
@@ -415,7 +415,8 @@ def stack(tensors: Sequence[Any], dim: int = 0, *, axis: int | None = None) -> T
     first = as_tensor(tensors[0])
     at = normalize_axis("stack", dim if axis is None else axis, first.ndim + 1)
     for t in tensors:
-        if as_tensor(t).shape != first.shape:
+        shape = as_tensor(t).shape
+        if len(shape) != first.ndim or any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(shape, first.shape)):
             raise record.located(ShapeError(f"stack: shapes {format_shape(first.shape)} and "
                                             f"{format_shape(as_tensor(t).shape)} differ"))
     return concatenate([unsqueeze(t, at) for t in tensors], at)

@@ -1,4 +1,7 @@
-"""Optimisers: one update rule each, for eager steps, traced functions and static graphs, on the same shared state."""
+"""Optimisers: one update rule each.
+
+The same rule for eager steps, traced functions and static graphs, on the same shared state.
+"""
 from . import lr_scheduler
 from .adam import Adam, AdamW
 from .optimizer import Optimizer, ParamGroup

@@ -57,14 +57,19 @@ class Adam(Optimizer):
     @staticmethod
     def update(param: Any, grad: Any, lr: Any, *state: Any, betas: tuple[float, float] = (0.9, 0.999),
                eps: float = 1e-8, weight_decay: float = 0.0) -> tuple[Any, ...]:
-        """``m' = m + (1-b1)(g - m)``, ``v' = b2 v + (1-b2) g g``, ``p' = p - lr/c1 m'/(sqrt(v')/sqrt(c2) + eps)``."""
+        """``m' = m + (1-b1)(g - m)``, ``v' = b2 v + (1-b2) g g``.
+
+        ``p' = p - lr/c1 m'/(sqrt(v')/sqrt(c2) + eps)``.
+        """
         if weight_decay:
             grad = grad + param * weight_decay
         return _adam(param, grad, lr, *state, betas=betas, eps=eps)
 
 
 class AdamW(Adam):
-    """`Adam` with the weight decay taken from the parameter itself: before each step ``p = p (1 - lr weight_decay)``.
+    """`Adam` with the weight decay taken from the parameter itself.
+
+    Before each step ``p = p (1 - lr weight_decay)``.
 
     Parameters and errors as `Adam`'s; ``weight_decay`` is 0.01 by default.
 

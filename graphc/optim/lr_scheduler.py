@@ -1,4 +1,7 @@
-"""Learning rates that follow a schedule: ``step()`` writes the optimiser's rate Buffers, which compiled steps read."""
+"""Learning rates that follow a schedule.
+
+``step()`` writes the optimiser's rate Buffers, which compiled steps read.
+"""
 from __future__ import annotations
 
 import math
@@ -45,8 +48,9 @@ class LRScheduler:
             While a graph is being recorded.
         """
         if record.current_recorder() is not None:
-            raise record.located(ModeError(f"{type(self).__name__}.step: a schedule counts in Python; call it outside "
-                                           "the traced function, which sees the new rate"))
+            raise record.located(ModeError(
+                f"{type(self).__name__}.step: a schedule counts in Python; call it outside the traced "
+                "function, which sees the new rate"))
         self.last_epoch += 1
         self._write()
 
@@ -82,7 +86,8 @@ class StepLR(LRScheduler):
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
         if step_size < 1:
-            raise record.located(ArgumentError(f"StepLR: step_size is a whole number above 0, not {step_size!r}"))
+            raise record.located(ArgumentError(
+                f"StepLR: step_size is a whole number above 0, not {step_size!r}"))
         self.step_size, self.gamma = step_size, gamma
         super().__init__(optimizer)
 
@@ -103,7 +108,8 @@ class CosineAnnealingLR(LRScheduler):
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0) -> None:
         if T_max < 1:
-            raise record.located(ArgumentError(f"CosineAnnealingLR: T_max is a whole number above 0, not {T_max!r}"))
+            raise record.located(ArgumentError(
+                f"CosineAnnealingLR: T_max is a whole number above 0, not {T_max!r}"))
         self.T_max, self.eta_min = T_max, eta_min
         super().__init__(optimizer)
 
@@ -124,10 +130,11 @@ class LambdaLR(LRScheduler):
 
     def __init__(self, optimizer: Optimizer,
                  lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]]) -> None:
-        self.lr_lambdas = [lr_lambda] * len(optimizer.param_groups) if callable(lr_lambda) else list(lr_lambda)
-        if len(self.lr_lambdas) != len(optimizer.param_groups):
-            raise record.located(ArgumentError(f"LambdaLR: {len(self.lr_lambdas)} functions for "
-                                               f"{len(optimizer.param_groups)} param groups"))
+        groups = len(optimizer.param_groups)
+        self.lr_lambdas = [lr_lambda] * groups if callable(lr_lambda) else list(lr_lambda)
+        if len(self.lr_lambdas) != groups:
+            raise record.located(ArgumentError(
+                f"LambdaLR: {len(self.lr_lambdas)} functions for {groups} param groups"))
         super().__init__(optimizer)
 
     def rate(self, base: float, epoch: int, group: int) -> float:

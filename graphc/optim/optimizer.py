@@ -1,7 +1,8 @@
-"""Optimizer: parameters in groups, state in Buffers, one update rule for eager steps, traced functions and graphs.
+"""Optimizer: parameters in groups, state in Buffers, one update rule for all modes.
 
-The learning rate, step counts and moments are Buffers made at construction, so a model can change mode in mid-training.
-The rules are in the files beside this one, as functions of tensors and of arrays alike.
+That is eager steps, traced functions and graphs. The learning rate, step counts and moments are Buffers made
+at construction, so a model can change mode in mid-training. The rules are in the files beside this one, as
+functions of tensors and of arrays alike.
 """
 from __future__ import annotations
 
@@ -22,12 +23,18 @@ Array = np.ndarray[Any, Any]
 
 
 def functions_of(x: Any) -> Any:
-    """Where a rule finds ``sqrt``, ``pow`` and ``where`` for ``x``: NumPy for an array, the op library for a tensor."""
+    """Where a rule finds ``sqrt``, ``pow`` and ``where`` for ``x``.
+
+    NumPy for an array, the op library for a tensor.
+    """
     return elementwise if isinstance(x, Tensor) else np
 
 
 class ParamGroup(MutableMapping[str, Any]):
-    """Parameters that share options. ``group["lr"]`` is a float; setting it writes into the Buffer ``rate``."""
+    """Parameters that share options.
+
+    ``group["lr"]`` is a float; setting it writes into the Buffer ``rate``.
+    """
     __slots__ = ("options", "params", "rate")
 
     def __init__(self, params: list[Any], lr: float, options: dict[str, Any]) -> None:
@@ -75,7 +82,8 @@ def a_number(name: str, value: Any, below: float = float("inf")) -> float:
     """A number of at least 0, and below a bound."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value < below:
         bound = "" if below == float("inf") else f" and below {below:g}"
-        raise record.located(ArgumentError(f"optimizer: {name} is a number of at least 0{bound}, not {value!r}"))
+        raise record.located(ArgumentError(
+            f"optimizer: {name} is a number of at least 0{bound}, not {value!r}"))
     return float(value)
 
 
@@ -94,8 +102,8 @@ class Optimizer:
     Attributes
     ----------
     param_groups : list of ParamGroup
-        ``group["lr"]`` and other options can be read and set. A traced function or a graph sees a new learning rate;
-        other options, and what is read while tracing, are fixed when it is made.
+        ``group["lr"]`` and other options can be read and set. A traced function or a graph sees a new
+        learning rate; other options, and what is read while tracing, are fixed when it is made.
     state : dict from parameter to dict of Buffers
         Of a graph's own Variables: from their reads to Variables, of which each Session has its own.
     lr : float
@@ -127,18 +135,25 @@ class Optimizer:
 
     @staticmethod
     def update(param: Any, grad: Any, lr: Any, *state: Any, **options: Any) -> tuple[Any, ...]:
-        """The rule, pure: the new parameter, then the new state. Of tensors, or of arrays with the same bits."""
+        """The rule, pure: the new parameter, then the new state.
+
+        Of tensors, or of arrays with the same bits.
+        """
         raise NotImplementedError
 
     # ------------------------------------------------------------ parameters and state
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
-        """Train more parameters: ``{"params": [...], "lr": ...}``; what is not given is as at construction."""
+        """Train more parameters: ``{"params": [...], "lr": ...}``.
+
+        What is not given is as at construction.
+        """
         known = {**self.defaults, **group}
         unknown = group.keys() - self.defaults.keys() - {"params"}
         if unknown or "params" not in group:
-            raise record.located(ArgumentError(f"{type(self).__name__}: a param group has 'params' and may have "
-                                               f"{', '.join(self.defaults)}; this one has {', '.join(group)}"))
+            raise record.located(ArgumentError(
+                f"{type(self).__name__}: a param group has 'params' and may have "
+                f"{', '.join(self.defaults)}; this one has {', '.join(group)}"))
         given = known.pop("params")
         params = [given] if isinstance(given, Tensor) else list(given)
         for i, p in enumerate(params):
@@ -153,10 +168,12 @@ class Optimizer:
     def _check_param(self, p: Any, before: list[Any]) -> None:
         where = type(self).__name__
         if not isinstance(p, Tensor):
-            raise record.located(ArgumentError(f"{where}: params holds {type(p).__name__}; expected Parameters"))
+            raise record.located(ArgumentError(
+                f"{where}: params holds {type(p).__name__}; expected Parameters"))
         if p._data is not None and not p.is_leaf:
-            raise record.located(ArgumentError(f"{where}: a parameter of shape {format_shape(p.shape)} is the result "
-                                               f"of {p.grad_fn!r}; only leaves can be trained"))
+            raise record.located(ArgumentError(
+                f"{where}: a parameter of shape {format_shape(p.shape)} is the result of {p.grad_fn!r}; "
+                "only leaves can be trained"))
         if any(p is q for group in self.param_groups for q in group.params) or any(p is q for q in before):
             raise record.located(ArgumentError(f"{where}: parameter {_name(p)} is given twice"))
 
@@ -186,7 +203,7 @@ class Optimizer:
         """Forget the gradients of all parameters (``set_to_none=False``: set those there are to 0)."""
         for group in self.param_groups:
             for p in group.params:
-                if set_to_none:                         # not looked at first: a traced step does not depend on it
+                if set_to_none:                 # not looked at first: a traced step does not depend on it
                     p.grad = None
                 elif p.grad is not None:
                     p.grad = zeros_like(p.grad)
@@ -236,7 +253,10 @@ class Optimizer:
                     copy_(target, value)
 
     def _step_arrays(self, group: ParamGroup) -> None:
-        """The same rule on the arrays themselves: the NumPy calls that the ops would make, without the ops' price."""
+        """The same rule on the arrays themselves.
+
+        The NumPy calls that the ops would make, without the ops' price.
+        """
         rate, options, update, line = group.rate._data, group.options, self.update, record.source_line()
         with np.errstate(all="ignore"):
             for p in group.params:
@@ -248,7 +268,7 @@ class Optimizer:
                     self._check_grad(p, g)
                 state = self._state_of(p, group)
                 new = update(array, grad, rate, *[b._data for b in state], **options)
-                for target, value in zip((p, *state), new):                                        # noqa: B905
+                for target, value in zip((p, *state), new):
                     data = target._data
                     if value.dtype != data.dtype or value.shape != data.shape:
                         raise self._misfit(p)
@@ -256,18 +276,20 @@ class Optimizer:
                     target.storage().bump(line)
 
     def _misfit(self, p: Tensor) -> GraphcError:
-        return DTypeError(f"{type(self).__name__}.step: the state of parameter {_name(p)} was made for another dtype "
-                          f"or shape than its {p.aval}; make the optimiser after converting the model")
+        return DTypeError(
+            f"{type(self).__name__}.step: the state of parameter {_name(p)} was made for another dtype or "
+            f"shape than its {p.aval}; make the optimiser after converting the model")
 
     def _check_grad(self, p: Tensor, g: Tensor) -> None:
         where = f"{type(self).__name__}.step: parameter {_name(p)}"
         if g._data is None and record.current_recorder() is None:
-            raise ModeError(f"{where}: its grad is {g!r}, a value of a graph; step inside the traced function, or "
-                            "use minimize(loss)")
+            raise ModeError(f"{where}: its grad is {g!r}, a value of a graph; step inside the traced "
+                            "function, or use minimize(loss)")
         if g.dtype != p.dtype:
             raise DTypeError(f"{where}: its grad is {g.dtype.name}, the parameter {p.dtype.name}")
         if g.shape != p.shape:
-            raise ShapeError(f"{where}: its grad has shape {format_shape(g.shape)}, not {format_shape(p.shape)}")
+            raise ShapeError(
+                f"{where}: its grad has shape {format_shape(g.shape)}, not {format_shape(p.shape)}")
 
     # ------------------------------------------------------------ graphs
 
@@ -309,8 +331,9 @@ class Optimizer:
         """
         from ..static import assign, gradients, group
         if not isinstance(loss, Tensor) or not loss.is_symbolic:
-            raise record.located(ModeError(f"{type(self).__name__}.minimize: the loss is not a value of a graph; in "
-                                           "eager mode: loss.backward(), then step()"))
+            raise record.located(ModeError(
+                f"{type(self).__name__}.minimize: the loss is not a value of a graph; in eager mode: "
+                "loss.backward(), then step()"))
         graph = loss._node.node.graph
         variables = self._variables(graph, var_list)
         updates: list[Tensor] = []
@@ -324,8 +347,9 @@ class Optimizer:
                     new = self.update(v, g, owner.rate, *state, **owner.options)
                 updates += [assign(target, value) for target, value in zip((v, *state), new, strict=True)]
             if not updates:
-                raise record.located(AutogradError(f"{type(self).__name__}.minimize: the loss depends on none of the "
-                                                   f"{len(variables)} variables"))
+                raise record.located(AutogradError(
+                    f"{type(self).__name__}.minimize: the loss depends on none of the "
+                    f"{len(variables)} variables"))
             return group(*updates, *_pending(graph, loss), name=type(self).__name__)
 
     def _variables(self, graph: Any, var_list: Iterable[Any] | None) -> list[Any]:
@@ -353,7 +377,8 @@ class Optimizer:
         The state of a graph's own Variables is a Session's, and not here.
         """
         numbers = {_key(p): i for i, p in enumerate(p for group in self.param_groups for p in group.params)}
-        groups = [{**group, "params": [numbers[_key(p)] for p in group.params]} for group in self.param_groups]
+        groups = [{**group, "params": [numbers[_key(p)] for p in group.params]}
+                  for group in self.param_groups]
         return {"state": {numbers[p]: {k: b._array("state_dict()").copy() for k, b in held.items()}
                           for p, held in self.state.items()}, "param_groups": groups}
 
@@ -370,7 +395,8 @@ class Optimizer:
         saved = state_dict["param_groups"]
         sizes, own = [len(g["params"]) for g in saved], [len(g.params) for g in self.param_groups]
         if sizes != own:
-            raise record.located(ArgumentError(f"load_state_dict: groups of {sizes} parameters saved, of {own} here"))
+            raise record.located(ArgumentError(
+                f"load_state_dict: groups of {sizes} parameters saved, of {own} here"))
         pairs = [pair for group, s in zip(self.param_groups, saved, strict=True)
                  for pair in self._loaded(group, s, state_dict["state"])]
         for group, s in zip(self.param_groups, saved, strict=True):
@@ -392,8 +418,9 @@ class Optimizer:
                                                    f"expected {sorted(buffers)}"))
             for k, b in buffers.items():
                 if arrays[k].shape != b.shape:
-                    raise record.located(ShapeError(f"load_state_dict: {k} of parameter {i}: saved "
-                                                    f"{format_shape(arrays[k].shape)}, here {format_shape(b.shape)}"))
+                    raise record.located(ShapeError(
+                        f"load_state_dict: {k} of parameter {i}: saved {format_shape(arrays[k].shape)}, "
+                        f"here {format_shape(b.shape)}"))
                 out.append((b, arrays[k]))
         return out
 
@@ -406,12 +433,18 @@ def _name(p: Tensor) -> str:
 
 
 def _key(p: Any) -> Any:
-    """What state is kept by: an eager parameter itself, the read of a graph's Variable (its handles may differ)."""
+    """What state is kept by.
+
+    An eager parameter itself, the read of a graph's Variable (its handles may differ).
+    """
     return p if p._data is not None else p._node.node
 
 
 def _new_state(p: Any, slot: str) -> Any:
-    """State that starts as 0: a Buffer, or for a graph's own Variable one more, so that each Session has its own."""
+    """State that starts as 0.
+
+    A Buffer, or for a graph's own Variable one more, so that each Session has its own.
+    """
     initial = np.array(0.0) if slot == "step" else np.zeros(p.shape, p.dtype)
     if p._data is None:
         from ..static import Variable
@@ -429,7 +462,8 @@ def _as_groups(where: str, params: Any) -> list[Mapping[str, Any]]:
                                            f"{type(params).__name__}; the learning rate is lr=..."))
     given = list(params)
     if not given:
-        raise record.located(ArgumentError(f"{where}: params is empty; for a static graph's minimize() leave it out"))
+        raise record.located(ArgumentError(
+            f"{where}: params is empty; for a static graph's minimize() leave it out"))
     return given if all(isinstance(g, Mapping) for g in given) else [{"params": given}]
 
 

@@ -50,8 +50,8 @@ class SGD(Optimizer):
 
     def __init__(self, params: Any = None, lr: float = 1e-3, momentum: float = 0.0, dampening: float = 0.0,
                  weight_decay: float = 0.0, nesterov: bool = False) -> None:
-        super().__init__(params, lr, {"momentum": momentum, "dampening": dampening, "weight_decay": weight_decay,
-                                      "nesterov": nesterov})
+        super().__init__(params, lr, {"momentum": momentum, "dampening": dampening,
+                                      "weight_decay": weight_decay, "nesterov": nesterov})
 
     def check(self, options: Mapping[str, Any]) -> None:
         a_number("momentum", options["momentum"])
@@ -67,14 +67,17 @@ class SGD(Optimizer):
     @staticmethod
     def update(param: Any, grad: Any, lr: Any, *state: Any, momentum: float = 0.0, dampening: float = 0.0,
                weight_decay: float = 0.0, nesterov: bool = False) -> tuple[Any, ...]:
-        """``b = momentum*b + (1-dampening)*g``, at first ``b = g``; ``p -= lr*b`` or ``p -= lr*(g + momentum*b)``."""
+        """``b = momentum*b + (1-dampening)*g``, at first ``b = g``.
+
+        Then ``p -= lr*b``, or ``p -= lr*(g + momentum*b)`` if ``nesterov``.
+        """
         if weight_decay:
             grad = grad + param * weight_decay
         rate = lr.astype(param.dtype)
         if not momentum:
             return (param - grad * rate,)
         buffer, *step = state
-        moving = buffer * momentum + (grad * (1 - dampening) if dampening else grad)        # from b = 0 this is g
+        moving = buffer * momentum + (grad * (1 - dampening) if dampening else grad)    # from b = 0 this is g
         if step:
             moving = functions_of(param).where(step[0] == 0, grad, moving)
         direction = grad + moving * momentum if nesterov else moving

@@ -1,6 +1,7 @@
-"""What looks at both modes from outside: `compare` trains a model in each, `dump` writes what each made of it.
+"""What looks at both modes from outside.
 
-Nothing else in graphc imports this package, but for the command line.
+`compare` trains a model in each, `dump` writes what each made of it. Nothing else in graphc imports this
+package, but for the command line.
 """
 from __future__ import annotations
 

@@ -39,7 +39,8 @@ class Difference:
     first_beyond : int or None
         The first step, counted from 1, whose losses differ by more than the tolerance.
     parameters : float
-        The largest |eager - static| of any element after the last step, relative to the largest |eager| of its array.
+        The largest |eager - static| of any element after the last step, relative to the largest |eager| of
+        its array.
     parameters_absolute : float
         The same, not relative.
     parameter : str
@@ -121,7 +122,10 @@ class Comparison:
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
-        """Write a picture of the loss curves and the step times; the suffix says the format (png, svg, pdf)."""
+        """Write a picture of the loss curves and the step times.
+
+        The suffix says the format (png, svg, pdf).
+        """
         from .plot import plot
         return plot(self, path)
 
@@ -151,9 +155,9 @@ def compare(model_or_script: str | os.PathLike[str] | Make, steps: int = 100, ba
     ----------
     model_or_script : str, path or callable
         ``"lenet"`` or ``"mlp"`` (with SGD at 1e-3 and the summed cross-entropy); or a script that defines
-        ``make(seed) -> (step, batches, state)``; or such a function. ``step(*batch)`` does forward, backward and
-        update and returns the loss; ``batches`` is iterated, again and again where it is shorter than ``steps``;
-        ``state`` holds the modules and optimisers, in lists, tuples or dicts.
+        ``make(seed) -> (step, batches, state)``; or such a function. ``step(*batch)`` does forward,
+        backward and update and returns the loss; ``batches`` is iterated, again and again where it is
+        shorter than ``steps``; ``state`` holds the modules and optimisers, in lists, tuples or dicts.
     steps : int
         At least 2: the first one, which compiles, is told apart.
     batch_size : int, optional
@@ -169,8 +173,8 @@ def compare(model_or_script: str | os.PathLike[str] | Make, steps: int = 100, ba
     progress : bool
         Progress bars on stderr, where that is a terminal.
     isolate : bool, optional
-        Run each mode in a process of its own, so that memory and start-up are its own. True by default, but for
-        a function, which cannot be sent to one.
+        Run each mode in a process of its own, so that memory and start-up are its own. True by default,
+        but for a function, which cannot be sent to one.
     tolerance : float, optional
         The relative difference of losses up to which they are called equal; 1e-5, and 1e-9 in float64.
 
@@ -199,16 +203,18 @@ def compare(model_or_script: str | os.PathLike[str] | Make, steps: int = 100, ba
         raise ArgumentError(f"target: {target!r}; choose one of {', '.join(TARGETS)}")
     wanted: Request | Make
     if callable(model_or_script):
-        given = [n for n, v in (("batch_size", batch_size), ("data", data), ("dtype", dtype)) if v is not None]
+        options = (("batch_size", batch_size), ("data", data), ("dtype", dtype))
+        given = [name for name, value in options if value is not None]
         if given or isolate:
-            raise ArgumentError(f"{', '.join(given) or 'isolate'}: not for a function; pass the path of a script "
-                                "that defines make")
+            raise ArgumentError(f"{', '.join(given) or 'isolate'}: not for a function; "
+                                "pass the path of a script that defines make")
         wanted, subject = model_or_script, getattr(model_or_script, "__name__", "make")
     else:
         wanted = request(model_or_script, seed, batch_size, data, dtype)
         subject = wanted.name
     isolated = isinstance(wanted, Request) and isolate is not False
-    (eager, eager_state), (static, static_state) = _both(wanted, steps, target, seed, progress, isolated, subject)
+    both = _both(wanted, steps, target, seed, progress, isolated, subject)
+    (eager, eager_state), (static, static_state) = both
     kind = _dtype(eager_state)
     bound = TOLERANCE[kind] if tolerance is None else tolerance
     difference = _difference(eager, static, eager_state, static_state, bound)
@@ -245,7 +251,10 @@ def _relative(a: float, b: float) -> float:
 
 
 def _parameter_difference(eager: Arrays, static: Arrays) -> tuple[float, float, str]:
-    """(relative, absolute, name) of the largest difference; an array that only one mode has is infinitely far."""
+    """(relative, absolute, name) of the largest difference.
+
+    An array that only one mode has is infinitely far.
+    """
     worst = (0.0, 0.0, "")
     for name in dict.fromkeys((*eager, *static)):
         if name not in eager or name not in static or eager[name].shape != static[name].shape:
@@ -264,7 +273,10 @@ def _parameter_difference(eager: Arrays, static: Arrays) -> tuple[float, float, 
 
 
 def _dtype(state: Arrays) -> str:
-    """The floating dtype trained in: float64 when all floating arrays of more than one element are, else float32."""
+    """The floating dtype trained in.
+
+    float64 when all floating arrays of more than one element are, else float32.
+    """
     names = {a.dtype.name for a in state.values() if a.dtype.kind == "f" and a.size > 1}
     return "float64" if names == {"float64"} else "float32"
 
@@ -285,11 +297,12 @@ def _speed_verdict(c: Comparison) -> str:
     times = f"{seconds_text(c.static.median)} a step against {seconds_text(c.eager.median)}"
     if ratio > _SAME_SPEED:
         n = c.pays_off_after or 1
-        return (f"Static is {ratio:.1f}x faster than eager ({times}) and has paid for its {start} of start-up after "
-                f"{n:,} step{'s' * (n > 1)}")
+        return (f"Static is {ratio:.1f}x faster than eager ({times}) "
+                f"and has paid for its {start} of start-up after {n:,} step{'s' * (n > 1)}")
     if ratio > 1 / _SAME_SPEED:
         return f"Static is as fast as eager ({times}), so its {start} of start-up buys no time"
-    return f"Static is {1 / ratio:.1f}x slower than eager ({times}) and never pays for its {start} of start-up"
+    return (f"Static is {1 / ratio:.1f}x slower than eager ({times}) "
+            f"and never pays for its {start} of start-up")
 
 
 def _loss_verdict(c: Comparison) -> str:
@@ -299,5 +312,5 @@ def _loss_verdict(c: Comparison) -> str:
     if d.first_beyond == 1:
         return f"but the losses differ from the first step on, by up to {d.loss:.1e}"
     equal = d.first_beyond - 1
-    return (f"with losses that agree to {d.tolerance:.0e} for {equal} step{'s' * (equal > 1)} and differ by up to "
-            f"{d.loss:.1e} later")
+    return (f"with losses that agree to {d.tolerance:.0e} for {equal} step{'s' * (equal > 1)} "
+            f"and differ by up to {d.loss:.1e} later")

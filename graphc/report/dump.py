@@ -106,7 +106,8 @@ def dump(model_or_script: str | os.PathLike[str] | Make, out: str | os.PathLike[
     if format not in FORMATS:
         raise ArgumentError(f"format: {format!r}; choose one of {', '.join(FORMATS)}")
     if format == "svg" and dot.render_svg("digraph {}") is None:
-        raise ArgumentError("format svg: Graphviz's dot is not on the path; install Graphviz, or take format dot")
+        raise ArgumentError(
+            "format svg: Graphviz's dot is not on the path; install Graphviz, or take format dot")
     if callable(model_or_script):
         wanted: Any = model_or_script
         subject = getattr(model_or_script, "__name__", "make")
@@ -140,7 +141,8 @@ def _tape(work: Workload, subject: str, draw: Draw, remarks: list[str]) -> None:
     with user_code("step"), record_sources():
         loss = work.step(*next(work.feed()))
     if not isinstance(loss, Tensor) or loss.grad_fn is None:
-        remarks.append("tape.dot: not written; the step returns a loss without history, so its tape cannot be seen")
+        remarks.append(
+            "tape.dot: not written; the step returns a loss without history, so its tape cannot be seen")
         return
     text = dot.tape_to_dot(loss, f"{subject}: eager tape")
     draw("tape", f"eager: the tape of one step, {_tape_length(loss)} calls", text)
@@ -212,7 +214,10 @@ def _with_inputs(groups: Iterable[tuple[Node, ...]]) -> list[Node]:
 
 
 def _source(same: Sequence[Any]) -> str:
-    """The text of kernels of the same code, under a comment that says what each computes, and for which lines."""
+    """The text of kernels of the same code.
+
+    Under a comment that says what each computes, and for which lines.
+    """
     lines = []
     for kernel in same:
         lines.append(f"# {kernel.name}")

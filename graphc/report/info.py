@@ -1,4 +1,7 @@
-"""What `graphc info` shows: versions, the machine, the targets, the settings. It imports none of what it asks about."""
+"""What `graphc info` shows: versions, the machine, the targets, the settings.
+
+It imports none of what it asks about.
+"""
 from __future__ import annotations
 
 import importlib.util
@@ -15,7 +18,8 @@ from ..static.session import TARGETS
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-PACKAGES = ("numpy", "numba", "llvmlite", "networkx", "scipy-openblas32", "tbb", "click", "rich", "matplotlib")
+PACKAGES = ("numpy", "numba", "llvmlite", "networkx", "scipy-openblas32", "tbb", "click", "rich",
+            "matplotlib")
 _NEEDS = {"cpu": ("numba", "llvmlite")}                     # target -> modules
 
 
@@ -34,7 +38,8 @@ def package_version(name: str) -> str | None:
 def _checkout_version() -> str | None:
     import tomllib
     try:
-        project = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())["project"]
+        text = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text()
+        project = tomllib.loads(text)["project"]
     except (OSError, KeyError, tomllib.TOMLDecodeError):
         return None
     return str(project["version"]) if project.get("name") == "graphc" else None
@@ -95,7 +100,8 @@ def as_table() -> RenderableType:
     facts.add_row(Text("packages", style="bold"), Text(packages))
     usable = ", ".join(f"{t} ({how})" for t, how in found["targets"].items())
     facts.add_row(Text("targets", style="bold"), Text(usable))
-    table = Table(title=Text("settings", style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=Text("settings", style="bold"), title_justify="left", box=box.SIMPLE_HEAD,
+                  pad_edge=False)
     table.add_column("variable", style="cyan", no_wrap=True)
     table.add_column("value")
     table.add_column("what it does")

@@ -1,7 +1,8 @@
-"""`measure` in a process of its own, so that a mode's memory and its start-up are its own. The other end is `worker`.
+"""`measure` in a process of its own, so that a mode's memory and its start-up are its own.
 
-They talk through files in a folder: ``request.json``; ``output``, what the user's code prints;
-``progress``, the number of steps done; ``result.json``, the measurements or the error; ``state.npz``.
+The other end is `worker`. They talk through files in a folder: ``request.json``; ``output``, what the user's
+code prints; ``progress``, the number of steps done; ``result.json``, the measurements or the error;
+``state.npz``.
 """
 from __future__ import annotations
 
@@ -52,8 +53,8 @@ def run(wanted: Request, mode: str, steps: int, target: str, progress: Progress 
         environment = {**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"}
         command = [sys.executable, "-m", "graphc.report.worker", name]
         with open(folder / "output", "wb") as output:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                                       env=environment)
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output,
+                                       stderr=subprocess.STDOUT, env=environment)
         try:
             _follow(process, folder, progress, echo)
         finally:
@@ -93,14 +94,15 @@ def _result(folder: Path, mode: str, code: int, told: bool) -> tuple[Measured, A
         raise ScriptError("\n".join([f"the {mode} run ended without a result ({how})", *last])) from None
     if "error" in result:
         raise _error(result)
-    figures: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in result["measured"].items()}
+    figures: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in result["measured"].items()}
     with np.load(folder / "state.npz", allow_pickle=False) as stored:
         return Measured(**figures), {name: stored[f"a{i}"] for i, name in enumerate(result["names"])}
 
 
 def _error(result: dict[str, Any]) -> GraphcError:
     error: GraphcError = getattr(errors, result["error"], ScriptError)(result["message"])
-    if result["at"]:                                         # the message names the line of the script already
+    if result["at"]:                                 # the message names the line of the script already
         error.args, error.at = (result["message"],), result["at"]
     error.add_note(result["traceback"])
     return error

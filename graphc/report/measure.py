@@ -1,7 +1,8 @@
 """One mode's training, measured: the time of each step, the loss, memory, op calls, programs and kernels.
 
-Both modes run through the same loop in the same way. Batches are made and losses read outside the timed part; Python's
-garbage collector stays on, since a mode's garbage is part of its price, and starts from a clean heap.
+Both modes run through the same loop in the same way. Batches are made and losses read outside the timed
+part; Python's garbage collector stays on, since a mode's garbage is part of its price, and starts from a
+clean heap.
 """
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ class Measured:
     seconds : tuple of float
         The time of each step, in seconds.
     traced : tuple of int
-        The steps (from 0) in which a program was traced and compiled; step 0 alone unless shapes or state changed.
+        The steps (from 0) in which a program was traced and compiled; step 0 alone unless shapes or state
+        changed.
     trace_seconds : float
         Of the time in those steps, that for tracing, passes and kernels.
     peak_bytes : int or None
@@ -90,7 +92,10 @@ class Measured:
 
     @property
     def start_up(self) -> float:
-        """Seconds that the first step and each step that traced took over the median: the price of getting started."""
+        """Seconds that the first step and each step that traced took over the median.
+
+        The price of getting started.
+        """
         return math.fsum(max(0.0, self.seconds[k] - self.median) for k in sorted({0, *self.traced}))
 
     @property
@@ -150,7 +155,8 @@ def _program(compiled: Function[Any]) -> dict[str, Any]:
 
 def code_of(kernel: Any) -> str:
     """A kernel's source without comments and without its name: equal for kernels that are the same code."""
-    lines = (line for line in kernel.source.splitlines() if line.strip() and not line.lstrip().startswith("#"))
+    lines = (line for line in kernel.source.splitlines()
+             if line.strip() and not line.lstrip().startswith("#"))
     return "\n".join(lines).replace(kernel.name, "kernel", 1)
 
 
@@ -165,7 +171,10 @@ def count_calls(work: Workload, feed: Iterator[tuple[Any, ...]]) -> dict[str, in
 
 @contextmanager
 def counting(counts: Counter[str]) -> Iterator[None]:
-    """Count eager op calls. Recording sources turns the operators' fast path off: all go through the one door."""
+    """Count eager op calls.
+
+    Recording sources turns the operators' fast path off: all go through the one door.
+    """
     call = record._eager
     assert call is not None
 

@@ -1,5 +1,7 @@
-"""The resident memory of this process, and its peak since a moment: what the operating system counts, so that NumPy's
-arrays, Numba's code and its compiler are all in it."""
+"""The resident memory of this process, and its peak since a moment.
+
+It is what the operating system counts, so that NumPy's arrays, Numba's code and its compiler are all in it.
+"""
 from __future__ import annotations
 
 import ctypes
@@ -20,7 +22,10 @@ def _linux(field: str) -> int | None:
 
 
 def _highest() -> int | None:
-    """The highest resident size so far, in bytes: since the last reset on Linux, else of the whole process."""
+    """The highest resident size so far, in bytes.
+
+    Since the last reset on Linux, else of the whole process.
+    """
     found = _linux("VmHWM")
     if found is not None:
         return found
@@ -33,7 +38,10 @@ def _highest() -> int | None:
 
 
 def _give_back() -> None:
-    """Return freed memory to the system (glibc), so that what loading data left behind does not hide a rise."""
+    """Return freed memory to the system (glibc).
+
+    So what loading data left behind does not hide a rise.
+    """
     with suppress(AttributeError, OSError, TypeError):                   # another system
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -41,8 +49,8 @@ def _give_back() -> None:
 class PeakMemory:
     """The rise of resident memory over the moment it was made.
 
-    Linux forgets an earlier peak when it is told to; elsewhere the rise is that over the highest size before, which is
-    the same in a fresh process.
+    Linux forgets an earlier peak when it is told to; elsewhere the rise is that over the highest size
+    before, which is the same in a fresh process.
     """
 
     def __init__(self) -> None:

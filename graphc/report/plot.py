@@ -20,7 +20,8 @@ _COLOURS = {"eager": "#e8862e", "static": "#1f5fa8"}
 _INK, _PALE = "#333333", "#999999"
 _STYLE: dict[Any, Any] = {
     "font.size": 10, "font.family": "sans-serif", "axes.spines.top": False, "axes.spines.right": False,
-    "axes.edgecolor": _PALE, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK, "text.color": _INK,
+    "axes.edgecolor": _PALE, "axes.labelcolor": _INK,
+    "xtick.color": _INK, "ytick.color": _INK, "text.color": _INK,
     "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 10,
     "svg.hashsalt": "graphc"}
 
@@ -55,7 +56,8 @@ def check_format(path: str | os.PathLike[str]) -> str:
     """The format that the path's suffix names; ArgumentError when it names none that can be written."""
     kind = Path(path).suffix.lower().removeprefix(".")
     if kind not in FORMATS:
-        raise ArgumentError(f"plot: {Path(path).name}: the name must end in {', '.join('.' + f for f in FORMATS)}")
+        endings = ", ".join("." + f for f in FORMATS)
+        raise ArgumentError(f"plot: {Path(path).name}: the name must end in {endings}")
     return kind
 
 
@@ -78,11 +80,13 @@ def _apart(axes: Any, c: Comparison) -> None:
         apart = np.nan_to_num(np.abs(e - s) / np.maximum(np.abs(e), np.abs(s)), nan=0.0, posinf=1.0)
     floor = min(1e-8 if c.dtype == "float32" else 1e-17, c.difference.tolerance / 10)
     steps = np.arange(1, c.steps + 1)
-    axes.fill_between(steps, floor, np.maximum(apart, floor), color=_COLOURS["static"], alpha=0.25, linewidth=0)
-    axes.plot(steps, np.maximum(apart, floor), color=_COLOURS["static"], linewidth=1)
+    apart = np.maximum(apart, floor)
+    axes.fill_between(steps, floor, apart, color=_COLOURS["static"], alpha=0.25, linewidth=0)
+    axes.plot(steps, apart, color=_COLOURS["static"], linewidth=1)
     axes.axhline(c.difference.tolerance, color=_PALE, linewidth=0.8, linestyle=(0, (4, 3)))
-    axes.annotate(f"{c.difference.tolerance:.0e}", (0, c.difference.tolerance), (3, 2), textcoords="offset points",
-                  xycoords=("axes fraction", "data"), ha="left", va="bottom", fontsize=8, color=_PALE)
+    axes.annotate(f"{c.difference.tolerance:.0e}", (0, c.difference.tolerance), (3, 2),
+                  textcoords="offset points", xycoords=("axes fraction", "data"),
+                  ha="left", va="bottom", fontsize=8, color=_PALE)
     axes.set_yscale("log")
     axes.set_ylim(floor, max(c.difference.tolerance * 10, float(apart.max()) * 3))
     axes.set_ylabel("relative\ndifference")
@@ -98,15 +102,17 @@ def _times(axes: Any, c: Comparison) -> None:
         times = np.array(m.steady)
         axes.plot([middle, m.first], [y, y], color=colour, linewidth=1, alpha=0.35, zorder=1)
         axes.barh(y, high - low, left=low, height=0.44, color=colour, alpha=0.3, linewidth=0, zorder=1)
-        axes.scatter(times, y + 0.36 * (random.random(len(times)) - 0.5), s=10, color=colour, alpha=0.4, linewidths=0,
-                     zorder=2)
-        axes.plot([middle, middle], [y - 0.22, y + 0.22], color=colour, linewidth=2.5, solid_capstyle="butt", zorder=3)
-        axes.scatter([m.first], [y], marker="D", s=46, facecolor="white", edgecolor=colour, linewidths=1.8, zorder=4)
-        axes.annotate(seconds_text(middle), (middle, y + 0.22), (0, 4), textcoords="offset points", ha="center",
-                      va="bottom", color=colour, fontweight="bold", fontsize=12)
-        below = y - (0.04 if m.first > 2 * times.max() else 0.22)        # under the points where there are any
-        axes.annotate(f"first step {seconds_text(m.first)}", (m.first, below), (0, -4), textcoords="offset points",
-                      ha="center", va="top", fontsize=9)
+        axes.scatter(times, y + 0.36 * (random.random(len(times)) - 0.5),
+                     s=10, color=colour, alpha=0.4, linewidths=0, zorder=2)
+        axes.plot([middle, middle], [y - 0.22, y + 0.22],
+                  color=colour, linewidth=2.5, solid_capstyle="butt", zorder=3)
+        axes.scatter([m.first], [y], marker="D",
+                     s=46, facecolor="white", edgecolor=colour, linewidths=1.8, zorder=4)
+        axes.annotate(seconds_text(middle), (middle, y + 0.22), (0, 4), textcoords="offset points",
+                      ha="center", va="bottom", color=colour, fontweight="bold", fontsize=12)
+        below = y - (0.04 if m.first > 2 * times.max() else 0.22)     # under the points where there are any
+        axes.annotate(f"first step {seconds_text(m.first)}", (m.first, below), (0, -4),
+                      textcoords="offset points", ha="center", va="top", fontsize=9)
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     axes.set_xlim(low / 1.7, high * 1.7)

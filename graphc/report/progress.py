@@ -22,8 +22,9 @@ class Bars:
         from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as RichProgress
         self._progress = RichProgress(
-            SpinnerColumn(), TextColumn("{task.fields[subject]}", markup=False), TextColumn("{task.description}"),
-            BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn(),
+            SpinnerColumn(), TextColumn("{task.fields[subject]}", markup=False),
+            TextColumn("{task.description}"), BarColumn(),
+            MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn(),
             console=Console(stderr=True), transient=True)
         self._progress.start()
         return self

@@ -93,7 +93,8 @@ def differences(c: Comparison) -> list[tuple[str, str]]:
     """The lines under the table: what, how much and where."""
     d = c.difference
     limit = f"{d.tolerance:.0e}"
-    beyond = f"never above {limit}" if d.first_beyond is None else f"first above {limit} at step {d.first_beyond}"
+    first = d.first_beyond
+    beyond = f"never above {limit}" if first is None else f"first above {limit} at step {first}"
     loss = "none" if d.loss == 0 else f"{d.loss:.1e} relative, at step {d.loss_step}; {beyond}"
     parameters = "none" if not d.parameter else f"{d.parameters:.1e} relative, in {d.parameter}"
     return [("largest difference of loss", loss), ("of parameters after all steps", parameters)]
@@ -111,7 +112,8 @@ def as_table(c: Comparison) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title(c), style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=Text(title(c), style="bold"), title_justify="left", box=box.SIMPLE_HEAD,
+                  pad_edge=False)
     table.add_column("")
     table.add_column("eager", justify="right", style="yellow")
     table.add_column(f"static ({c.target})", justify="right", style="cyan")

@@ -1,4 +1,7 @@
-"""A process that trains in one mode: ``python -m graphc.report.worker FOLDER``. The other end is `isolated`."""
+"""A process that trains in one mode: ``python -m graphc.report.worker FOLDER``.
+
+The other end is `isolated`.
+"""
 from __future__ import annotations
 
 import json
@@ -27,9 +30,10 @@ def main(folder: Path) -> None:
         sys.argv = [wanted.script]
     result: dict[str, Any]
     try:
-        measured, state = measure(wanted, call["mode"], call["steps"], call["target"], wanted.seed, _reporter(folder))
+        measured, state = measure(wanted, call["mode"], call["steps"], call["target"], wanted.seed,
+                                  _reporter(folder))
     except GraphcError as error:
-        nowhere = error.at == "<unknown>"                    # no line of the user's is on this process's stack
+        nowhere = error.at == "<unknown>"            # no line of the user's is on this process's stack
         message = str(error).removesuffix(f"\n  at {error.at}") if nowhere else str(error)
         result = {"error": type(error).__name__, "message": message, "at": None if nowhere else error.at,
                   "traceback": traceback.format_exc()}

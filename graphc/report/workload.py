@@ -35,8 +35,8 @@ _PACKAGE = str(Path(__file__).resolve().parent.parent)
 class Request:
     """What to train and how, in plain values that another process can be told.
 
-    ``script`` is a path, or None for the built-in model ``name``; ``batch_size``, ``data`` and ``dtype`` are for
-    built-in models.
+    ``script`` is a path, or None for the built-in model ``name``; ``batch_size``, ``data`` and ``dtype``
+    are for built-in models.
     """
     name: str
     script: str | None
@@ -62,8 +62,9 @@ class Workload:
                 yield tuple(batch) if isinstance(batch, (list, tuple)) else (batch,)
             if not count:
                 raise ArgumentError(
-                    "batches: there are none, or an iterator ran out that cannot be started again; return something "
-                    "that can be iterated anew, such as a list or a DataLoader, or ask for fewer steps")
+                    "batches: there are none, or an iterator ran out that cannot be started again; return "
+                    "something that can be iterated anew, such as a list or a DataLoader, or ask for fewer "
+                    "steps")
 
 
 def request(model_or_script: str | os.PathLike[str], seed: int = 0, batch_size: int | None = None,
@@ -87,10 +88,13 @@ def request(model_or_script: str | os.PathLike[str], seed: int = 0, batch_size: 
     if not path.is_file():
         if path.suffix == ".py" or path.name != text:
             raise ArgumentError(f"{text}: no such file")
-        raise ArgumentError(f"{text!r} is neither a built-in model ({', '.join(BUILT_IN)}) nor the path of a script")
-    given = [n for n, v in (("batch_size", batch_size), ("data", data), ("dtype", dtype)) if v is not None]
+        known = ", ".join(BUILT_IN)
+        raise ArgumentError(f"{text!r} is neither a built-in model ({known}) nor the path of a script")
+    options = (("batch_size", batch_size), ("data", data), ("dtype", dtype))
+    given = [name for name, value in options if value is not None]
     if given:
-        raise ArgumentError(f"{', '.join(given)}: only for built-in models; {path.name} decides that in make(seed)")
+        raise ArgumentError(
+            f"{', '.join(given)}: only for built-in models; {path.name} decides that in make(seed)")
     return Request(path.stem, str(path.resolve()), seed)
 
 
@@ -114,14 +118,16 @@ def _maker(wanted: Request) -> Make:
 
 def _checked(made: Any, where: str) -> Workload:
     if not isinstance(made, (tuple, list)) or len(made) != 3:
-        got = f"{type(made).__name__} of length {len(made)}" if isinstance(made, (tuple, list)) else type(made).__name__
+        got = type(made).__name__
+        if isinstance(made, (tuple, list)):
+            got += f" of length {len(made)}"
         raise ArgumentError(f"{where}: {_CONTRACT}, but it returned {got}")
     step, batches, state = made
     if isinstance(step, Function):
         step = step.body                                     # the same code, not yet compiled
     if not callable(step):
-        raise ArgumentError(f"{where}: {_CONTRACT}; step is called with a batch and returns the loss, but it is "
-                            f"{type(step).__name__}")
+        raise ArgumentError(f"{where}: {_CONTRACT}; step is called with a batch and returns the loss, "
+                            f"but it is {type(step).__name__}")
     if not isinstance(batches, Iterable):
         raise ArgumentError(f"{where}: {_CONTRACT}; batches is iterated, but it is {type(batches).__name__}")
     return Workload(step, batches, state)
@@ -134,7 +140,11 @@ def _built_in(wanted: Request) -> Make:
 
     def make(seed: int) -> Any:
         transform = Compose([ToTensor(), Lambda(lambda x: x.astype(wanted.dtype))])
-        data: Any = MNIST(wanted.data, transform=transform) if wanted.data else Digits(size=28, transform=transform)
+        data: Any
+        if wanted.data:
+            data = MNIST(wanted.data, transform=transform)
+        else:
+            data = Digits(size=28, transform=transform)
         if wanted.batch_size > len(data):
             raise ArgumentError(f"batch_size: {wanted.batch_size}, but there are {len(data)} images")
         model = MODELS[wanted.name]().to(dtype=wanted.dtype)
@@ -148,13 +158,17 @@ def _built_in(wanted: Request) -> Make:
             optimizer.step()
             return loss
 
-        return step, DataLoader(data, wanted.batch_size, shuffle=True, drop_last=True, seed=seed), (model, optimizer)
+        batches = DataLoader(data, wanted.batch_size, shuffle=True, drop_last=True, seed=seed)
+        return step, batches, (model, optimizer)
 
     return make
 
 
 def _load(script: str) -> Make:
-    """The ``make`` of a script, run as Python runs one: its folder first on the path, its name the program's."""
+    """The ``make`` of a script, run as Python runs one.
+
+    Its folder is first on the path, its name the program's.
+    """
     path = Path(script)
     name = f"graphc_script_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -179,7 +193,9 @@ def loss_of(result: Any) -> float:
         return float(result.item())
     if isinstance(result, (int, float, np.number)) and not isinstance(result, bool):
         return float(result)
-    got = f"shape {tuple(result.shape)}" if isinstance(result, (Tensor, np.ndarray)) else type(result).__name__
+    got = type(result).__name__
+    if isinstance(result, (Tensor, np.ndarray)):
+        got = f"shape {tuple(result.shape)}"
     raise ArgumentError(f"step: it must return the loss, a tensor of one element, not {got}")
 
 
@@ -215,7 +231,9 @@ def _label(index: int, x: Any, parts: Any) -> str:
 
 @contextmanager
 def user_code(where: str) -> Iterator[None]:
-    """A scope that runs the user's code: what it raises becomes a ScriptError with the user's own traceback lines.
+    """A scope that runs the user's code.
+
+    What it raises becomes a ScriptError with the user's own traceback lines.
 
     graphc's errors pass, since they name the user's line already.
     """

@@ -26,7 +26,7 @@ from ..core.op import EachInput, Op
 from ..core.tensor import Tensor, as_tensor, from_numpy, symbol, wrap
 from ..ops.basic import full_value
 from .graph import Graph, State, assign_op, placeholder_op
-from .session import Prepared, Session
+from .session import Prepared, Session, bind_sizes
 from .views import refresh
 
 R = TypeVar("R")
@@ -116,7 +116,7 @@ class Trace(Graph):
         if g is None:
             return
         before = self.seeds.get(id(tensor))
-        total = g if before is None else before[1] + g  # type: ignore[operator]
+        total = g if before is None else before[1] + g
         self.seeds[id(tensor)] = (tensor, total)
         if handle is not None and tensor.is_leaf:
             handle._more().grad = total
@@ -243,6 +243,7 @@ class Function(Generic[R]):
                     raise
                 sizes = [tuple(x.shape) for x in leaves if _is_array(x)]         # the code needs numbers: one trace per size
                 traced = self._trace_with(structure, leaves, sizes)
+            bind_sizes(traced.placeholders, [x for x in leaves if _is_array(x)])          # the signature may say otherwise
             why = "first call" if not self.traces else "new signature" if traced.pattern not in [t.pattern for t in self.traces] else "state changed"
             self.log.append(f"trace {len(self.traces) + 1} ({why}): {', '.join(_describe(p) for p in traced.pattern)}; {traced.seconds:.3f} s")
             self.traces.insert(0, traced)

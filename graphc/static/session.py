@@ -379,14 +379,15 @@ def _convert(node: Node, value: Any) -> Array:
 def _forbid_shared_updates(program: Program) -> None:
     """Kernels take it that buffers do not overlap, so an updated tensor must not share its memory with another one."""
     bound = {n.attrs["state"] for n in program.arguments if "state" in n.attrs} | {u.state for u in program.updates}
-    owners: dict[int, list[State]] = {}
+    owners: dict[int, list[tuple[State, Array]]] = {}
     for s in bound:
         if s.tensor is not None:
-            owners.setdefault(id(s.tensor._data if s.tensor._data.base is None else s.tensor._data.base), []).append(s)
+            array = s.tensor._data
+            owners.setdefault(id(array if array.base is None else array.base), []).append((s, array))
     updated = {u.state for u in program.updates}
     for together in owners.values():
-        for s in together:
-            other = next((o for o in together if s in updated and o is not s and np.shares_memory(o.tensor._data, s.tensor._data)), None)
+        for s, a in together:
+            other = next((o for o, b in together if s in updated and o is not s and np.shares_memory(a, b)), None)
             if other is not None:
                 raise GraphError(f"{s.name} is updated in this run and shares its memory with {other.name}; "
                                  "use one of the two, or a copy: x.clone()")

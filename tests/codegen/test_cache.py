@@ -23,7 +23,8 @@ print(json.dumps([value, "numba" in sys.modules, sum(k.compile_seconds for k in 
 
 
 def start(folder: Path | str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    return subprocess.Popen([sys.executable, "-c", PROGRAM], text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             env={**os.environ, "GRAPHC_CACHE": str(folder)})
 
 

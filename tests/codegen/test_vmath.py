@@ -1,5 +1,8 @@
-"""vmath: every expansion keeps its ulp bound over the whole range, gets the special values right, and gives the same
-bits on every target. `evaluate` runs an expanded kernel on whole arrays with NumPy, one ufunc a scalar op."""
+"""vmath: every expansion keeps its ulp bound over the whole range.
+
+It also gets the special values right, and gives the same bits on every target. `evaluate` runs an expanded
+kernel on whole arrays with NumPy, one ufunc a scalar op.
+"""
 from __future__ import annotations
 
 import ctypes
@@ -48,7 +51,10 @@ DTYPES = ("float32", "float64")
 # ---------------------------------------------------------------- NumPy as a target
 
 def _to_odd(s: Array, error: Array) -> Array:
-    """s + error rounded to odd: an inexact, even s moves a place towards the error; a later rounding is then right."""
+    """s + error rounded to odd.
+
+    An inexact, even s moves a place towards the error; a later rounding is then right.
+    """
     bits = s.view(np.int64)
     inexact = (error != 0) & np.isfinite(error) & np.isfinite(s) & (bits & 1 == 0)
     return np.where(inexact, np.nextafter(s, np.copysign(np.inf, error)), s)
@@ -74,8 +80,10 @@ def _fma(a: Array, b: Array, c: Array) -> Array:
     """a*b + c rounded once."""
     a, b, c = np.broadcast_arrays(a, b, c)
     if a.dtype == np.float32:
-        return _to_odd(*_sum2(a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64))).astype(np.float32)
-    # scale each factor to [1, 2) and everything by the product's exponent, so that nothing over- or underflows
+        product = a.astype(np.float64) * b.astype(np.float64)
+        return _to_odd(*_sum2(product, c.astype(np.float64))).astype(np.float32)
+    # scale each factor to [1, 2) and everything by the product's exponent, so that nothing over- or
+    # underflows
     ma, ea = np.frexp(a)
     mb, eb = np.frexp(b)
     scale = np.where(np.isfinite(a) & np.isfinite(b) & (a != 0) & (b != 0), ea + eb, 0)
@@ -88,9 +96,10 @@ def _fma(a: Array, b: Array, c: Array) -> Array:
 
 
 _UFUNC: dict[str, Callable[..., Array]] = {
-    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "neg": np.negative, "abs": np.abs,
-    "floor": np.floor, "sqrt": np.sqrt, "fma": _fma, "and": np.bitwise_and, "or": np.bitwise_or, "shl": np.left_shift,
-    "shr": np.right_shift, "lt": np.less, "gt": np.greater, "eq": np.equal, "ne": np.not_equal,
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "neg": np.negative,
+    "abs": np.abs, "floor": np.floor, "sqrt": np.sqrt, "fma": _fma,
+    "and": np.bitwise_and, "or": np.bitwise_or, "shl": np.left_shift, "shr": np.right_shift,
+    "lt": np.less, "gt": np.greater, "eq": np.equal, "ne": np.not_equal,
     "land": np.logical_and, "lor": np.logical_or, "select": np.where,
 }
 
@@ -200,8 +209,8 @@ def _sigmoid(x: Array) -> Array:
 
 
 REFERENCE: dict[str, Callable[..., Array]] = {
-    "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan, "atan2": np.arctan2, "pow": np.power, "erf": _erf,
-    "sigmoid": _sigmoid}
+    "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan, "atan2": np.arctan2, "pow": np.power,
+    "erf": _erf, "sigmoid": _sigmoid}
 
 
 def reference(op: str, *args: Array) -> Array:
@@ -212,7 +221,10 @@ def reference(op: str, *args: Array) -> Array:
 
 
 def ulps(got: Array, want: Array) -> Array:
-    """Distance in units in the last place of ``want``; 0 where both are NaN or the same infinity, else inf there."""
+    """Distance in units in the last place of ``want``.
+
+    0 where both are NaN or the same infinity, else inf there.
+    """
     info = np.finfo(got.dtype)
     with np.errstate(all="ignore"):
         exponent = np.maximum(np.frexp(want)[1] - 1, info.minexp)
@@ -236,7 +248,7 @@ SPANS: dict[str, tuple[tuple[float, float], ...]] = {
     "cosh": ((-90, 90), (-2, 2)), "asin": ((-1, 1), (-0.6, 0.6)), "acos": ((-1, 1), (-0.6, 0.6)),
     "atan": ((-8, 8), (-1.2, 1.2)), "erf": ((-6.5, 6.5), (-1.2, 1.2)), "sigmoid": ((-105, 20), (-5, 5)),
 }
-WIDER = {"exp", "exp2", "expm1", "sinh", "cosh", "sigmoid"}                      # tails 8 times as far in float64
+WIDER = {"exp", "exp2", "expm1", "sinh", "cosh", "sigmoid"}              # tails 8 times as far in float64
 needs_longdouble = pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="no wider reference here")
 BOUNDS = [pytest.param(op, dtype, marks=needs_longdouble if dtype == "float64" else ())
           for op in (*UNARY, *BINARY) for dtype in DTYPES]
@@ -251,7 +263,8 @@ def _any_bits(rng: np.random.Generator, dtype: str, n: int) -> Array:
 
 def _near_quarter_turns(rng: np.random.Generator, dtype: str) -> Array:
     """The floats next to multiples of pi/4, where the reduction cancels most or changes its quarter."""
-    k = np.unique((4 / np.pi * 2.0 ** rng.uniform(0, np.log2(vmath.TRIG_LIMIT[dtype]), 20_000)).astype(np.int64))
+    octaves = rng.uniform(0, np.log2(vmath.TRIG_LIMIT[dtype]), 20_000)
+    k = np.unique((4 / np.pi * 2.0 ** octaves).astype(np.int64))
     quarter = np.arctan(np.longdouble(1))
     x = (k * quarter).astype(dtype)
     return np.concatenate([x, np.nextafter(x, x.dtype.type(0)), np.nextafter(x, x.dtype.type(np.inf))])
@@ -265,11 +278,14 @@ def inputs(op: str, dtype: str) -> tuple[Array, ...]:
         x = np.concatenate([np.exp(rng.uniform(-3, 3, n)), rng.uniform(0.5, 1.5, n)])
         y = rng.uniform(-largest, largest, 2 * n) / np.log(x)
         return (np.concatenate([x.astype(dtype), _any_bits(rng, dtype, n), np.abs(_any_bits(rng, dtype, n))]),
-                np.concatenate([y.astype(dtype), _any_bits(rng, dtype, n), rng.uniform(-5, 5, n).astype(dtype)]))
+                np.concatenate([y.astype(dtype), _any_bits(rng, dtype, n),
+                                rng.uniform(-5, 5, n).astype(dtype)]))
     if op == "atan2":
-        return tuple(np.concatenate([rng.normal(size=n).astype(dtype), _any_bits(rng, dtype, n)]) for _ in range(2))
+        return tuple(np.concatenate([rng.normal(size=n).astype(dtype), _any_bits(rng, dtype, n)])
+                     for _ in range(2))
     scale = 8 if dtype == "float64" and op in WIDER else 1
-    parts = [_any_bits(rng, dtype, n)] + [(scale * rng.uniform(lo, hi, n)).astype(dtype) for lo, hi in SPANS[op]]
+    parts = [_any_bits(rng, dtype, n),
+             *((scale * rng.uniform(lo, hi, n)).astype(dtype) for lo, hi in SPANS[op])]
     if dtype == "float32":
         parts.append(np.arange(0, 2 ** 32, 997, dtype=np.uint32).view(np.float32))
     if op not in ("sin", "cos", "tan"):
@@ -296,8 +312,9 @@ def test_every_transcendental_has_an_expansion_and_a_bound() -> None:
 
 def _specials(dtype: str) -> Array:
     info = np.finfo(dtype)
-    points = [0.0, info.smallest_subnormal, 3 * info.smallest_subnormal, info.tiny, 1e-9, 0.25, 0.5, 1 - info.epsneg, 1,
-              1 + info.eps, 1.5, 2, 3, 17.5, 89, 104, 711, 2.0 ** info.nmant + 1, info.max, np.inf]
+    points = [0.0, info.smallest_subnormal, 3 * info.smallest_subnormal, info.tiny, 1e-9, 0.25, 0.5,
+              1 - info.epsneg, 1, 1 + info.eps, 1.5, 2, 3, 17.5, 89, 104, 711, 2.0 ** info.nmant + 1,
+              info.max, np.inf]
     x = np.array(points, dtype)
     return np.concatenate([x, -x, np.array([np.nan], dtype)])
 
@@ -306,7 +323,9 @@ def _special_args(op: str, dtype: str) -> tuple[Array, ...]:
     x = _specials(dtype)
     if op in BINARY:
         return tuple(np.ascontiguousarray(a.ravel()) for a in np.meshgrid(x, x))
-    return (x[~((np.abs(x) >= vmath.TRIG_LIMIT[dtype]) & np.isfinite(x))] if op in ("sin", "cos", "tan") else x,)
+    if op not in ("sin", "cos", "tan"):
+        return (x,)
+    return (x[~((np.abs(x) >= vmath.TRIG_LIMIT[dtype]) & np.isfinite(x))],)
 
 
 @pytest.mark.parametrize("op, dtype", BOUNDS)
@@ -319,8 +338,9 @@ def test_special_values(op: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("op, x, want", [
-    ("exp", 0.0, 1.0), ("exp2", -3.0, 0.125), ("log", 1.0, 0.0), ("log2", 2.0 ** -20, -20.0), ("log10", 1000.0, 3.0),
-    ("cos", 0.0, 1.0), ("cosh", 0.0, 1.0), ("acos", 1.0, 0.0), ("sigmoid", 0.0, 0.5), ("tanh", 50.0, 1.0)])
+    ("exp", 0.0, 1.0), ("exp2", -3.0, 0.125), ("log", 1.0, 0.0), ("log2", 2.0 ** -20, -20.0),
+    ("log10", 1000.0, 3.0), ("cos", 0.0, 1.0), ("cosh", 0.0, 1.0), ("acos", 1.0, 0.0),
+    ("sigmoid", 0.0, 0.5), ("tanh", 50.0, 1.0)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_exact_values_are_exact(op: str, x: float, want: float, dtype: str) -> None:
     assert run_cpu(op, np.array([x], dtype))[0] == want
@@ -364,7 +384,8 @@ def test_targets_give_the_same_bits(op: str, dtype: str) -> None:
 @pytest.mark.parametrize("op", ["exp", "tanh", "log", "sin", "pow"])
 def test_a_result_does_not_depend_on_its_position(op: str) -> None:
     """The vector body and the scalar tail of a loop agree."""
-    args = [np.random.default_rng(i).uniform(0.1, 9, 117).astype(np.float32) for i in range(SCALAR_OPS[op].arity)]
+    args = [np.random.default_rng(i).uniform(0.1, 9, 117).astype(np.float32)
+            for i in range(SCALAR_OPS[op].arity)]
     whole = run_cpu(op, *args)
     for start in (1, 5, 100):
         assert same_bits(whole[start:], run_cpu(op, *(a[start:].copy() for a in args)))
@@ -404,7 +425,10 @@ def _count(kernel: Kernel, op: str) -> int:
 
 
 def test_one_value_is_computed_once() -> None:
-    """In one statement, and over the statements of a block: sin and cos share the reduction, twice exp is once."""
+    """In one statement, and over the statements of a block.
+
+    sin and cos share the reduction, twice exp is once.
+    """
     alone = _count(expanded("exp", "float32"), "fma")
     both = elementwise(call("mul", call("exp", X), call("exp", X)), "float32", "a")
     assert _count(verify(vmath.expand(both)), "fma") == alone
@@ -415,7 +439,10 @@ def test_one_value_is_computed_once() -> None:
 
 
 def test_what_a_store_or_set_may_change_is_read_again() -> None:
-    """out[i] = exp(out[i]) twice, and an accumulator: a Load or a mutable scalar is known for one statement."""
+    """out[i] = exp(out[i]) twice, and an accumulator.
+
+    A Load or a mutable scalar is known for one statement.
+    """
     again = Store("out", Var("i"), call("exp", Load("out", Var("i"), "float32")))
     x = np.array([0.5], np.float32)
     kernel = loop_over("float32", ("a",), Store("out", Var("i"), X), again, again)
@@ -431,7 +458,10 @@ def test_what_a_store_or_set_may_change_is_read_again() -> None:
 
 
 def test_lets_stand_where_their_statement_does() -> None:
-    """In the block of an If or a loop, before the loop for its bounds; a Let of a transcendental costs no copy."""
+    """In the block of an If or a loop, before the loop for its bounds.
+
+    A Let of a transcendental costs no copy.
+    """
     y = Var("y", "float32")
     kernel = loop_over("float32", ("a",), Let("y", call("exp", X)), If(
         call("lt", call("sin", y), const(0.5, "float32")),

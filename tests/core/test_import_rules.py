@@ -1,4 +1,7 @@
-"""The architecture as a test: which room may import which, walked in the sources, and what `import graphc` loads."""
+"""The architecture as a test: which room may import which, and what `import graphc` loads.
+
+The sources are walked.
+"""
 from __future__ import annotations
 
 import ast
@@ -13,8 +16,8 @@ import pytest
 import graphc
 
 ROOT = Path(graphc.__file__).parent
-ROOMS = {"core", "ops", "eager", "static", "codegen", "nn", "optim", "data", "models", "report", "cli", "cuda",
-         "autograd", "__main__", "__init__"}
+ROOMS = {"core", "ops", "eager", "static", "codegen", "nn", "optim", "data", "models", "report",
+         "cli", "cuda", "autograd", "__main__", "__init__"}
 
 # What a room may import, itself apart. core <- ops <- eager | static; static <- codegen; all <- report, cli.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -30,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"core", "ops"},
     "models": {"core", "ops", "nn", "data"},
 }
-ANYTHING = {"report", "cli", "__main__", "__init__"}         # __init__: the package's own, which names everything
+ANYTHING = {"report", "cli", "__main__", "__init__"}     # __init__: the package's own, which names everything
 
 # Third-party packages and where they may be imported; numpy is everyone's.
 THIRD_PARTY: dict[str, set[str]] = {
@@ -45,9 +48,12 @@ THIRD_PARTY: dict[str, set[str]] = {
 
 # Imports inside functions that break a rule on purpose: (file, room or package) and why.
 EXCEPTIONS: dict[tuple[str, str], str] = {
-    ("ops/methods.py", "eager"): "Tensor.backward() and in-place writes are eager's; a port of core.record would do",
-    ("nn/module.py", "eager"): "Lua Torch's module.backward(x, g) is autograd.grad of the call it remembers",
-    ("optim/optimizer.py", "static"): "minimize() and a graph's own state are assign and Variable; a port would do",
+    ("ops/methods.py", "eager"):
+        "Tensor.backward() and in-place writes are eager's; a port of core.record would do",
+    ("nn/module.py", "eager"):
+        "Lua Torch's module.backward(x, g) is autograd.grad of the call it remembers",
+    ("optim/optimizer.py", "static"):
+        "minimize() and a graph's own state are assign and Variable; a port would do",
 }
 
 
@@ -61,7 +67,8 @@ class Import:
     lazy: bool          # in a function
 
     def __str__(self) -> str:
-        return f"graphc/{self.file}:{self.line} imports {self.target}" + (" (in a function)" if self.lazy else "")
+        where = " (in a function)" if self.lazy else ""
+        return f"graphc/{self.file}:{self.line} imports {self.target}{where}"
 
 
 def room_of(file: Path) -> str:
@@ -77,7 +84,8 @@ def targets(node: ast.Import | ast.ImportFrom, file: Path) -> Iterator[tuple[str
         modules = [f"{node.module}.{alias.name}" for alias in node.names]
     else:
         package = ("graphc", *file.relative_to(ROOT).parts[:-1])
-        base = package[:len(package) - node.level + 1] + tuple((node.module or "").split(".") if node.module else ())
+        named = tuple(node.module.split(".")) if node.module else ()
+        base = package[:len(package) - node.level + 1] + named
         modules = [".".join((*base, alias.name)) for alias in node.names]
     for module in modules:
         parts = module.split(".")
@@ -94,7 +102,8 @@ def imports() -> Iterator[Import]:
         tree = ast.parse(file.read_text(), str(file))
         lazy = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef)
                 for n in ast.walk(f)}
-        typing_only = {id(n) for i in ast.walk(tree) if isinstance(i, ast.If) and "TYPE_CHECKING" in ast.unparse(i.test)
+        typing_only = {id(n) for i in ast.walk(tree)
+                       if isinstance(i, ast.If) and "TYPE_CHECKING" in ast.unparse(i.test)
                        for n in ast.walk(i)}
         for node in ast.walk(tree):
             if isinstance(node, ast.Import | ast.ImportFrom) and id(node) not in typing_only:
@@ -146,15 +155,16 @@ def test_core_is_numpy_alone() -> None:
 
 
 @pytest.mark.parametrize("rule, broken", [
-    ("core", "from ..ops import basic"), ("eager", "from ..static.graph import Graph"), ("static", "import numba"),
-    ("static", "from .. import eager"),
-    ("ops", "import graphc.eager.recorder"), ("nn", "from graphc.codegen import emit"), ("nn", "import graphc"),
-    ("optim", "from .. import nn")])
+    ("core", "from ..ops import basic"), ("eager", "from ..static.graph import Graph"),
+    ("static", "import numba"), ("static", "from .. import eager"),
+    ("ops", "import graphc.eager.recorder"), ("nn", "from graphc.codegen import emit"),
+    ("nn", "import graphc"), ("optim", "from .. import nn")])
 def test_the_walker_sees_broken_rules(rule: str, broken: str) -> None:
     file = ROOT / rule / "made_up.py"
     node = ast.parse(broken).body[0]
     assert isinstance(node, ast.Import | ast.ImportFrom)
-    found = [Import(f"{rule}/made_up.py", 1, rule, target, inside, False) for target, inside in targets(node, file)]
+    found = [Import(f"{rule}/made_up.py", 1, rule, target, inside, False)
+             for target, inside in targets(node, file)]
     assert found and not all(map(allowed, found))
 
 

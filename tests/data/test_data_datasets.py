@@ -39,7 +39,8 @@ class TestTensorDataset:
         for k, field in enumerate(rows.__getitems__(indices)):
             np.testing.assert_array_equal(field, np.stack([np.asarray(rows[i][k]) for i in indices]))
 
-    @pytest.mark.parametrize("tensors", [(np.ones(3), np.ones(4)), (np.float64(1),), (np.ones(2), np.ones(()))])
+    @pytest.mark.parametrize("tensors", [
+        (np.ones(3), np.ones(4)), (np.float64(1),), (np.ones(2), np.ones(()))])
     def test_lengths_must_agree(self, tensors: tuple[np.ndarray, ...]) -> None:
         with pytest.raises(ShapeError, match="axis 0"):
             TensorDataset(*tensors)
@@ -53,7 +54,7 @@ class TestTensorDataset:
         rows = TensorDataset(np.ones((3, 1)))
         with pytest.raises(AxisError, match=str(index)):
             rows[index]
-        assert len(list(rows)) == 3                         # the old protocol of iteration needs an IndexError
+        assert len(list(rows)) == 3                     # the old protocol of iteration needs an IndexError
 
     def test_repr(self) -> None:
         assert repr(TensorDataset(np.ones((3, 1)), np.ones(3))) == "TensorDataset((3, 1), (3,))"
@@ -79,7 +80,8 @@ class TestSubset:
 
 class TestRandomSplit:
     @pytest.mark.parametrize(("lengths", "sizes"), [
-        ([7, 3], [7, 3]), ([0.75, 0.25], [8, 2]), ([1 / 3, 1 / 3, 1 / 3], [4, 3, 3]), ([10], [10]), ([0, 10], [0, 10]),
+        ([7, 3], [7, 3]), ([0.75, 0.25], [8, 2]), ([1 / 3, 1 / 3, 1 / 3], [4, 3, 3]), ([10], [10]),
+        ([0, 10], [0, 10]),
     ])
     def test_parts_cover_the_set_once(self, lengths: list[float], sizes: list[int]) -> None:
         parts = random_split(range(10), lengths, seed=3)
@@ -131,7 +133,8 @@ class TestDigits:
     def test_the_data_are_the_source(self) -> None:
         everything = Digits(train=None, size=8)
         stored = everything.images.tobytes() + everything.labels.astype(np.uint8).tobytes()
-        assert hashlib.sha256(stored).hexdigest() == "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
+        digest = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
+        assert hashlib.sha256(stored).hexdigest() == digest
         assert everything.images.dtype == np.uint8 and everything.images.max() == 16
         assert everything.labels.dtype == np.int64
         assert everything.classes == ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
@@ -171,7 +174,8 @@ class TestDigits:
         with pytest.raises(ArgumentError, match=name):
             Digits(**arguments)  # type: ignore[arg-type]
 
-    def test_a_broken_installation_names_the_file(self, tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_broken_installation_names_the_file(self, tmp_path: object,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(digits, "__file__", f"{tmp_path}/digits.py")
         with pytest.raises(DataError, match=r"digits\.npz.*install graphc again"):
             digits._pixels.__wrapped__()

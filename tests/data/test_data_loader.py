@@ -12,7 +12,17 @@ import pytest
 from graphc.core import record
 from graphc.core.errors import ArgumentError, DTypeError, ShapeError
 from graphc.core.tensor import Tensor, from_numpy
-from graphc.data import DataLoader, Dataset, Digits, LabelledImages, Lambda, Subset, TensorDataset, ToTensor, collate
+from graphc.data import (
+    DataLoader,
+    Dataset,
+    Digits,
+    LabelledImages,
+    Lambda,
+    Subset,
+    TensorDataset,
+    ToTensor,
+    collate,
+)
 from graphc.data.loader import THREAD_NAME
 
 WORKERS = pytest.mark.parametrize("num_workers", [0, 1, 3])
@@ -69,8 +79,8 @@ class TestBatches:
         assert batches[0][0].dtype == np.float32 and batches[0][1].dtype == np.int64
 
     @pytest.mark.parametrize(("n", "size", "drop", "batches"), [
-        (10, 4, False, 3), (10, 4, True, 2), (8, 4, False, 2), (8, 4, True, 2), (3, 4, False, 1), (3, 4, True, 0),
-        (0, 4, False, 0)])
+        (10, 4, False, 3), (10, 4, True, 2), (8, 4, False, 2), (8, 4, True, 2), (3, 4, False, 1),
+        (3, 4, True, 0), (0, 4, False, 0)])
     def test_length(self, n: int, size: int, drop: bool, batches: int) -> None:
         loader = DataLoader(Rows(n), size, drop_last=drop)
         assert len(loader) == len(list(loader)) == batches
@@ -166,7 +176,7 @@ class TestThreads:
             barrier = threading.Barrier(3)
 
             def __getitem__(self, index: int) -> Any:
-                self.barrier.wait(timeout=10)               # passes only when three samples are loaded at once
+                self.barrier.wait(timeout=10)           # passes only when three samples are loaded at once
                 return super().__getitem__(index)
         rows = Meeting(12)
         list(DataLoader(rows, 1, num_workers=3))
@@ -250,16 +260,18 @@ class TestErrors:
 
     @pytest.mark.parametrize(("arguments", "name"), [
         ({"dataset": 3}, "dataset"), ({"dataset": iter([1])}, "dataset"), ({"batch_size": 0}, "batch_size"),
-        ({"batch_size": 2.0}, "batch_size"), ({"batch_size": True}, "batch_size"), ({"batch_size": None}, "batch_size"),
-        ({"shuffle": 1}, "shuffle"), ({"num_workers": -1}, "num_workers"), ({"num_workers": "2"}, "num_workers"),
-        ({"drop_last": None}, "drop_last"), ({"seed": -1}, "seed"), ({"seed": 2**64}, "seed"), ({"seed": 0.5}, "seed"),
-        ({"collate_fn": 3}, "collate_fn")])
+        ({"batch_size": 2.0}, "batch_size"), ({"batch_size": True}, "batch_size"),
+        ({"batch_size": None}, "batch_size"), ({"shuffle": 1}, "shuffle"),
+        ({"num_workers": -1}, "num_workers"), ({"num_workers": "2"}, "num_workers"),
+        ({"drop_last": None}, "drop_last"), ({"seed": -1}, "seed"), ({"seed": 2**64}, "seed"),
+        ({"seed": 0.5}, "seed"), ({"collate_fn": 3}, "collate_fn")])
     def test_bad_arguments(self, arguments: dict[str, Any], name: str) -> None:
         with pytest.raises(ArgumentError, match=name):
             DataLoader(**({"dataset": Rows()} | arguments))
 
     def test_numpy_ints_are_ints(self) -> None:
-        loader = DataLoader(Rows(), np.int32(4), num_workers=np.int64(0), seed=np.uint64(3))  # type: ignore[arg-type]
+        loader = DataLoader(Rows(), np.int32(4),  # type: ignore[arg-type]
+                            num_workers=np.int64(0), seed=np.uint64(3))  # type: ignore[arg-type]
         assert (loader.batch_size, loader.seed) == (4, 3) and type(loader.seed) is int
 
 
@@ -290,5 +302,6 @@ class TestCollate:
 
 def test_repr() -> None:
     assert repr(DataLoader(TensorDataset(np.ones(3)), 2, seed=1)) == (
-        "DataLoader(TensorDataset((3,)), batch_size=2, shuffle=False, num_workers=0, drop_last=False, seed=1)")
+        "DataLoader(TensorDataset((3,)), batch_size=2, shuffle=False, num_workers=0, drop_last=False, "
+        "seed=1)")
     assert repr(DataLoader(range(10**6), seed=1)).startswith("DataLoader(range, batch_size=1")

@@ -73,7 +73,8 @@ class TestToTensor:
 
 
 class TestNormalize:
-    @pytest.mark.parametrize(("mean", "std"), [(0.25, 2.0), ([0.1, 0.2, 0.3], [1, 2, 4]), ([0.1, 0.2, 0.3], 2.0)])
+    @pytest.mark.parametrize(("mean", "std"), [
+        (0.25, 2.0), ([0.1, 0.2, 0.3], [1, 2, 4]), ([0.1, 0.2, 0.3], 2.0)])
     def test_formula(self, mean: Any, std: Any) -> None:
         image = RNG.normal(size=(3, 4, 5)).astype(np.float32)
         out = Normalize(mean, std)(image)
@@ -98,8 +99,8 @@ class TestNormalize:
             Normalize([1, 2, 3], 1)(np.ones(shape, np.float32))
 
     @pytest.mark.parametrize(("mean", "std", "name"), [
-        (0, 0, "std"), (0, [1, -1], "std"), (0, [], "std"), ("a", 1, "mean"), ([[0]], 1, "mean"), (np.nan, 1, "mean"),
-        ([1, 2], [1, 2, 3], "mean and std"), (None, 1, "mean"),
+        (0, 0, "std"), (0, [1, -1], "std"), (0, [], "std"), ("a", 1, "mean"), ([[0]], 1, "mean"),
+        (np.nan, 1, "mean"), ([1, 2], [1, 2, 3], "mean and std"), (None, 1, "mean"),
     ])
     def test_bad_arguments(self, mean: Any, std: Any, name: str) -> None:
         with pytest.raises(ArgumentError, match=name):
@@ -143,7 +144,7 @@ class TestResize:
         weights = triangle_weights(extent, size)
         assert weights.shape == (size, extent) and (weights >= 0).all()
         np.testing.assert_allclose(weights.sum(1), 1)
-        np.testing.assert_allclose(weights, weights[::-1, ::-1], atol=1e-12)      # mirrored images resize alike
+        np.testing.assert_allclose(weights, weights[::-1, ::-1], atol=1e-12)    # mirrored images resize alike
 
     @given(arrays(np.uint8, (4, 5)))
     def test_same_size_is_the_same_image(self, image: np.ndarray) -> None:
@@ -184,8 +185,8 @@ class TestCompose:
             Lambda(negative, batched=1)  # type: ignore[arg-type]
 
     def test_reprs(self) -> None:
-        transform = Compose([Resize(28), Resize((3, 4)), ToTensor(16), Normalize([0.5], (0.25,)), Lambda(negative),
-                             Lambda(negative, batched=True)])
+        transform = Compose([Resize(28), Resize((3, 4)), ToTensor(16), Normalize([0.5], (0.25,)),
+                             Lambda(negative), Lambda(negative, batched=True)])
         assert repr(transform) == ("Compose([Resize(28), Resize((3, 4)), ToTensor(scale=16), "
                                    "Normalize(mean=[0.5], std=(0.25,)), Lambda(negative), "
                                    "Lambda(negative, batched=True)])")

@@ -2,7 +2,7 @@
 
 A ``python`` block of a document runs after the ones above it, in one namespace and one process per document, in an
 empty folder. A ``text`` block right below it is what it prints (``...`` stands for anything). A block under
-``<!-- no-run -->`` is skipped. Graphs that name no target are interpreted, so that only what shows kernels compiles any.
+``<!-- no-run -->`` is skipped. Graphs that name no target are interpreted, so that only what shows kernels compiles.
 """
 from __future__ import annotations
 
@@ -125,6 +125,19 @@ def test_doctests(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     module = importlib.import_module(".".join(path.with_suffix("").parts).removesuffix(".__init__"))
     result = doctest.testmod(module, extraglobs={"gc": graphc}, optionflags=FLAGS)
     assert result.failed == 0
+
+
+def test_architecture_tells_what_each_file_is_for() -> None:
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\w+\.py)`", text))
+    rooms = ("core", "ops", "eager", "static", "codegen")
+    assert not {f.name for room in rooms for f in ROOT.glob(f"graphc/{room}/**/*.py")} - named - {"__init__.py"}
+
+
+def test_guide_tells_every_setting() -> None:
+    from graphc.core.config import VARIABLES
+    text = (ROOT / "docs/guide.md").read_text(encoding="utf-8")
+    assert not [name for name in VARIABLES if f"`{name}`" not in text]
 
 
 # ---------------------------------------------------------------- the reader itself

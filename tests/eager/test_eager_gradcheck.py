@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,8 @@ def scratch_ops() -> Iterator[None]:
 
 
 def cube(name: str, rule: object) -> Op:
-    return Op(name, infer=lambda x: x, run=lambda x: x * x * x, vjp=(rule,), saves=("x",))  # type: ignore[arg-type]
+    rules: Any = (rule,)
+    return Op(name, infer=lambda x: x, run=lambda x: x * x * x, vjp=rules, saves=("x",))
 
 
 def check(op: Op, order: int = 2) -> bool:
@@ -42,7 +44,8 @@ def test_a_wrong_gradient_is_caught(scratch_ops: None) -> None:
 
 
 def test_a_gradient_wrong_in_one_element_names_it(scratch_ops: None) -> None:
-    op = cube("wrong_element", lambda g, c: g * (c.x * c.x * 3.0 + gc.tensor([0.0, 0.0, 1e-3], dtype="float64")))
+    off = gc.tensor([0.0, 0.0, 1e-3], dtype="float64")
+    op = cube("wrong_element", lambda g, c: g * (c.x * c.x * 3.0 + off))
     with pytest.raises(gc.AutogradError, match=r"element \(2,\)"):
         check(op)
 
@@ -92,7 +95,7 @@ def test_only_inputs_that_require_grad_are_checked(scratch_ops: None) -> None:
 def test_several_outputs_and_constants() -> None:
     x = gc.tensor(X, requires_grad=True)
     assert gc.autograd.gradcheck(lambda x: (x.sum(), x * x, gc.argmax(x)), x)
-    assert gc.autograd.gradcheck(lambda x: gc.ones(3, dtype="float64"), x)        # depends on nothing: gradient 0
+    assert gc.autograd.gradcheck(lambda x: gc.ones(3, dtype="float64"), x)    # depends on nothing: gradient 0
 
 
 def test_the_callers_tensors_stay_untouched() -> None:
@@ -103,7 +106,8 @@ def test_the_callers_tensors_stay_untouched() -> None:
 
 
 @pytest.mark.parametrize("x, message", [
-    (gc.tensor(X), "no input requires grad"), (gc.tensor(X, "float32", requires_grad=True), "input 0 is float32")])
+    (gc.tensor(X), "no input requires grad"),
+    (gc.tensor(X, "float32", requires_grad=True), "input 0 is float32")])
 def test_inputs_that_cannot_be_checked(x: gc.Tensor, message: str) -> None:
     with pytest.raises(gc.ArgumentError, match=f"{message}(?s:.*){__name__}.py"):
         gc.autograd.gradcheck(lambda x: x, x)

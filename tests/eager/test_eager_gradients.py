@@ -1,4 +1,7 @@
-"""Eager gradients: backward and grad, accumulation, freeing, hooks, higher order, grad modes, threads, deep tapes."""
+"""Eager gradients: backward and grad, accumulation, freeing, hooks, higher order.
+
+Also grad modes, threads, deep tapes.
+"""
 from __future__ import annotations
 
 import gc as collector
@@ -114,8 +117,8 @@ def test_gradients_of_a_broadcast_operand_are_summed() -> None:
 
 
 @pytest.mark.parametrize("f, second", [
-    (lambda a, b: a % b, -2.0), (lambda a, b: a / b, -7.0 / 9), (lambda a, b: a - b, -1.0), (lambda a, b: a * b, 7.0),
-    (lambda a, b: a + b, 1.0)])
+    (lambda a, b: a % b, -2.0), (lambda a, b: a / b, -7.0 / 9), (lambda a, b: a - b, -1.0),
+    (lambda a, b: a * b, 7.0), (lambda a, b: a + b, 1.0)])
 def test_operators_with_a_constant_on_one_side(f: object, second: float) -> None:
     # the fast path keeps only what the wanted rule reads: each side alone, as tensor and as number
     for a in (gc.tensor(7.0, dtype="float64"), 7.0):

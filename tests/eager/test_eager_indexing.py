@@ -1,7 +1,7 @@
 """Indexing in all its forms against NumPy, and its gradients against scatter-adds.
 
-One rule is PyTorch's instead of NumPy's: an integer takes its axis away before index arrays are looked at, so that
-``x[0, :, [1, 2]]`` keeps the order of axes. Those keys are compared with NumPy in two steps.
+One rule is PyTorch's instead of NumPy's: an integer takes its axis away before index arrays are looked at,
+so that ``x[0, :, [1, 2]]`` keeps the order of axes. Those keys are compared with NumPy in two steps.
 """
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def basic_keys(draw: st.DrawFn, shape: tuple[int, ...]) -> tuple[Any, ...]:
         key.append(draw(slices(n) | st.integers(-n, n - 1) if n else slices(n)))
     if draw(st.booleans()):
         back = draw(st.integers(0, used))
-        key = [*key[:back], Ellipsis, *[draw(slices(n)) for n in shape[len(shape) - (used - back):]]][:used + 1]
+        tail = [draw(slices(n)) for n in shape[len(shape) - (used - back):]]
+        key = [*key[:back], Ellipsis, *tail][:used + 1]
     for _ in range(draw(st.integers(0, 2))):
         key.insert(draw(st.integers(0, len(key))), None)
     return tuple(key)
@@ -47,7 +48,10 @@ def basic_keys(draw: st.DrawFn, shape: tuple[int, ...]) -> tuple[Any, ...]:
 
 @st.composite
 def array_keys(draw: st.DrawFn, shape: tuple[int, ...]) -> tuple[Any, ...]:
-    """Slices, None, and integer arrays that broadcast together, as arrays, lists or tensors, on some of the axes."""
+    """Slices, None, and integer arrays that broadcast together, on some of the axes.
+
+    As arrays, lists or tensors.
+    """
     picked = draw(st.sampled_from([(2,), (3,), (1,), (2, 1), (0,)]))
     key: list[Any] = []
     for n in shape:
@@ -74,7 +78,8 @@ def check(x: np.ndarray, key: Any) -> None:
     t, want = gc.tensor(x), x[key]
     for k in (key, as_tensors(key)):
         got = t[k]
-        assert got.shape == want.shape and got.dtype == x.dtype and np.array_equal(got.numpy(), want), (x.shape, k)
+        assert got.shape == want.shape and got.dtype == x.dtype, (x.shape, k)
+        assert np.array_equal(got.numpy(), want), (x.shape, k)
 
 
 # ---------------------------------------------------------------- reading
@@ -113,7 +118,8 @@ def test_masks(data: st.DataObject) -> None:
     start = data.draw(st.integers(0, x.ndim - 1))
     stop = data.draw(st.integers(start + 1, x.ndim))
     size = int(np.prod(x.shape[start:stop]))
-    mask = np.array(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)), bool).reshape(x.shape[start:stop])
+    flat = data.draw(st.lists(st.booleans(), min_size=size, max_size=size))
+    mask = np.array(flat, bool).reshape(x.shape[start:stop])
     check(x, (slice(None),) * start + (mask,))
     if mask.ndim == 1 and mask.size:
         check(x, (slice(None),) * start + (mask.tolist(),))
@@ -144,8 +150,8 @@ def test_zero_d_tensors() -> None:
     assert t[None].shape == (1,) and t[None, ..., None].shape == (1, 1)
 
 
-@pytest.mark.parametrize("key", [True, (False,), 1.0, "a", (1, 1, 1), (Ellipsis, Ellipsis), slice(None, None, 0),
-                                 slice(1.5, None), [0.5]])
+@pytest.mark.parametrize("key", [
+    True, (False,), 1.0, "a", (1, 1, 1), (Ellipsis, Ellipsis), slice(None, None, 0), slice(1.5, None), [0.5]])
 def test_keys_that_are_no_index(key: Any) -> None:
     with pytest.raises(gc.GraphcError, match=r"test_eager_indexing.py:\d+"):
         gc.ones(2, 3)[key]
@@ -163,7 +169,7 @@ def test_assignment(data: st.DataObject) -> None:
     t[as_tensors(key)] = -1.0
     assert np.array_equal(t.numpy(), want)
     value = np.random.default_rng(0).random(x[key].shape).astype(np.float32)
-    if x[key].size == np.unique(np.arange(x.size).reshape(x.shape)[key]).size:        # NumPy leaves the order open
+    if x[key].size == np.unique(np.arange(x.size).reshape(x.shape)[key]).size:    # else NumPy's order is open
         want[key] = value
         t[key] = gc.tensor(value)
         assert np.array_equal(t.numpy(), want)
@@ -172,7 +178,10 @@ def test_assignment(data: st.DataObject) -> None:
 @quick
 @given(st.data())
 def test_functional_assignment_is_assignment(data: st.DataObject) -> None:
-    """What a tensor that requires grad does: the same values, and the overwritten elements get no gradient."""
+    """What a tensor that requires grad does.
+
+    The same values, and the overwritten elements get no gradient.
+    """
     x = data.draw(arrays(1))
     key = data.draw(st.one_of(basic_keys(x.shape), array_keys(x.shape)))
     leaf = gc.tensor(x, requires_grad=True)

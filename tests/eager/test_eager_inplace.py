@@ -50,7 +50,8 @@ def test_a_changed_saved_value_is_an_error_that_names_the_op(name: str, make: ob
     y, changed = make(h)                                     # type: ignore[operator]
     with gc.no_grad():
         (y if changed is None else changed).add_(1)
-    with pytest.raises(gc.AutogradError, match=rf"^{name}: (input .|the output) .*changed in place.*version 1.*clone"):
+    words = rf"^{name}: (input .|the output) .*changed in place.*version 1.*clone"
+    with pytest.raises(gc.AutogradError, match=words):
         y.sum().backward()
 
 

@@ -1,4 +1,7 @@
-"""Tensors as values: NumPy interoperation, promotion, conversion, printing, old spellings, errors with their lines."""
+"""Tensors as values: NumPy interoperation, promotion, conversion, printing.
+
+Also old spellings, and errors with their lines.
+"""
 from __future__ import annotations
 
 import itertools
@@ -78,10 +81,9 @@ def test_promotion_of_two_tensors(a: str, b: str) -> None:
 
 
 @pytest.mark.parametrize("dtype, scalar, want", [
-    ("float32", 2.5, "float32"), ("float32", 1e300, "float32"), ("float64", 2, "float64"), ("int64", 2.5, "float32"),
-    ("uint8", 3, "uint8"),
-    ("int32", True, "int32"), ("bool", 2, "int64"), ("bool", 0.5, "float32"), ("bool", True, "bool"),
-    ("int8", 1.5, "float32")])
+    ("float32", 2.5, "float32"), ("float32", 1e300, "float32"), ("float64", 2, "float64"),
+    ("int64", 2.5, "float32"), ("uint8", 3, "uint8"), ("int32", True, "int32"), ("bool", 2, "int64"),
+    ("bool", 0.5, "float32"), ("bool", True, "bool"), ("int8", 1.5, "float32")])
 def test_python_scalars_are_weak(dtype: str, scalar: Any, want: str) -> None:
     x = gc.ones(2, dtype=dtype)
     assert (x + scalar).dtype.name == (scalar + x).dtype.name == (x * scalar).dtype.name == want
@@ -110,8 +112,10 @@ def test_powers_of_integers(power: float, want: str) -> None:
 
 
 def test_sums_of_integers_are_wide() -> None:
-    assert gc.ones(300, dtype="uint8").sum().item() == 300 and gc.ones(3, dtype="bool").sum().dtype == np.int64
-    assert gc.ones(3, dtype="int32").prod().dtype == np.int64 and gc.ones(3, dtype="float32").sum().dtype == np.float32
+    assert gc.ones(300, dtype="uint8").sum().item() == 300
+    assert gc.ones(3, dtype="bool").sum().dtype == np.int64
+    assert gc.ones(3, dtype="int32").prod().dtype == np.int64
+    assert gc.ones(3, dtype="float32").sum().dtype == np.float32
 
 
 def test_uint64_with_int64_is_not_float64() -> None:
@@ -129,8 +133,8 @@ def test_dtypes_of_new_tensors(data: Any, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("data, error", [
-    ([[1, 2], [3]], gc.ArgumentError), ("abc", gc.DTypeError), (None, gc.DTypeError), ([1 + 2j], gc.DTypeError),
-    (np.float16(1), gc.DTypeError)])
+    ([[1, 2], [3]], gc.ArgumentError), ("abc", gc.DTypeError), (None, gc.DTypeError),
+    ([1 + 2j], gc.DTypeError), (np.float16(1), gc.DTypeError)])
 def test_data_that_makes_no_tensor(data: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=r"test_eager_tensors.py:\d+"):
         gc.tensor(data)
@@ -151,7 +155,8 @@ def test_conversions() -> None:
     t = gc.tensor([0.0, 1.7, -2.5])
     assert t.long().tolist() == [0, 1, -2] and t.bool().tolist() == [False, True, True]
     assert t.double().dtype == np.float64
-    assert t.int().dtype == np.int32 and t.to(t.long()).dtype == np.int64 and t.type_as(t.double()).dtype == np.float64
+    assert t.int().dtype == np.int32 and t.to(t.long()).dtype == np.int64
+    assert t.type_as(t.double()).dtype == np.float64
     assert t.float() is t and t.to("cpu") is t and t.cpu() is t and t.to("float32", copy=True) is not t
     with pytest.raises(gc.DeviceError, match=r"cuda(?s:.*)test_eager_tensors.py"):
         t.to("cuda:0")
@@ -198,7 +203,8 @@ def test_spellings_of_2017() -> None:
     loss = (x * 2).sum()
     assert loss.data[0] == 6 and loss.data[0].item() == 6 and loss[0].item() == 6
     loss.backward()
-    assert x.grad.data.tolist() == [2, 2, 2] and not gc.autograd.Variable(gc.ones(1), volatile=True).requires_grad
+    assert x.grad.data.tolist() == [2, 2, 2]
+    assert not gc.autograd.Variable(gc.ones(1), volatile=True).requires_grad
 
 
 def test_max_along_an_axis_gives_values_and_indices() -> None:
@@ -220,10 +226,12 @@ def test_equal_elements_share_the_gradient_of_amax() -> None:
 def test_axis_follows_numpy_and_dim_pytorch() -> None:
     a = np.arange(6.0).reshape(2, 3)
     t = gc.tensor(a)
-    assert t.var().item() == pytest.approx(a.var(ddof=1)) and gc.var(t, axis=(0, 1)).item() == pytest.approx(a.var())
+    assert t.var().item() == pytest.approx(a.var(ddof=1))
+    assert gc.var(t, axis=(0, 1)).item() == pytest.approx(a.var())
     assert t.std(1).tolist() == pytest.approx(a.std(1, ddof=1))
     assert gc.var(t, axis=1, correction=1).tolist() == pytest.approx(a.var(1, ddof=1))
-    assert t.transpose(0, 1).shape == gc.transpose(t).shape == gc.transpose(t, axes=(1, 0)).shape == t.T.shape == (3, 2)
+    assert t.transpose(0, 1).shape == gc.transpose(t).shape == (3, 2)
+    assert gc.transpose(t, axes=(1, 0)).shape == t.T.shape == (3, 2)
     assert [p.shape for p in gc.split(t, 2, dim=1)] == [(2, 2), (2, 1)]
     assert [p.shape for p in gc.split(t, 3, axis=1)] == [(2, 1)] * 3
     assert t.sum(dim=0).tolist() == t.sum(axis=0).tolist() == a.sum(0).tolist()
@@ -252,13 +260,10 @@ def test_notebooks_get_tables() -> None:
 
 # ---------------------------------------------------------------- errors
 
-def _bare(x: gc.Tensor) -> Any:
-    return x
-
-
 @pytest.mark.parametrize("call, error, message", [
     (lambda: gc.ones(2, 3) + gc.ones(4), gc.ShapeError, r"add: .*\(2, 3\).*\(4,\)"),
-    (lambda: gc.ones(2, 3) @ gc.ones(2, 3), gc.ShapeError, r"matmul: .*\(2, 3\).*\(2, 3\).*3 columns against 2 rows"),
+    (lambda: gc.ones(2, 3) @ gc.ones(2, 3), gc.ShapeError,
+     r"matmul: .*\(2, 3\).*\(2, 3\).*3 columns against 2 rows"),
     (lambda: gc.ones(2, 3).reshape(4, 2), gc.ShapeError, r"reshape: .*\(2, 3\).*\(4, 2\)"),
     (lambda: gc.ones(2, 3).reshape(-1, 4), gc.ShapeError, "reshape: 6 elements"),
     (lambda: gc.ones(2, 3).reshape(-1, -1), gc.ShapeError, "at most one -1"),
@@ -304,7 +309,8 @@ def _bare(x: gc.Tensor) -> Any:
     (lambda: gc.split(gc.ones(5), [2, 2]), gc.ShapeError, "split"),
     (lambda: gc.take(gc.ones(3), gc.tensor([True, False, True])), gc.DTypeError, "bool"),
 ], ids=lambda v: v if isinstance(v, str) else "")
-def test_errors_name_op_shapes_and_line(call: Callable[[], Any], error: type[Exception], message: str) -> None:
+def test_errors_name_op_shapes_and_line(call: Callable[[], Any], error: type[Exception],
+                                        message: str) -> None:
     here = rf"test_eager_tensors.py:{call.__code__.co_firstlineno}$"
     with pytest.raises(error, match=rf"(?s){message}.*\n  at .*{here}") as caught:
         call()
@@ -337,7 +343,8 @@ big * big, big * 1e30
 
 def test_softmax_and_its_like_do_not_overflow() -> None:
     x = gc.tensor([1000.0, 1000.0, -1000.0])
-    assert x.softmax(0).tolist() == [0.5, 0.5, 0] and x.log_softmax(0).tolist()[0] == pytest.approx(-math.log(2))
+    assert x.softmax(0).tolist() == [0.5, 0.5, 0]
+    assert x.log_softmax(0).tolist()[0] == pytest.approx(-math.log(2))
     assert x.logsumexp(0).item() == pytest.approx(1000 + math.log(2), rel=1e-6)
     assert gc.logsumexp(gc.tensor([-math.inf, -math.inf])).item() == -math.inf
     assert gc.logsumexp(gc.tensor([math.inf, 1.0])).item() == math.inf

@@ -1,4 +1,7 @@
-"""The scripts of examples/: each in both modes with small settings; numbers known by hand, or the other mode's."""
+"""The scripts of examples/: each in both modes with small settings.
+
+Numbers known by hand, or the other mode's.
+"""
 from __future__ import annotations
 
 import importlib.util
@@ -41,7 +44,8 @@ def few_digits(train: bool = True, transform: Any = None) -> Any:
     return gc.data.Subset(gc.data.Digits(train=train, transform=transform), range(230))
 
 
-def on_few_digits(name: str, *options: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
+def on_few_digits(name: str, *options: str, mode: str,
+                  monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
     module = script(name)
     monkeypatch.setattr(module, "Digits", few_digits)
     result: dict[str, list[float]] = module.main(["--mode", mode, "--epochs", "2", *options])
@@ -59,8 +63,9 @@ def test_a_script_says_what_it_shows_and_how_to_run_it(name: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_script_runs_as_a_user_runs_it(mode: str, tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, EXAMPLES / "autograd_numpy.py", "--mode", mode], cwd=tmp_path, text=True,
-                          capture_output=True, timeout=60, env={"PYTHONPATH": str(ROOT), "GRAPHC_TARGET": "interpret"})
+    done = subprocess.run([sys.executable, EXAMPLES / "autograd_numpy.py", "--mode", mode],
+                          cwd=tmp_path, text=True, capture_output=True, timeout=60,
+                          env={"PYTHONPATH": str(ROOT), "GRAPHC_TARGET": "interpret"})
     assert done.returncode == 0, done.stderr
     before, after = done.stdout.splitlines()
     assert before == "before: None None None"
@@ -83,7 +88,8 @@ def test_matmul_timing(mode: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert measured["norm"] == pytest.approx(float(np.linalg.norm(a.astype(np.float64) @ b)), rel=1e-5)
     assert all(measured[part] >= 0 for part in ("start-up", "copies", "compile")) and measured["run"] > 0
     out = capsys.readouterr().out
-    assert all(word in out for word in ("start-up", "copies", "compile", "run", "first call", "norm of the product"))
+    for word in ("start-up", "copies", "compile", "run", "first call", "norm of the product"):
+        assert word in out
     assert "cuda: absent" in out
 
 
@@ -102,9 +108,11 @@ def test_lenet_learns_the_digits_alike_in_both_modes(capsys: pytest.CaptureFixtu
 def test_lenet_reads_the_files_of_mnist(mode: str, interpreted: None, tmp_path: Path) -> None:
     digits = gc.data.Digits()
     for part in ("train", "t10k"):
-        for kind, array in (("images-idx3", digits.images[:40]), ("labels-idx1", digits.labels[:40].astype(np.uint8))):
+        labels = digits.labels[:40].astype(np.uint8)
+        for kind, array in (("images-idx3", digits.images[:40]), ("labels-idx1", labels)):
             sizes = b"".join(n.to_bytes(4, "big") for n in array.shape)
-            (tmp_path / f"{part}-{kind}-ubyte").write_bytes(bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes())
+            content = bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes()
+            (tmp_path / f"{part}-{kind}-ubyte").write_bytes(content)
     for name in ("lenet_mnist", "lenet_2017"):
         history = script(name).main(["--mode", mode, "--epochs", "1", "--data", str(tmp_path)])
         assert np.isfinite(history["running_loss"] + history["test_loss"]).all()
@@ -125,7 +133,7 @@ def test_four_ways_to_write_one_training(interpreted: None, monkeypatch: pytest.
         old = on_few_digits("lenet_2017", mode=mode, monkeypatch=monkeypatch)
         agree(old["running_acc"], wanted["running_acc"])
         agree(old["test_acc"], wanted["test_acc"])
-        losses.append(old["running_loss"])                           # its own sum: each batch's loss times its size
+        losses.append(old["running_loss"])              # its own sum: each batch's loss times its size
     agree(*losses)
 
 
@@ -160,8 +168,8 @@ def test_compare_me(interpreted: None) -> None:
 
 
 def test_compare_me_under_graphc_compare(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "graphc", "compare", EXAMPLES / "compare_me.py", "--steps", "4", "--target",
-               "interpret", "--quiet"]
+    command = [sys.executable, "-m", "graphc", "compare", EXAMPLES / "compare_me.py",
+               "--steps", "4", "--target", "interpret", "--quiet"]
     done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, timeout=60,
                           env={"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)})
     assert done.returncode == 0, done.stderr

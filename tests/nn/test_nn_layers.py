@@ -43,7 +43,8 @@ LAYERS: dict[str, tuple[str, dict[str, Any], np.ndarray]] = {
     "layer-norm-plain": ("LayerNorm", {"normalized_shape": 6, "elementwise_affine": False}, ROWS),
     "batch-norm": ("BatchNorm2d", {"num_features": 4}, IMAGES),
     "batch-norm-average": ("BatchNorm2d", {"num_features": 4, "momentum": None}, IMAGES),
-    "batch-norm-plain": ("BatchNorm2d", {"num_features": 4, "affine": False, "track_running_stats": False}, IMAGES),
+    "batch-norm-plain": (
+        "BatchNorm2d", {"num_features": 4, "affine": False, "track_running_stats": False}, IMAGES),
     "embedding": ("Embedding", {"num_embeddings": 7, "embedding_dim": 3}, WORDS),
     "embedding-padded": ("Embedding", {"num_embeddings": 7, "embedding_dim": 3, "padding_idx": -2}, WORDS),
 }
@@ -134,7 +135,8 @@ FUNCTIONS: dict[str, Any] = {
     "avg_pool2d": lambda F, t: F.avg_pool2d(t(IMAGES), 2, 1),
     "linear": lambda F, t: F.linear(t(ROWS), t(np.ones((2, 6))), t(np.ones(2))),
     "layer_norm": lambda F, t: F.layer_norm(t(ROWS), (6,), t(np.full(6, 2.0)), t(np.ones(6)), 1e-3),
-    "batch_norm": lambda F, t: F.batch_norm(t(IMAGES), t(np.ones(4)), t(np.full(4, 3.0)), None, t(np.ones(4))),
+    "batch_norm": lambda F, t: F.batch_norm(
+        t(IMAGES), t(np.ones(4)), t(np.full(4, 3.0)), None, t(np.ones(4))),
     "batch_norm-2d": lambda F, t: F.batch_norm(t(ROWS), None, None, training=True),
     "softmax": lambda F, t: F.softmax(t(ROWS), 0),
     "log_softmax": lambda F, t: F.log_softmax(t(ROWS), dim=1),
@@ -170,7 +172,8 @@ def test_2017s_size_average() -> None:
     x, y = gc.tensor(ROWS), gc.tensor([0, 5, 2, 2, 1])
     total = nn.CrossEntropyLoss(size_average=False)(x, y)
     assert total.item() == nn.CrossEntropyLoss(reduction="sum")(x, y).item()
-    assert nn.CrossEntropyLoss(size_average=True).reduction == "mean" and nn.MSELoss(reduce=False).reduction == "none"
+    assert nn.CrossEntropyLoss(size_average=True).reduction == "mean"
+    assert nn.MSELoss(reduce=False).reduction == "none"
     with pytest.raises(gc.ArgumentError, match="reduction"):
         nn.MSELoss(reduction="average")
 
@@ -245,7 +248,8 @@ def test_arguments_are_checked_by_name(make: Any, names: str) -> None:
     (lambda: nn.Conv2d(3, 2, 3)(gc.ones(1, 4, 8, 8)), gc.ShapeError, r"\(1, 4, 8, 8\)"),
     (lambda: nn.Conv2d(3, 2, 9)(gc.ones(1, 3, 8, 8)), gc.ShapeError, "does not fit"),
     (lambda: nn.MaxPool2d(2)(gc.ones(3, 8, 8)), gc.ShapeError, r"\(3, 8, 8\)"),
-    (lambda: nn.BatchNorm2d(3)(gc.ones(2, 4, 5, 5)), gc.ShapeError, r"\(2, 4, 5, 5\); expected \(n, 3, h, w\)"),
+    (lambda: nn.BatchNorm2d(3)(gc.ones(2, 4, 5, 5)), gc.ShapeError,
+     r"\(2, 4, 5, 5\); expected \(n, 3, h, w\)"),
     (lambda: nn.BatchNorm2d(3)(gc.ones(1, 3, 1, 1)), gc.ShapeError, "more than one value per channel"),
     (lambda: F.batch_norm(gc.ones(2, 3), None, None), gc.ArgumentError, "running_mean"),
     (lambda: F.batch_norm(gc.ones(2), None, None), gc.ShapeError, r"\(2,\)"),

@@ -31,7 +31,8 @@ def test_walks_in_order_of_assignment() -> None:
     net = Net()
     assert [n for n, _ in net.named_parameters()] == [
         "scale", "first.weight", "first.bias", "norm.weight", "norm.bias", "rest.1.weight"]
-    assert [n for n, _ in net.named_buffers()] == ["norm.running_mean", "norm.running_var", "norm.num_batches_tracked"]
+    assert [n for n, _ in net.named_buffers()] == [
+        "norm.running_mean", "norm.running_var", "norm.num_batches_tracked"]
     assert [n for n, _ in net.named_modules()] == ["", "first", "norm", "rest", "rest.0", "rest.1"]
     assert [n for n, _ in net.named_children()] == ["first", "norm", "rest"]
     assert len(list(net.parameters(recurse=False))) == 1
@@ -173,7 +174,7 @@ def test_autograd_notices_a_load_between_forward_and_backward() -> None:
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_copies_are_independent(copied: Any) -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm2d(1))
-    model[0](gc.ones(1, 2))                                       # remembers its last output, which is not copied
+    model[0](gc.ones(1, 2))                                 # remembers its last output, which is not copied
     twin = copied(model)
     assert all(np.array_equal(model.state_dict()[k], v) for k, v in twin.state_dict().items())
     with gc.no_grad():
@@ -195,8 +196,8 @@ def test_repr() -> None:
     assert repr(Net()) == (
         "Net(\n"
         "  (first): Linear(in_features=3, out_features=4, bias=True)  weight (4, 3), bias (4,)\n"
-        "  (norm): BatchNorm2d(2, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)  weight (2,), "
-        "bias (2,), running_mean (2,), running_var (2,), num_batches_tracked ()\n"
+        "  (norm): BatchNorm2d(2, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)  "
+        "weight (2,), bias (2,), running_mean (2,), running_var (2,), num_batches_tracked ()\n"
         "  (rest): Sequential(\n"
         "    (0): ReLU()\n"
         "    (1): Linear(in_features=4, out_features=2, bias=False)  weight (2, 4)\n"
@@ -247,7 +248,8 @@ def test_module_dict() -> None:
 
 @pytest.mark.parametrize("fill, std, bound", [
     (lambda w: nn.init.kaiming_uniform_(w, a=5 ** 0.5), (1 / 300) ** 0.5, 0.1),
-    (lambda w: nn.init.kaiming_uniform_(w, mode="fan_out", nonlinearity="relu"), (2 / 200) ** 0.5, (6 / 200) ** 0.5),
+    (lambda w: nn.init.kaiming_uniform_(w, mode="fan_out", nonlinearity="relu"),
+     (2 / 200) ** 0.5, (6 / 200) ** 0.5),
     (lambda w: nn.init.kaiming_normal_(w, nonlinearity="relu"), (2 / 100) ** 0.5, None),
     (lambda w: nn.init.xavier_uniform_(w), (2 / 300) ** 0.5, (6 / 300) ** 0.5),
     (lambda w: nn.init.xavier_normal_(w, gain=2.0), 2 * (2 / 300) ** 0.5, None),

@@ -1,4 +1,7 @@
-"""Modules in graphs and traced functions: the same numbers, state in shared storage, names, Lua Torch's loop."""
+"""Modules in graphs and traced functions.
+
+The same numbers, state in shared storage, names, Lua Torch's loop.
+"""
 from __future__ import annotations
 
 from typing import Any
@@ -20,7 +23,8 @@ class Net(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(1, 4, 3, padding=1)
         self.norm = nn.BatchNorm2d(4)
-        self.features = nn.Sequential(nn.ReLU(), nn.MaxPool2d(2), nn.AvgPool2d(2), nn.Flatten(), nn.Dropout(dropout))
+        self.features = nn.Sequential(
+            nn.ReLU(), nn.MaxPool2d(2), nn.AvgPool2d(2), nn.Flatten(), nn.Dropout(dropout))
         self.blocks = nn.ModuleList([nn.Linear(16, 8), nn.LayerNorm(8)])
         self.head = nn.Linear(8, 3)
 
@@ -63,8 +67,8 @@ def test_forward_in_three_ways(training: bool) -> None:
         np.testing.assert_allclose(session.run(out, {x: batch}), eager, rtol=1e-5, atol=1e-6)
         gc.manual_seed(9)
         np.testing.assert_allclose(traced(gc.tensor(batch)).detach(), eager, rtol=1e-5, atol=1e-6)
-    same_state(a, c)                                 # the traced function moved the running statistics as well
-    assert b.norm.num_batches_tracked.item() == 0    # a graph's updates are run when asked for, as in TensorFlow 1
+    same_state(a, c)                              # the traced function moved the running statistics as well
+    assert b.norm.num_batches_tracked.item() == 0       # a graph's updates are run when asked for, as in TF 1
 
 
 def test_a_traced_function_follows_train_and_eval() -> None:
@@ -99,7 +103,8 @@ def test_minimize_moves_running_statistics_too(momentum: float | None) -> None:
 def test_minimize_leaves_the_statistics_of_other_inputs_alone() -> None:
     norm, other = nn.BatchNorm2d(1), nn.BatchNorm2d(1)
     with gc.Graph() as g:
-        x, z = gc.placeholder("float32", (4, 1, 2, 2), name="x"), gc.placeholder("float32", (4, 1, 2, 2), name="z")
+        x = gc.placeholder("float32", (4, 1, 2, 2), name="x")
+        z = gc.placeholder("float32", (4, 1, 2, 2), name="z")
         other(z)
         train = optim.SGD(lr=0.1).minimize((norm(x) ** 2).sum())
     gc.Session(g, target="interpret").run(train, {x: np.ones((4, 1, 2, 2))})

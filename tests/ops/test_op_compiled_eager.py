@@ -1,4 +1,7 @@
-"""Eager calls of large arrays, which go to the compiled kernels: the same values, gradients and errors as `run`."""
+"""Eager calls of large arrays, which go to the compiled kernels.
+
+The same values, gradients and errors as `run`.
+"""
 from __future__ import annotations
 
 from typing import Any
@@ -26,12 +29,15 @@ LARGE: dict[str, list[tuple[tuple[Array, ...], dict[str, Any]]]] = {
     "conv2d": [((X, W), CONV), ((np.asfortranarray(X), W[::-1]), CONV)],
     "conv2d_dx": [((G, W), {**CONV, "size": (16, 17)})],
     "conv2d_dw": [((X, G), {**CONV, "kernel": (3, 3)})],
-    "max_pool2d": [((X,), POOL), ((X[:, :, ::-1],), POOL), ((np.where(X > 1.5, np.nan, X).astype(np.float32),), POOL)],
+    "max_pool2d": [((X,), POOL), ((X[:, :, ::-1],), POOL),
+                   ((np.where(X > 1.5, np.nan, X).astype(np.float32),), POOL)],
     "max_unpool2d": [((np.tile(BEST, (3, 1, 1, 1)), np.tile(WON, (3, 1, 1, 1))), {**POOL, "size": (16, 17)})],
     "avg_pool2d": [((X,), POOL)],
     "avg_unpool2d": [((np.tile(BEST, (3, 1, 1, 1)),), {**POOL, "size": (16, 17)})],
-    "matmul": [((data(64, 40), data(40, 30)), {"ta": False, "tb": False}), ((data(40, 64), data(30, 40)), {"ta": True, "tb": True}),
-               ((data(5, 20, 40), data(40, 7)), {"ta": False, "tb": False}), ((data(64, 40).T, data(64, 3)), {"ta": False, "tb": False}),
+    "matmul": [((data(64, 40), data(40, 30)), {"ta": False, "tb": False}),
+               ((data(40, 64), data(30, 40)), {"ta": True, "tb": True}),
+               ((data(5, 20, 40), data(40, 7)), {"ta": False, "tb": False}),
+               ((data(64, 40).T, data(64, 3)), {"ta": False, "tb": False}),
                ((data(1, 2048), data(2048, 3)), {"ta": False, "tb": False})],
     "erf": [((data(50, 60),), {}), ((data(50, 60).T,), {})],
 }
@@ -69,7 +75,8 @@ def test_large_gradients_are_those_of_small_pieces() -> None:
 
 @pytest.mark.parametrize("call, error, message", [
     (lambda: gc.conv2d(gc.ones(4, 3, 20, 20), gc.ones(2, 4, 3, 3)), gc.ShapeError, r"conv2d.*3 channels"),
-    (lambda: gc.conv2d(gc.ones(4, 1024, 1, 1), gc.ones(2, 1024, 3, 3)), gc.ShapeError, r"conv2d.*does not fit"),
+    (lambda: gc.conv2d(gc.ones(4, 1024, 1, 1), gc.ones(2, 1024, 3, 3)),
+     gc.ShapeError, r"conv2d.*does not fit"),
     (lambda: gc.conv2d(gc.ones(64, 64), gc.ones(2, 4, 3, 3)), gc.ShapeError, r"conv2d.*\(64, 64\)"),
     (lambda: gc.max_pool2d(gc.ones(4, 3, 20, 20), 2, padding=2), gc.ShapeError, r"max_pool2d.*padding"),
     (lambda: gc.avg_pool2d(gc.ones(4, 3, 20, 20, dtype="int64"), 2), gc.DTypeError, r"avg_pool2d.*int64"),

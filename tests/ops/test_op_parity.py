@@ -1,6 +1,7 @@
-"""Every executor of static graphs gives what eager mode gives, over the table in op_samples, values and gradients.
+"""Every executor of static graphs gives what eager mode gives, over the table in op_samples.
 
-All samples of an op go into one graph and one run, so that kernels which are alike compile once.
+Values and gradients. All samples of an op go into one graph and one run, so that kernels which are alike
+compile once.
 """
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ Array = np.ndarray[Any, Any]
 OPS = [get_op(name) for name in sorted(SAMPLES)]
 each_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 
-# Targets of Session, and how many ulps their bound is: None for the op's own. The interpreter runs `run` itself.
+# Targets of Session, and how many ulps their bound is: None for the op's own. The interpreter runs `run`
+# itself.
 EXECUTORS: dict[str, float | None] = {"interpret": 0, "python": None, "cpu": None}
 GRADIENT_ULPS = {"interpret": 0, "python": 64, "cpu": 64}    # of the largest element: rules are several ops
 each_executor = pytest.mark.parametrize("target", [
@@ -31,7 +33,10 @@ each_executor = pytest.mark.parametrize("target", [
 
 
 def chosen(samples: Sequence[Sample], target: str) -> tuple[str, Sequence[Sample]]:
-    """The Session's target, and the samples to run there: compiling for "cpu" is slow, so "cpu-all" alone takes all."""
+    """The Session's target, and the samples to run there.
+
+    Compiling for "cpu" is slow, so "cpu-all" alone takes all.
+    """
     if target != "cpu":
         return target.removesuffix("-all"), samples
 
@@ -45,8 +50,12 @@ def chosen(samples: Sequence[Sample], target: str) -> tuple[str, Sequence[Sample
 # ---------------------------------------------------------------- samples in graphs
 
 def named_shape(shape: tuple[int, ...]) -> tuple[int | Dim, ...]:
-    """Each size but 1 by a name that stands for it: only a literal 1 broadcasts. Channels of images stay literal."""
-    return tuple(n if n == 1 or (len(shape) == 4 and axis == 1) else dim(f"n{n}") for axis, n in enumerate(shape))
+    """Each size but 1 by a name that stands for it.
+
+    Only a literal 1 broadcasts. Channels of images stay literal.
+    """
+    return tuple(n if n == 1 or (len(shape) == 4 and axis == 1) else dim(f"n{n}")
+                 for axis, n in enumerate(shape))
 
 
 def with_names(value: Any, known: set[int]) -> Any:
@@ -56,8 +65,8 @@ def with_names(value: Any, known: set[int]) -> Any:
     return dim(f"n{value}") if value in known else value
 
 
-def record_sample(op: Op, sample: Sample, named: bool, feeds: dict[Tensor, Array]) -> tuple[list[Tensor],
-    tuple[Any, ...]]:
+def record_sample(op: Op, sample: Sample, named: bool,
+                  feeds: dict[Tensor, Array]) -> tuple[list[Tensor], tuple[Any, ...]]:
     """The sample's call with placeholders for its arrays; returns these and the results."""
     fixed = sample.fixed or ()
     args, known = [], set()
@@ -95,7 +104,8 @@ def run_samples(op: Op, samples: Sequence[Sample], target: str, named: bool, fai
             if len(samples) == 1:
                 failures.append(f"{samples[0]}: {type(error).__name__}: {error}")
                 return [None]
-            return [run_samples(op, [s], target, named, failures, gradients)[0] for s in samples]    # which one was it?
+            return [run_samples(op, [s], target, named, failures, gradients)[0]
+                    for s in samples]                                               # which one was it?
     return [next(got) if f else None for f in fetches]
 
 
@@ -108,7 +118,8 @@ def static_gradients(ins: Sequence[Tensor], outs: Sequence[Tensor]) -> list[Tens
 
 def in_order(sample: Sample) -> Sample:
     """With contiguous arrays, as they are fed: NumPy's own functions differ by an ulp between layouts."""
-    return replace(sample, args=tuple(np.array(a, order="C") if isinstance(a, np.ndarray) else a for a in sample.args))
+    return replace(sample, args=tuple(np.array(a, order="C") if isinstance(a, np.ndarray) else a
+                                      for a in sample.args))
 
 
 def eager_values(op: Op, sample: Sample) -> list[Array]:
@@ -150,7 +161,8 @@ def test_static_is_eager(op: Op, target: str) -> None:
 @each_op
 def test_static_with_named_sizes_is_eager(op: Op, target: str) -> None:
     failures = Failures()
-    nameable = [s for s in SAMPLES[op.name] if s.fixed is not None and any(isinstance(a, np.ndarray) for a in s.args)]
+    nameable = [s for s in SAMPLES[op.name]
+                if s.fixed is not None and any(isinstance(a, np.ndarray) for a in s.args)]
     target, samples = chosen(nameable, target)
     got = run_samples(op, samples, target, True, failures)
     compare(op, samples, got, [eager_values(op, s) for s in samples], EXECUTORS[target], failures)
@@ -164,7 +176,8 @@ def test_static_with_named_sizes_is_eager(op: Op, target: str) -> None:
 @pytest.mark.parametrize("op", [op for op in OPS if op.vjp is not None], ids=lambda op: op.name)
 def test_static_gradients_are_eager_gradients(op: Op, named: bool, target: str) -> None:
     failures = Failures()
-    floating = [s for s in SAMPLES[op.name] if any(isinstance(a, np.ndarray) and a.dtype.kind == "f" for a in s.args)
+    floating = [s for s in SAMPLES[op.name]
+                if any(isinstance(a, np.ndarray) and a.dtype.kind == "f" for a in s.args)
                 and not (named and s.fixed is None) and (target == "interpret" or s.grad)]
     target, samples = chosen(floating, target)
     got = run_samples(op, samples, target, named, failures, gradients=True)

@@ -1,4 +1,7 @@
-"""Properties of every op over the table in op_samples: infer and run agree, errors are named, gradients are right."""
+"""Properties of every op over the table in op_samples.
+
+infer and run agree, errors are named, gradients are right.
+"""
 from __future__ import annotations
 
 import re
@@ -50,7 +53,8 @@ def reference(op: Op, sample: Sample) -> tuple[Array, ...]:
 
 def tensors(args: tuple[Any, ...], requires_grad: bool = False) -> tuple[Any, ...]:
     """Array arguments as tensors of their own memory and layout."""
-    out = tuple(gc.from_numpy(a.copy("K") if requires_grad else a) if isinstance(a, np.ndarray) else a for a in args)
+    out = tuple(gc.from_numpy(a.copy("K") if requires_grad else a) if isinstance(a, np.ndarray) else a
+                for a in args)
     for t in out:
         if requires_grad and isinstance(t, Tensor) and t.dtype.kind == "f":
             t.requires_grad_()
@@ -62,7 +66,10 @@ def apply(op: Op, args: tuple[Any, ...], sample: Sample | ErrorSample) -> tuple[
 
 
 def difference(op: Op, got: Any, want: Array, ulps: float | None = None, spread: bool | None = None) -> str:
-    """What is wrong with ``got``, or nothing; within the op's stated bound, NaNs and signs of zeros included."""
+    """What is wrong with ``got``, or nothing.
+
+    Within the op's stated bound, NaNs and signs of zeros included.
+    """
     spread = op.name in SPREAD if spread is None else spread
     got = np.asarray(got)
     if got.dtype != want.dtype or got.shape != want.shape:
@@ -74,7 +81,8 @@ def difference(op: Op, got: Any, want: Array, ulps: float | None = None, spread:
         bound = (ULPS.get(op.name, SPREAD.get(op.name, 0)) if ulps is None else ulps) * (
             np.spacing(np.abs(want[finite]).max(initial=0)) if spread else np.spacing(np.abs(want)))
         close = np.abs(got - want) <= bound
-        same = (got == want) & ((np.signbit(got) == np.signbit(want)) | spread) | np.isnan(got) & np.isnan(want)
+        same = (((got == want) & ((np.signbit(got) == np.signbit(want)) | spread))
+                | (np.isnan(got) & np.isnan(want)))
         good = same | close & finite & (want != 0 if not spread else True)
     if np.all(good):
         return ""
@@ -93,7 +101,8 @@ class Failures(list[str]):
             self.append(f"{sample}: {type(error).__name__}: {error}")
 
     def report(self) -> None:
-        assert not self, "\n".join(["", *self[:12], *([f"... and {len(self) - 12} more"] if len(self) > 12 else [])])
+        rest = [f"... and {len(self) - 12} more"] if len(self) > 12 else []
+        assert not self, "\n".join(["", *self[:12], *rest])
 
 
 # ---------------------------------------------------------------- the table itself
@@ -129,7 +138,8 @@ def test_infer_agrees_with_run(op: Op) -> None:
             arrays = operands(op, sample.args)
             avals = op.infer_all([Aval(a.shape, a.dtype) for a in arrays], sample.attrs)
             got = tuple(Aval(y.shape, y.dtype) for y in reference(op, sample))
-            assert got == avals, f"run gives {', '.join(map(str, got))}, infer says {', '.join(map(str, avals))}"
+            assert got == avals, (
+                f"run gives {', '.join(map(str, got))}, infer says {', '.join(map(str, avals))}")
             assert all(type(n) is int for a in avals for n in a.shape), "a size is not an int"
     failures.report()
 
@@ -157,12 +167,14 @@ def test_memory_is_shared_by_views_only(op: Op) -> None:
         with failures.of(sample):
             ins = [t for t in tensors(sample.args) if isinstance(t, Tensor)]
             for y in apply(op, tensors(sample.args), sample):
-                shared = [a for a in sample.args if isinstance(a, np.ndarray) and np.may_share_memory(a, y._data)]
+                shared = [a for a in sample.args
+                          if isinstance(a, np.ndarray) and np.may_share_memory(a, y._data)]
                 assert not shared or "view" in op.traits, "the result shares memory, but the op is not a view"
             if "view" in op.traits:
                 y, = apply(op, tuple(ins), sample)
                 if np.shares_memory(y._data, ins[0]._data):
-                    assert y.storage() is ins[0].storage(), "a view has a storage of its own: writes go unnoticed"
+                    assert y.storage() is ins[0].storage(), (
+                        "a view has a storage of its own: writes go unnoticed")
     failures.report()
 
 
@@ -175,7 +187,8 @@ def test_errors_are_named_and_located(op: Op) -> None:
                 outs = apply_here(op, sample)
             except sample.error as error:
                 assert isinstance(error, gc.GraphcError), f"{type(error).__name__} is not one of graphc's"
-                assert re.search(sample.match, str(error), re.S), f"{str(error)!r} does not match {sample.match!r}"
+                assert re.search(sample.match, str(error), re.S), (
+                    f"{str(error)!r} does not match {sample.match!r}")
                 assert re.search(rf"{re.escape(__file__)}:\d+", str(error)), f"no line of the user: {error}"
             else:
                 raise AssertionError(f"accepted; gives {outs}")
@@ -216,8 +229,8 @@ def closed(op: Op, sample: Sample) -> tuple[Callable[..., Any], list[Tensor]]:
 
     def fn(*xs: Tensor) -> Any:
         given = iter(xs)
-        return record.apply(op, *(next(given) if isinstance(a, Tensor) and a.requires_grad else a for a in args),
-                            **sample.attrs)
+        return record.apply(op, *(next(given) if isinstance(a, Tensor) and a.requires_grad else a
+                                  for a in args), **sample.attrs)
     return fn, leaves
 
 
@@ -253,13 +266,14 @@ def test_only_declared_values_are_kept_and_their_changes_noticed(op: Op) -> None
     for sample in grad_samples(op)[:3]:
         n = len(sample.args)
         for position in range(n + 1):
-            args = tuple(a.clone() if isinstance(a, Tensor) else a for a in tensors(sample.args, requires_grad=True))
+            leaves = tensors(sample.args, requires_grad=True)
+            args = tuple(a.clone() if isinstance(a, Tensor) else a for a in leaves)
             outs = apply(op, args, sample)
             changed = args[position] if position < n else outs[0]
             wanted = tuple(isinstance(a, Tensor) and a.requires_grad for a in args)
-            if not isinstance(changed, Tensor) or not outs[0].requires_grad or np.shares_memory(changed._data,
-                outs[0]._data) is (
-                    position < n):
+            if not isinstance(changed, Tensor) or not outs[0].requires_grad:
+                continue
+            if np.shares_memory(changed._data, outs[0]._data) is (position < n):
                 continue
             names = reads(op, [i for i, w in enumerate(wanted) if w])
             kept = position in saved_positions(names, n) if position < n else "out" in names

@@ -21,7 +21,8 @@ def test_state_is_buffers_made_at_construction() -> None:
     p.name = "w"
     adam = optim.Adam([p])
     assert set(adam.state[p]) == {"exp_avg", "exp_avg_sq", "step"}
-    assert all(type(b) is gc.Buffer for b in adam.state[p].values()) and adam.state[p]["exp_avg"].name == "w.exp_avg"
+    assert all(type(b) is gc.Buffer for b in adam.state[p].values())
+    assert adam.state[p]["exp_avg"].name == "w.exp_avg"
     assert adam.state[p]["step"].dtype == gc.float64 and adam.state[p]["step"].shape == ()
     rate = adam.param_groups[0].rate
     assert type(rate) is gc.Buffer and rate.dtype == gc.float64 and rate.shape == ()
@@ -122,8 +123,9 @@ def test_groups_can_be_added() -> None:
     p, q = parameter(1), parameter(1)
     opt = optim.SGD([p], lr=0.5)
     opt.add_param_group({"params": [q], "lr": 0.25})
-    assert repr(opt) == ("SGD(1 parameter: lr=0.5, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False; "
-                         "1 parameter: lr=0.25, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False)")
+    assert repr(opt) == (
+        "SGD(1 parameter: lr=0.5, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False; "
+        "1 parameter: lr=0.25, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False)")
 
 
 @pytest.mark.parametrize("name, options", [("SGD", {"momentum": 0.9, "dampening": 0.1}), ("Adam", {})])
@@ -189,7 +191,8 @@ def test_gradients_and_state_that_do_not_fit() -> None:
     p.name = "head.weight"
     opt = optim.Adam([p])
     p.grad = gc.ones(2, dtype=gc.float64)
-    with pytest.raises(gc.DTypeError, match=r"parameter head.weight: its grad is float64, the parameter float32"):
+    words = "parameter head.weight: its grad is float64, the parameter float32"
+    with pytest.raises(gc.DTypeError, match=words):
         opt.step()
     model = nn.Linear(2, 2)
     late = optim.Adam(model.parameters())
@@ -215,7 +218,8 @@ def test_schedule_as_pytorchs(case: str) -> None:
     name, options = SCHEDULES[case]
     mine = optim.SGD([{"params": [parameter(1)]}, {"params": [parameter(1)], "lr": 0.2}], lr=1.0)
     theirs = torch.optim.SGD([{"params": [torch.zeros(1)]}, {"params": [torch.zeros(1)], "lr": 0.2}], lr=1.0)
-    a, b = getattr(lr_scheduler, name)(mine, **options), getattr(torch.optim.lr_scheduler, name)(theirs, **options)
+    a = getattr(lr_scheduler, name)(mine, **options)
+    b = getattr(torch.optim.lr_scheduler, name)(theirs, **options)
     for _ in range(12):
         np.testing.assert_allclose(a.get_last_lr(), b.get_last_lr(), rtol=1e-12)
         np.testing.assert_allclose([g["lr"] for g in mine.param_groups], a.get_last_lr())

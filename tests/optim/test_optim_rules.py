@@ -73,7 +73,8 @@ def test_the_direct_route_has_the_bits_of_the_ops(variant: str, dtype: Any) -> N
 
 def test_large_parameters_have_the_bits_of_the_ops() -> None:
     rng = np.random.default_rng(0)
-    start, g = rng.standard_normal((70, 90)).astype(np.float32), rng.standard_normal((70, 90)).astype(np.float32)
+    start = rng.standard_normal((70, 90)).astype(np.float32)
+    g = rng.standard_normal((70, 90)).astype(np.float32)
     for name, options in VARIANTS.values():
         p, q = nn.Parameter(start.copy()), nn.Parameter(start.copy())
         a, b = getattr(optim, name)([p], **options), getattr(optim, name)([q], **options)

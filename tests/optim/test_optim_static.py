@@ -61,7 +61,8 @@ def test_the_loss_curve_does_not_show_the_mode(variant: str, modes: list[str]) -
         if i == 7:
             a.opt.lr = b.opt.lr = 0.02                            # compiled steps see the new rate
         mode = modes[i // 2 % len(modes)]
-        np.testing.assert_allclose(b.step(mode, i), a.step("eager", i), rtol=1e-9, err_msg=f"step {i}, {mode}")
+        wanted = a.step("eager", i)
+        np.testing.assert_allclose(b.step(mode, i), wanted, rtol=1e-9, err_msg=f"step {i}, {mode}")
     for key, value in a.model.state_dict().items():
         np.testing.assert_allclose(b.model.state_dict()[key], value, rtol=1e-9)
     for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True):
@@ -124,7 +125,8 @@ def test_state_of_a_graphs_variables_is_each_sessions_own() -> None:
 
 
 def test_which_variables_are_trained() -> None:
-    p, q, frozen = nn.Parameter(np.ones(1)), nn.Parameter(np.ones(1)), nn.Parameter(np.ones(1), requires_grad=False)
+    p, q = nn.Parameter(np.ones(1)), nn.Parameter(np.ones(1))
+    frozen = nn.Parameter(np.ones(1), requires_grad=False)
     with gc.Graph() as g:
         w, still = gc.Variable(np.ones(1)), gc.Variable(np.ones(1), trainable=False)
         loss = ((p + q + frozen) * w * still).sum()

@@ -62,7 +62,7 @@ def test_compare_a_script(script):
     done = graphc("compare", script, "--steps", 4, "--target", "interpret")
     assert done.exit_code == 0, done.output
     assert "median step" in done.stdout and "static (interpret)" in done.stdout
-    assert done.stderr.count("made with seed 0") == 2                      # what it prints, once for each mode
+    assert done.stderr.count("made with seed 0") == 2              # what it prints, once for each mode
     assert "made" not in done.stdout
 
 
@@ -78,8 +78,8 @@ def test_json_is_all_of_stdout_and_the_plot_is_written(script, tmp_path):
 def test_python_m_graphc_in_a_process(tmp_path):
     """The whole way, from a folder that is not the checkout, and without a terminal."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-m", "graphc", "compare", "mlp", "--steps", "2", "--batch-size", "4",
-                           "--target", "interpret", "--quiet"],
+    done = subprocess.run([sys.executable, "-m", "graphc", "compare", "mlp", "--steps", "2",
+                           "--batch-size", "4", "--target", "interpret", "--quiet"],
                           capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "mlp: 2 steps of 4, float32, seed 0" in done.stdout
@@ -98,8 +98,9 @@ def test_python_m_graphc_in_a_process(tmp_path):
     ("import os\ndef make(seed):\n    os._exit(3)\n", "exit status 3"),
     ("import graphc as gc\ndef make(seed):\n    def step(x):\n        return (x @ x).sum()\n"
      "    return step, [gc.ones(2, 3)], []\n", "broken.py:4"),
-    ("import graphc as gc\nfrom graphc import nn\ndef make(seed):\n    w = nn.Parameter(gc.ones(3))\n    def step(x):\n"
-     "        return (w * x).sum().item()\n    return step, [gc.ones(3)], [w]\n", "broken.py:6")])
+    ("import graphc as gc\nfrom graphc import nn\ndef make(seed):\n    w = nn.Parameter(gc.ones(3))\n"
+     "    def step(x):\n        return (w * x).sum().item()\n    return step, [gc.ones(3)], [w]\n",
+     "broken.py:6")])
 def test_a_broken_script_gets_one_clean_message(tmp_path, text, words):
     done = broken(tmp_path, text)
     assert done.exit_code == 2
@@ -196,7 +197,8 @@ def test_the_targets_offered_are_those_of_sessions():
 
 
 def test_the_command_line_starts_light():
-    code = ("import sys, graphc.cli; heavy = ('numba', 'llvmlite', 'networkx', 'rich', 'matplotlib', 'graphc.report'); "
+    code = ("import sys, graphc.cli; "
+            "heavy = ('numba', 'llvmlite', 'networkx', 'rich', 'matplotlib', 'graphc.report'); "
             "print([m for m in heavy if m in sys.modules])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"

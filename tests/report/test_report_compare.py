@@ -68,7 +68,8 @@ def test_modes_start_from_the_same_weights_and_data(found):
 
 
 def test_batches_are_taken_again_when_they_are_through(found):
-    assert found.static.traced[:2] == (0, 2) or found.static.traced[:3] == (0, 1, 2)      # the smaller third batch
+    traced = found.static.traced
+    assert traced[:2] == (0, 2) or traced[:3] == (0, 1, 2)              # the smaller third batch
 
 
 def test_work_per_step_is_counted(found):
@@ -135,13 +136,14 @@ def test_median_leaves_out_the_first_step_and_those_that_trace():
 
 def test_pays_off_when_its_longer_start_is_made_good():
     eager = measured("eager", [1.5] + [1.0] * 9)
-    assert comparison(eager, measured("static", [5.5] + [0.5] * 9)).pays_off_after == 9     # (5.0 - 0.5) / 0.5
+    assert comparison(eager, measured("static", [5.5] + [0.5] * 9)).pays_off_after == 9    # (5.0 - 0.5) / 0.5
     assert comparison(eager, measured("static", [5.5] + [2.0] * 9)).pays_off_after is None
     assert comparison(eager, measured("static", [0.5] * 10)).pays_off_after == 1
 
 
 @pytest.mark.parametrize(("seconds", "words"), [
-    ([5.0] + [0.1] * 9, "10.0x faster"), ([1.0] + [1.01] * 9, "as fast as eager"), ([9.0] + [3.0] * 9, "3.0x slower")])
+    ([5.0] + [0.1] * 9, "10.0x faster"), ([1.0] + [1.01] * 9, "as fast as eager"),
+    ([9.0] + [3.0] * 9, "3.0x slower")])
 def test_verdict_says_which_is_faster(seconds, words):
     verdict = comparison(measured("eager", [1.0] * 10), measured("static", seconds)).verdict
     assert words in verdict
@@ -169,20 +171,24 @@ def test_parameters_are_compared_by_name():
 
 def test_json_has_every_figure_and_no_nan(found):
     data = json.loads(found.to_json())
-    assert set(data) == {"graphc", "subject", "target", "steps", "seed", "batch_size", "dtype", "isolated", "eager",
-                         "static", "difference", "speedup", "pays_off_after", "verdict"}
+    assert set(data) == {
+        "graphc", "subject", "target", "steps", "seed", "batch_size", "dtype", "isolated",
+        "eager", "static", "difference", "speedup", "pays_off_after", "verdict"}
     for mode in ("eager", "static"):
         assert set(data[mode]) == {
-            "mode", "losses", "seconds", "traced", "trace_seconds", "peak_bytes", "arena_bytes", "ops", "kernels",
-            "launches", "kernel_seconds", "first", "median", "lower_quartile", "upper_quartile", "start_up", "n_ops"}
+            "mode", "losses", "seconds", "traced", "trace_seconds", "peak_bytes", "arena_bytes", "ops",
+            "kernels", "launches", "kernel_seconds", "first", "median", "lower_quartile", "upper_quartile",
+            "start_up", "n_ops"}
         assert len(data[mode]["losses"]) == len(data[mode]["seconds"]) == 12
-    bad = comparison(measured("eager", [1.0] * 2, [1.0, math.nan]), measured("static", [1.0] * 2, [1.0, math.inf]))
+    bad = comparison(measured("eager", [1.0] * 2, [1.0, math.nan]),
+                     measured("static", [1.0] * 2, [1.0, math.inf]))
     assert json.loads(bad.to_json())["eager"]["losses"] == [1.0, None]
 
 
 def test_shown_as_text_html_and_repr(found):
     for shown in (str(found), found._repr_html_()):
-        for words in ("median step", "first step", "compile", "peak memory", "ops", "largest difference of loss"):
+        for words in ("median step", "first step", "compile", "peak memory", "ops",
+                      "largest difference of loss"):
             assert words in shown
     assert max(map(len, str(found).splitlines())) <= 100
     assert repr(found).startswith("<Comparison of make: Static is")
@@ -194,8 +200,9 @@ def test_html_escapes_names(found):
     assert "<script>" not in dataclasses.replace(found, subject="<script>")._repr_html_()
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.0, "none"), (1.5, "1.50 s"), (0.9999, "1.00 s"), (0.01234, "12.3 ms"),
-                                               (0.000456, "456 us"), (1234.0, "1,234 s")])
+@pytest.mark.parametrize(("seconds", "text"), [
+    (0.0, "none"), (1.5, "1.50 s"), (0.9999, "1.00 s"), (0.01234, "12.3 ms"), (0.000456, "456 us"),
+    (1234.0, "1,234 s")])
 def test_times_are_readable(seconds, text):
     assert seconds_text(seconds) == text
 
@@ -215,7 +222,7 @@ def test_plot_is_a_png(found, tmp_path):
     from matplotlib.image import imread
     picture = imread(path)
     assert picture.shape[1] >= 1200 and picture.std() > 0.02
-    assert not [p for p in (tmp_path / "sub").iterdir() if p != path]                     # nothing left behind
+    assert not [p for p in (tmp_path / "sub").iterdir() if p != path]           # nothing left behind
 
 
 def test_plot_writes_svg_and_refuses_other_formats(found, tmp_path):
@@ -273,12 +280,15 @@ def test_state_is_found_in_any_nesting():
     step, batches, state = make(0)
     x, y = batches[0]
     step(x, y)
-    for nested in (state, [state["model"], state["sgd"]], (state["model"], {"deep": [state["sgd"], 3, None]})):
+    by_hand = [state["model"], state["sgd"]]
+    deep = (state["model"], {"deep": [state["sgd"], 3, None]})
+    for nested in (state, by_hand, deep):
         arrays = arrays_of(nested)
-        assert sum(a.shape == (1, 3) for a in arrays.values()) == 2                       # weight and momentum
+        assert sum(a.shape == (1, 3) for a in arrays.values()) == 2             # weight and momentum
     kept = arrays_of(state)
     step(x, y)
-    assert any(not np.array_equal(a, b) for a, b in zip(kept.values(), arrays_of(state).values(), strict=True))
+    assert any(not np.array_equal(a, b)
+               for a, b in zip(kept.values(), arrays_of(state).values(), strict=True))
 
 
 def test_losses_are_numbers():
@@ -289,8 +299,9 @@ def test_losses_are_numbers():
 
 
 def test_every_start_is_the_same():
-    assert (arrays_of(start(make, 5).state)["model.weight"] == arrays_of(start(make, 5).state)["model.weight"]).all()
-    assert (arrays_of(start(make, 5).state)["model.weight"] != arrays_of(start(make, 6).state)["model.weight"]).any()
+    first, again, other = (arrays_of(start(make, seed).state)["model.weight"] for seed in (5, 5, 6))
+    assert (first == again).all()
+    assert (first != other).any()
 
 
 @pytest.mark.skipif(PeakMemory().rise() is None, reason="the system does not tell the resident size")
@@ -310,6 +321,7 @@ def test_progress_is_told():
 
 def test_importing_graphc_imports_no_report():
     code = ("import sys, graphc; "
-            "print([m for m in sys.modules if m.startswith(('graphc.report', 'graphc.cli', 'rich', 'matplotlib'))])")
+            "rooms = ('graphc.report', 'graphc.cli', 'rich', 'matplotlib'); "
+            "print([m for m in sys.modules if m.startswith(rooms)])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"

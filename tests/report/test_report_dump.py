@@ -17,13 +17,13 @@ from graphc.static.dot import graph_to_dot, nodes_to_dot, tape_to_dot
 
 needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz's dot is not installed")
 NAMES = ['a "quoted" name', "back\\slash\\", "line\nbreak\r", "<b>html</b> & entities;", "{record|shape}",
-         "ünïcödé 数 🙂", "digraph", "node -> edge", "\\N \\G \\l", "semi;colon // comment /* x */ # y", "nul\0l",
-         " ", "a" * 3000, "port:n:w"]
+         "ünïcödé 数 🙂", "digraph", "node -> edge", "\\N \\G \\l", "semi;colon // comment /* x */ # y",
+         "nul\0l", " ", "a" * 3000, "port:n:w"]
 
 
 def draw(text):
-    return subprocess.run(["dot", "-Tsvg", "-o", os.devnull], input=text.encode(), capture_output=True, timeout=60,
-                          check=False)
+    return subprocess.run(["dot", "-Tsvg", "-o", os.devnull], input=text.encode(), capture_output=True,
+                          timeout=60, check=False)
 
 
 def make(seed):

@@ -38,7 +38,7 @@ def fold_constants(program: Program) -> Program:
         if not inputs or node.op.traits & _NEVER or len(node.avals) != 1:
             return None
         aval = node.avals[0]
-        if not aval.is_static or int(aval.size) > MAX_ELEMENTS:  # type: ignore[arg-type]
+        if not aval.is_static or int(aval.size) > MAX_ELEMENTS:
             return None
         arrays = [literal(v.node) for v in inputs]
         if any(a is None for a in arrays):
