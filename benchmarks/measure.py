@@ -77,13 +77,15 @@ def fresh_process(arguments: Sequence[str], environment: Mapping[str, str] | Non
     """What ``python ARGUMENTS`` prints as JSON on its last line, with "seconds" since the process was started.
 
     The child says ``"at"``, its time.monotonic() when it was done: the clock is the same in both, so that the start of
-    the interpreter counts and its end does not. It finds graphc and the benchmarks where this process found them.
+    the interpreter counts and its end does not. It finds graphc and the benchmarks where this process found them, and
+    may keep bytecode, as an installed package does: where PYTHONDONTWRITEBYTECODE is set, each import would compile.
     """
     path = os.pathsep.join((str(ROOT), *filter(None, (os.environ.get("PYTHONPATH"),))))
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     began = time.monotonic()
     try:
         done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=_PROCESS_LIMIT,
-                              env={**os.environ, **(environment or {}), "PYTHONPATH": path}, check=False)
+                              env={**inherited, **(environment or {}), "PYTHONPATH": path}, check=False)
     except subprocess.TimeoutExpired:
         raise ChildFailed(f"no result within {_PROCESS_LIMIT:.0f} s") from None
     if done.returncode:

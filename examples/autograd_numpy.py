@@ -1,7 +1,8 @@
 """Numpy with autograd: the gradients of y = a² x + b x + c.
 
-At x = 1, a = 1, b = 2, c = 3 they are by hand dy/da = 2 a x = 2, dy/db = x = 1, dy/dc = 1. Nobody has them before they
-are asked for: eagerly `backward()` puts them into `.grad`; in a graph `gradients()` adds them as values to be run.
+At x = 1, a = 1, b = 2, c = 3 they are by hand dy/da = 2 a x = 2, dy/db = x = 1, dy/dc = 1. Nobody has them
+before they are asked for: eagerly `backward()` puts them into `.grad`; in a graph `gradients()` adds them as
+values to be run.
 
     python examples/autograd_numpy.py
     python examples/autograd_numpy.py --mode static

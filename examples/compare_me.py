@@ -1,7 +1,7 @@
 """A script that `graphc compare` can take: `make` returns a train step, its batches, and what is trained.
 
-The step is ordinary eager code; compare runs it eagerly and as a compiled function, from the same seed, and shows what
-each way costs. Run by itself it trains in one mode.
+The step is ordinary eager code; compare runs it eagerly and as a compiled function, from the same seed, and
+shows what each way costs. Run by itself it trains in one mode.
 
     graphc compare examples/compare_me.py --steps 50
     python examples/compare_me.py --mode static
@@ -30,7 +30,8 @@ def make(seed: int) -> Any:
         return loss
 
     digits = Digits(size=8, transform=ToTensor(scale=16))
-    return step, DataLoader(digits, batch_size=50, shuffle=True, drop_last=True, seed=seed), (model, optimizer)
+    batches = DataLoader(digits, batch_size=50, shuffle=True, drop_last=True, seed=seed)
+    return step, batches, (model, optimizer)
 
 
 def main(argv: list[str] | None = None) -> list[float]:

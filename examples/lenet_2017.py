@@ -1,8 +1,9 @@
-"""LeNet as it was written in 2017: `Variable`, `loss.data[0]`, `size_average=False`, `volatile=True`, `.cuda()`.
+"""LeNet as it was written in 2017.
 
-Only the imports differ from a script of those days; the old words mean in graphc what they meant then.
-The bookkeeping is the old scripts' too: the loss of a batch times its size. In static mode the two loops' bodies are
-compiled functions, with the same old words inside.
+`Variable`, `loss.data[0]`, `size_average=False`, `volatile=True`, `.cuda()`: only the imports differ from a
+script of those days; the old words mean in graphc what they meant then. The bookkeeping is the old scripts'
+too: the loss of a batch times its size. In static mode the two loops' bodies are compiled functions, with the
+same old words inside.
 
     python examples/lenet_2017.py
     python examples/lenet_2017.py --mode static
@@ -98,7 +99,8 @@ def main(argv: list[str] | None = None) -> dict[str, list[float]]:
             running_acc += num_correct.data[0]
         running_loss /= len(train_dataset)
         running_acc /= len(train_dataset)
-        print("Finish {} epoch, Loss: {:.6f}, Acc: {:.6f}".format(epoch + 1, running_loss, running_acc))  # noqa: UP032
+        print("Finish {} epoch, Loss: {:.6f}, Acc: {:.6f}".format(  # noqa: UP032
+            epoch + 1, running_loss, running_acc))
 
         eval_loss = 0.0
         eval_acc = 0.0

@@ -1,8 +1,8 @@
 """LeNet learns handwritten digits, written as one writes it in PyTorch.
 
-Two convolutions with max pooling and three linear layers, no activations; gradient descent at 1e-3 on the summed
-cross-entropy of batches of 100. The digits are the 1,797 that come with graphc, or MNIST from the folder of --data.
-Static mode is the same program: two lines turn the two steps into compiled functions.
+Two convolutions with max pooling and three linear layers, no activations; gradient descent at 1e-3 on the
+summed cross-entropy of batches of 100. The digits are the 1,797 that come with graphc, or MNIST from the
+folder of --data. Static mode is the same program: two lines turn the two steps into compiled functions.
 
     python examples/lenet_mnist.py
     python examples/lenet_mnist.py --mode static

@@ -1,7 +1,8 @@
 """The training loop of Lua Torch: six steps, each said aloud, on the modules that everything else here uses.
 
-Lua Torch had no tape. The loss told its gradient by the model's output, the model was told it and passed it back, and
-the parameters were moved by hand. Static mode compiles the six lines as they stand into one program.
+Lua Torch had no tape. The loss told its gradient by the model's output, the model was told it and passed it
+back, and the parameters were moved by hand. Static mode compiles the six lines as they stand into one
+program.
 
     python examples/lua_six_steps.py
     python examples/lua_six_steps.py --mode static

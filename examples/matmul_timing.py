@@ -1,9 +1,11 @@
-"""What the product of two large matrices costs, 10000 x 1000 by 1000 x 2000, and what the first call costs besides.
+"""What the product of two large matrices costs, 10000 x 1000 by 1000 x 2000, and its first call besides.
 
 The first call of a fresh process does four things, told apart here:
-- start-up: libraries are loaded and threads started, in a small product in float64 of which nothing is used again;
+- start-up: libraries are loaded and threads started, in a small product in float64 of which nothing is used
+  again;
 - copies to the device: none on the CPU, which computes where the arrays are;
-- compile: tracing, passes and kernels in static mode; in either mode what the first call takes longer than a later one;
+- compile: tracing, passes and kernels in static mode; in either mode what the first call takes longer than a
+  later one;
 - run: the product and its norm, the best of three later calls.
 
     python examples/matmul_timing.py
@@ -82,7 +84,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         measured[device] = measure(eager if options.mode == "eager" else static, device, a, b)
         report(device, measured[device], 2 * rows * inner * columns)
     if not torch.cuda.is_available():
-        print("cuda: absent. graphc has nothing here that runs on a CUDA device, so there is no second column;\n"
+        print("cuda: absent. graphc has nothing here that runs on a CUDA device, "
+              "so there is no second column;\n"
               "  .cuda() is a DeviceError, and everything above ran on the CPU.")
     return measured
 

@@ -1,7 +1,8 @@
 """TensorFlow 1: placeholders, variables, a train op and a Session loop fit a line, and then train LeNet.
 
-A graph is defined once, with "batch" for a size that each run may choose, and run many times. Its parameters are those
-of an ordinary model: what a Session trains, eager code can use. `--mode eager` is the same maths as it comes.
+A graph is defined once, with "batch" for a size that each run may choose, and run many times. Its parameters
+are those of an ordinary model: what a Session trains, eager code can use. `--mode eager` is the same maths as
+it comes.
 
     python examples/tf1_line_and_lenet.py --mode static
     python examples/tf1_line_and_lenet.py
@@ -79,7 +80,8 @@ def train_lenet_static(epochs: int) -> Result:
         for epoch in range(epochs):
             running_loss, running_acc = 0.0, 0.0
             for image_batch, label_batch in digits:
-                _, loss_value, right = sess.run([train, loss, correct], {images: image_batch, labels: label_batch})
+                fed = {images: image_batch, labels: label_batch}
+                _, loss_value, right = sess.run([train, loss, correct], fed)
                 running_loss += float(loss_value)
                 running_acc += float(right)
             _note(history, epoch, running_loss / len(digits.dataset), running_acc / len(digits.dataset))

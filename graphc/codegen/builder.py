@@ -24,6 +24,11 @@ CHUNK_WORK = 40_000.0         # scalar operations that make a chunk worth handin
 UNKNOWN_SIZE = 32             # what a size known only at run time counts for in estimates
 
 
+def size_variable(name: str) -> str:
+    """What kernels call a named size: no variable of the builder begins so, whatever users call their sizes."""
+    return f"n_{name}"
+
+
 class Builder:
     """Scalar expressions, index expressions, and the statements of the kernel being written."""
 
@@ -110,8 +115,8 @@ class Builder:
             term: Expr = Const(coef, "int64")
             for atom, power in mono:
                 if isinstance(atom, str):
-                    self.sizes.setdefault(atom)
-                    factor: Expr = Var(atom)
+                    self.sizes.setdefault(size_variable(atom))
+                    factor: Expr = Var(size_variable(atom))
                 else:
                     factor = (ir.idiv if atom[0] == "//" else ir.imod)(self.size(atom[1]), self.size(atom[2]))
                 for _ in range(power):

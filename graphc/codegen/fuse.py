@@ -1,8 +1,8 @@
 """Fusion: which values are computed inside the kernels that use them, and which get a buffer of their own.
 
-A `Group` is the nodes of one kernel. Maps and pulls go into their consumers; a fold takes the maps in front of it; roots
-of equal shape that need nothing from each other's later kernels share one loop. Every decision is kept with its
-reason for reports.
+A `Group` is the nodes of one kernel. Maps and pulls go into their consumers; a fold takes the maps in front
+of it; roots of equal shape that need nothing from each other's later kernels share one loop. Every decision
+is kept with its reason for reports.
 """
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..core.op import Fold, Loops, Map, Pull
 from ..static.passes.fold import literal
 from ..static.program import Program, toposort
 
-CHEAP_RECOMPUTE = 4.0       # scalar operations per element below which a value is recomputed in each of its users
+CHEAP_RECOMPUTE = 4.0       # scalar operations per element below which each user computes a value anew
 MAX_GROUP = 48              # nodes of one kernel: compile time grows with them
 
 
@@ -75,8 +75,9 @@ def fuse(program: Program) -> Fusion:
     nodes = [n for n in program.nodes() if not is_argument(n) and not is_buffer_constant(n)]
     for n in nodes:
         if n.op.lower is None:
-            raise CompileError(f"{n.op.name} has no lowering for compiled targets; run it with target='interpret'\n"
-                               f"  made at {', '.join(n.origins)}")
+            raise CompileError(
+                f"{n.op.name} has no lowering for compiled targets; run it with target='interpret'\n"
+                f"  made at {', '.join(n.origins)}")
     stored, reasons = _stored_nodes(program, nodes)
     early = {id(n) for n in toposort(c.value.node for c in program.checks)}
     groups = _form_groups(nodes, stored, early)
@@ -101,27 +102,30 @@ def _stored_nodes(program: Program, nodes: Sequence[Node]) -> tuple[set[int], li
             kernels[id(n)] = frozenset((id(n),))
         else:
             kernels[id(n)] = frozenset(k for u in users[id(n)] for k in kernels[id(u)])
-        reasons.append((n.name, f"stored: {reason}" if reason else f"computed in {len(kernels[id(n)])} kernel(s)"))
+        how = f"stored: {reason}" if reason else f"computed in {len(kernels[id(n)])} kernel(s)"
+        reasons.append((n.name, how))
     return stored, reasons[::-1] + _bound(nodes, stored)
 
 
 def _bound(nodes: Sequence[Node], stored: set[int]) -> list[tuple[str, str]]:
     """Store values in between until no kernel has more than `MAX_GROUP` nodes: long chains are cut."""
-    inside: dict[int, frozenset[int]] = {}              # node -> the nodes that are computed where it is used, itself too
+    inside: dict[int, frozenset[int]] = {}         # node -> the nodes computed where it is used, itself too
     reasons = []
     for n in nodes:
         sources = {id(v.node): v.node for v in n.inputs if id(v.node) in inside and id(v.node) not in stored}
         within = frozenset((id(n),)).union(*(inside[k] for k in sources))
         while len(within) > MAX_GROUP and sources:
             largest = max(sources, key=lambda k: len(inside[k]))
-            reasons.append((sources.pop(largest).name, f"stored: its kernel would have more than {MAX_GROUP} nodes"))
+            name = sources.pop(largest).name
+            reasons.append((name, f"stored: its kernel would have more than {MAX_GROUP} nodes"))
             stored.add(largest)
             within = frozenset((id(n),)).union(*(inside[k] for k in sources))
         inside[id(n)] = within
     return reasons
 
 
-def _why_stored(n: Node, users: list[Node], roots: set[int], stored: set[int], kernels: dict[int, frozenset[int]]) -> str | None:
+def _why_stored(n: Node, users: list[Node], roots: set[int], stored: set[int],
+                kernels: dict[int, frozenset[int]]) -> str | None:
     """The reason to give ``n`` a buffer, or None to compute it where it is used."""
     lower = n.op.lower
     if not is_pointwise(n):
@@ -132,7 +136,8 @@ def _why_stored(n: Node, users: list[Node], roots: set[int], stored: set[int], k
         return "its users need it in memory" if any(isinstance(u.op.lower, Loops) for u in users) else None
     if isinstance(lower, Pull) and lower.view:
         if any(isinstance(u.op.lower, Loops) for u in users):
-            return None if "flat" in n.op.traits and _in_memory(storage_of(Value(n, 0), stored).node) else "its users need it in memory"
+            flat = "flat" in n.op.traits and _in_memory(storage_of(Value(n, 0), stored).node)
+            return None if flat else "its users need it in memory"
         return None
     if any(isinstance(u.op.lower, Loops) for u in users):
         return "its users need it in memory"
@@ -174,7 +179,8 @@ def _form_groups(nodes: Sequence[Node], stored: set[int], early: set[int]) -> li
                 else:
                     stack.append(source)
         order = sorted(inside.values(), key=lambda m: position[id(m)])
-        groups.append(Group(*_space(n), [Value(n, i) for i in range(len(n.avals))], order, needs, id(n) in early))
+        roots = [Value(n, i) for i in range(len(n.avals))]
+        groups.append(Group(*_space(n), roots, order, needs, id(n) in early))
     return groups
 
 
@@ -188,7 +194,10 @@ def _space(n: Node) -> tuple[str, tuple[object, ...]]:
 
 
 def _merge(groups: list[Group]) -> list[Group]:
-    """Groups over the same space join when nothing that runs between them is needed: one loop, one read of shared inputs."""
+    """Groups over the same space join when nothing that runs between them is needed.
+
+    One loop, one read of shared inputs.
+    """
     made_by: dict[int, int] = {}                       # node id -> position of its group in `out`
     out: list[Group] = []
     for g in groups:

@@ -1,7 +1,7 @@
 """Lowering: a fused group becomes one kernel (an op with loops of its own: one per parallel region).
 
-Three shapes of kernel: maps over an iteration space (flat when every value allows it, else rows), folds (along the rows,
-or down the columns), and what ops write themselves with `OpKernels`.
+Three shapes of kernel: maps over an iteration space (flat when every value allows it, else rows), folds
+(along the rows, or down the columns), and what ops write themselves with `OpKernels`.
 """
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .builder import Access, Builder, Stored, unsupported
 from .fuse import Group, is_argument, is_buffer_constant, storage_of
 from .loopir import Expr, Kernel, Var
 
-LANES = 64                  # partial results of a long float reduction: enough for two 512-bit registers a cycle
+LANES = 64                  # partial results of a long float reduction: two 512-bit registers a cycle
 SPLIT = 8192                # elements of each partial result of one long reduction: a multiple of LANES
 STRIPE = 8                  # of which so many are joined side by side, then one after another
 LONG = 128                  # elements from which a reduction along the last axis uses lanes
@@ -49,8 +49,9 @@ class Lowered:
 def lower_group(group: Group, stored: Set[int], in_place: dict[Value, Value] | None = None) -> list[Lowered]:
     """The kernels of a group.
 
-    ``stored`` are the nodes of the program that have a buffer (`Fusion.stored`). ``in_place`` maps a stored value to the argument whose buffer it takes over; `InPlaceConflict` is raised when the group
-    reads that argument anywhere but at the element being written.
+    ``stored`` are the nodes of the program that have a buffer (`Fusion.stored`). ``in_place`` maps a stored
+    value to the argument whose buffer it takes over; `InPlaceConflict` is raised when the group reads that
+    argument anywhere but at the element being written.
     """
     try:
         if group.kind == "loops":
@@ -115,7 +116,8 @@ class _Writer:
             self.roles.append(role)
         elif role != "in":
             self.roles[self.bindings.index(home)] = role
-        return Stored(self.b, found.buffer, [self.b.size(s) for s in value.aval.shape], found.dtype, loads=found.loads)
+        shape = [self.b.size(s) for s in value.aval.shape]
+        return Stored(self.b, found.buffer, shape, found.dtype, loads=found.loads)
 
     def output(self, value: Value) -> Stored:
         source = self.in_place.get(value)
@@ -152,8 +154,10 @@ class _Writer:
         else:
             assert isinstance(lower, Pull)
             constant = literal(node)
-            out = self.b.const(constant.item(), constant.dtype.name) if constant is not None and constant.shape == () \
-                else lower.element(self.b, list(index), *inputs, **node.attrs)
+            if constant is not None and constant.shape == ():
+                out = self.b.const(constant.item(), constant.dtype.name)
+            else:
+                out = lower.element(self.b, list(index), *inputs, **node.attrs)
         out = self.b.let(out)
         self._remember(key, out)
         return out
@@ -168,9 +172,13 @@ class _Writer:
             return found
         if "flat" in node.op.traits:
             return self.compute_flat(node.inputs[0], flat)
-        if isinstance(node.op.lower, Map) and all(v.aval.shape in ((), value.aval.shape) for v in node.inputs):
-            scalars = [self._load(self.access(v).at([]) if v.aval.shape == () else self.access(v).at_flat(flat)) for v in node.inputs]
-            out = self.b.let(node.op.lower.template(self.b, *scalars, **node.attrs))
+        lower = node.op.lower
+        if isinstance(lower, Map) and all(v.aval.shape in ((), value.aval.shape) for v in node.inputs):
+            def read(v: Value) -> Expr:
+                source = self.access(v)
+                return self._load(source.at([]) if v.aval.shape == () else source.at_flat(flat))
+            scalars = [read(v) for v in node.inputs]
+            out = self.b.let(lower.template(self.b, *scalars, **node.attrs))
             self._remember(key, out)
             return out
         return self.compute(value, tuple(self.b.unravel(flat, value.aval.shape)))
@@ -195,18 +203,23 @@ class _Writer:
     def finish(self, body: Sequence[ir.Stmt], extent: Expr, grain: Expr, prefix: str) -> Lowered:
         for value, source in self.in_place.items():
             self._check_in_place(value, source, body)
-        name = f"{prefix}_" + "_".join(dict.fromkeys(n.op.name for n in self.group.nodes if n.op.name not in ("constant", "full")))[:48]
-        buffers = [ir.Buffer(f"p{k}", _dtype(b), r) for k, (b, r) in enumerate(zip(self.bindings, self.roles))]  # type: ignore[arg-type]
+        ops = dict.fromkeys(n.op.name for n in self.group.nodes if n.op.name not in ("constant", "full"))
+        name = f"{prefix}_" + "_".join(ops)[:48]
+        buffers = [ir.Buffer(f"p{k}", _dtype(b), role)  # type: ignore[arg-type]
+                   for k, (b, role) in enumerate(zip(self.bindings, self.roles))]
         buffers += [ir.Buffer(n, d, "scratch", size) for n, d, size in self.scratch]
         kernel = Kernel(name, tuple(buffers), tuple(self.b.sizes), extent, grain, tuple(body))
-        return Lowered(ir.verify(kernel), (*self.bindings, *(None for _ in self.scratch)), tuple(self.group.nodes))
+        bindings = (*self.bindings, *(None for _ in self.scratch))
+        return Lowered(ir.verify(kernel), bindings, tuple(self.group.nodes))
 
     def _check_in_place(self, value: Value, source: Value, body: Sequence[ir.Stmt]) -> None:
         found = self.buffers.get((id(source.node), source.index))
         if found is None:
             return
-        stores = {s.index for s in ir.walk_stmts(tuple(body)) if isinstance(s, ir.Store) and s.buffer == found.buffer}
-        loads = {e.index for e in ir.walk_exprs(tuple(body)) if isinstance(e, ir.Load) and e.buffer == found.buffer}
+        stores = {s.index for s in ir.walk_stmts(tuple(body))
+                  if isinstance(s, ir.Store) and s.buffer == found.buffer}
+        loads = {e.index for e in ir.walk_exprs(tuple(body))
+                 if isinstance(e, ir.Load) and e.buffer == found.buffer}
         if len(stores) != 1 or not loads <= stores:
             raise InPlaceConflict(f"{value!r} reads {source!r} elsewhere than where it writes")
 
@@ -242,16 +255,22 @@ class _Writer:
             self._store(ir.iadd(base, j), [self.compute(v, (*front, j)) for v in self.group.roots])
 
     def _store(self, at: Expr, results: list[Expr]) -> None:
-        """All roots at one index: computed before any is stored, since a store may take over an argument's buffer."""
+        """All roots at one index.
+
+        Computed before any is stored, since a store may take over an argument's buffer.
+        """
         for v, e in zip(self.group.roots, results):
             self.output(v).store_flat(at, e)
 
     def _flat(self) -> bool:
         """Whether one flat index serves every value: equal shapes, scalars, and reshapes only."""
-        size = size_of(self.group.roots[0].aval.shape)
-        if len(self.group.roots[0].aval.shape) <= 1:
-            return all((isinstance(n.op.lower, Map) and all(v.aval.shape in ((), n.avals[0].shape) for v in n.inputs))
-                       or not n.inputs for n in self.group.nodes) or len(self.group.roots[0].aval.shape) == 0
+        shape = self.group.roots[0].aval.shape
+        size = size_of(shape)
+        if not shape:
+            return True
+        if len(shape) == 1:
+            return all(not n.inputs or (isinstance(n.op.lower, Map) and all(
+                v.aval.shape in ((), n.avals[0].shape) for v in n.inputs)) for n in self.group.nodes)
         for n in self.group.nodes:
             if "flat" in n.op.traits:
                 continue
@@ -291,7 +310,8 @@ class _Writer:
         b = self.b
         outer = tuple(shape[k] for k in kept)
         inner = shape[axis[-1]] if axis else 1
-        lanes = bool(axis) and axis[-1] == len(shape) - 1 and not (isinstance(inner, int) and inner < LONG) and all(
+        short = isinstance(inner, int) and inner < LONG
+        lanes = bool(axis) and axis[-1] == len(shape) - 1 and not short and all(
             v.node.op.lower.merge is not None and self._one_state(v) for v in self.group.roots)
         with b.block() as body:
             self.note()
@@ -303,7 +323,8 @@ class _Writer:
                     self.stored(v, "out").store_flat(r, e)
         return self.finish(body, b.product(outer), b.grain(self._work(shape, axis)), "fold")
 
-    def _loops(self, axes: Sequence[int], shape: Shape, index: dict[int, Expr], inside: Callable[[], None]) -> None:
+    def _loops(self, axes: Sequence[int], shape: Shape, index: dict[int, Expr],
+               inside: Callable[[], None]) -> None:
         if not axes:
             inside()
             return
@@ -317,7 +338,8 @@ class _Writer:
     def _reduce_serial(self, shape: Shape, axis: tuple[int, ...], front: dict[int, Expr]) -> list[Expr]:
         b = self.b
         folds: list[Fold] = [v.node.op.lower for v in self.group.roots]
-        states = [[b.variable(e) for e in f.init(b, v.node.inputs[0].aval.dtype.name)] for f, v in zip(folds, self.group.roots)]
+        states = [[b.variable(e) for e in f.init(b, v.node.inputs[0].aval.dtype.name)]
+                  for f, v in zip(folds, self.group.roots)]
         index = dict(front)
 
         def step() -> None:
@@ -363,15 +385,21 @@ class _Writer:
             for width, many in ((STRIPE, LANES // STRIPE), (1, STRIPE)):
                 with b.loop(b.index(1), b.index(many)) as other, b.loop(b.index(0), b.index(width)) as lane:
                     far = ir.iadd(ir.imul(other, width), lane)
-                    s.store_flat(lane, f.merge(b, [s.at_flat(lane)], [s.at_flat(far)])[0])  # type: ignore[misc]
-        return [f.finish(b, [s.at_flat(b.index(0))]) if finish else s.at_flat(b.index(0)) for f, s in zip(folds, partials)]
+                    joined = f.merge(b, [s.at_flat(lane)], [s.at_flat(far)])  # type: ignore[misc]
+                    s.store_flat(lane, joined[0])
+        return [f.finish(b, [s.at_flat(b.index(0))]) if finish else s.at_flat(b.index(0))
+                for f, s in zip(folds, partials)]
 
     def _split(self, shape: Shape) -> list[Lowered]:
-        """One long axis to one result: a kernel for the partial results of `SPLIT` elements each, one to join them."""
+        """One long axis to one result.
+
+        A kernel for the partial results of `SPLIT` elements each, one to join them.
+        """
         b, roots = self.b, self.group.roots
         folds: list[Fold] = [v.node.op.lower for v in roots]
         n = b.size(shape[0])
-        temporaries = [Temporary(f"t{k}", v.aval.dtype.name, ir.idiv(ir.iadd(n, SPLIT - 1), SPLIT)) for k, v in enumerate(roots)]
+        parts = ir.idiv(ir.iadd(n, SPLIT - 1), SPLIT)
+        temporaries = [Temporary(f"t{k}", v.aval.dtype.name, parts) for k, v in enumerate(roots)]
         with b.block() as body:
             self.note()
             count = ir.isub(Var("end"), Var("begin"))
@@ -422,7 +450,8 @@ class _Writer:
             return self.finish(body, width, b.grain(work * max(n_rows or 1, 1), 64), "fold_columns")
         return self.finish(body, rows, b.grain(work * b.estimate(width)), "fold_columns")
 
-    def _column_row(self, r: Expr, shape: Shape, axis: tuple[int, ...], kept: tuple[int, ...], start: Expr, stop: Expr) -> None:
+    def _column_row(self, r: Expr, shape: Shape, axis: tuple[int, ...], kept: tuple[int, ...],
+                    start: Expr, stop: Expr) -> None:
         b = self.b
         outs = [self.stored(v, "out") for v in self.group.roots]
         folds: list[Fold] = [v.node.op.lower for v in self.group.roots]
@@ -438,7 +467,8 @@ class _Writer:
                 index[kept[-1]] = j
                 for v, f, out in zip(self.group.roots, folds, outs):
                     at = ir.iadd(base, j)
-                    out.store_flat(at, f.step(b, [out.at_flat(at)], self._element(v, index, len(shape)), position)[0])
+                    state = f.step(b, [out.at_flat(at)], self._element(v, index, len(shape)), position)
+                    out.store_flat(at, state[0])
 
         self._loops(axis, shape, index, sweep)
         for f, out in zip(folds, outs):
@@ -462,7 +492,10 @@ def _split_rows(shape: Shape) -> tuple[Shape, Shape]:
 
 @dataclass(eq=False)
 class OpKernels(Builder):
-    """What `Loops` ops write with: parallel regions (a kernel each), scratch, temporaries, and all of `Builder`."""
+    """What `Loops` ops write with.
+
+    Parallel regions (a kernel each), scratch, temporaries, and all of `Builder`.
+    """
     group: Group
     in_memory: Set[int]
     lowered: list[Lowered] = field(default_factory=list)
@@ -509,9 +542,13 @@ class OpKernels(Builder):
                 read |= {s.a.buffer, s.b.buffer}
                 used.add(s.c.buffer)
         node = self.group.nodes[-1]
+
+        def role(buffer: str) -> ir.Role:
+            if buffer not in used:
+                return "in"
+            return "inout" if buffer in read else "out"
         keep = [k for k in range(len(self._bindings)) if f"p{k}" in used | read]
-        buffers = [ir.Buffer(f"p{k}", _dtype(self._bindings[k]),
-                             "in" if f"p{k}" not in used else "out" if f"p{k}" not in read else "inout") for k in keep]
+        buffers = [ir.Buffer(f"p{k}", _dtype(self._bindings[k]), role(f"p{k}")) for k in keep]
         buffers += [ir.Buffer(n, d, "scratch", size) for n, d, size in self._scratch]
         notes = [ir.Note(f"{node.name} = {node.op.name}   {short_origin(node)}")]
         name = node.op.name if not self.lowered else f"{node.op.name}_{len(self.lowered) + 1}"
@@ -522,7 +559,10 @@ class OpKernels(Builder):
 
     @contextmanager
     def parallel(self, extent: Expr, work: float, partials: int | None = None) -> Iterator[Expr]:
-        """A region over ``0..extent``; ``work`` operations per index; at most ``partials`` chunks when given."""
+        """A region over ``0..extent``.
+
+        ``work`` operations per index; at most ``partials`` chunks when given.
+        """
         with self.block() as body:
             with self.loop(Var("begin"), Var("end")) as i:
                 yield i

@@ -6,6 +6,7 @@ overlap. A new size makes a new plan and compiles nothing.
 """
 from __future__ import annotations
 
+import hashlib
 import math
 import threading
 import time
@@ -24,11 +25,13 @@ from ..core.node import Node, Value
 from ..static.program import Program, toposort
 from . import loopir as ir
 from . import python_target, vmath
+from .builder import size_variable
 from .fuse import Fusion, Group, fuse, is_argument, is_buffer_constant, storage_of
 from .lower import InPlaceConflict, Lowered, Temporary, lower_group
 
 Array = np.ndarray[Any, Any]
 ALIGN = 64
+MAX_PLANS = 64              # sets of sizes whose memory plans are kept; of more, the first made goes
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +137,8 @@ class CompiledProgram:
         self.compile_seconds = time.perf_counter() - start
         if config.dump:
             for k in self.kernels:
-                write_atomically(f"{config.dump}/kernels/{k.name}.py", k.source)
+                code = hashlib.sha256(k.source.encode()).hexdigest()[:8]        # one name may stand for several kernels
+                write_atomically(f"{config.dump}/kernels/{k.name}_{code}.py", k.source)
 
     @property
     def arena_bytes(self) -> int:
@@ -261,7 +265,10 @@ class CompiledProgram:
             with self._lock:
                 found = self._plans.get(key)
                 if found is None:
-                    found = self._plans[key] = Plan(self, dict(zip(self.size_names, key)))
+                    found = Plan(self, dict(zip(self.size_names, key)))
+                    self._plans[key] = found
+                    if len(self._plans) > MAX_PLANS:                 # each holds an arena
+                        del self._plans[next(iter(self._plans))]
         return found
 
     def run(self, arguments: Sequence[Array], targets: Sequence[Array], env: Mapping[str, int]) -> tuple[list[Array], int | None]:
@@ -278,10 +285,10 @@ class Plan:
     """Offsets, extents and chunks for one assignment of the named sizes."""
 
     def __init__(self, program: CompiledProgram, env: dict[str, int]) -> None:
-        self.program, self.env = program, env
+        self.program, self.env = program, {size_variable(name): n for name, n in env.items()}
         self.shapes = [None if s.shape is None else evaluate_shape(s.shape, env) for s in program.slots]
-        self.extents = [max(0, evaluate_expr(s.kernel.extent, env)) for s in program.steps]
-        self.grains = [max(1, evaluate_expr(s.kernel.grain, env)) for s in program.steps]
+        self.extents = [max(0, evaluate_expr(s.kernel.extent, self.env)) for s in program.steps]
+        self.grains = [max(1, evaluate_expr(s.kernel.grain, self.env)) for s in program.steps]
         self.counts = [self._count(i) for i in range(len(program.slots))]
         self.offsets, self.arena_bytes, self.live_bytes = self._place()
         self._idle: list[Instance] = []

@@ -16,5 +16,8 @@ from .graph import (
 from .program import Program
 from .session import Session, global_variables_initializer
 
-__all__ = ["Graph", "Program", "Session", "Variable", "assign", "assign_add", "assign_sub", "constant", "control_dependencies",
-           "function", "global_variables_initializer", "gradients", "group", "name_scope", "placeholder"]
+__all__ = [
+    "Graph", "Program", "Session", "Variable", "assign", "assign_add", "assign_sub", "constant",
+    "control_dependencies", "function", "global_variables_initializer", "gradients", "group", "name_scope",
+    "placeholder",
+]

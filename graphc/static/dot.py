@@ -1,4 +1,7 @@
-"""DOT of eager tapes, graphs and programs. Names are quoted so that `dot` accepts whatever a user calls things."""
+"""DOT of eager tapes, graphs and programs.
+
+Names are quoted so that `dot` accepts whatever a user calls things.
+"""
 from __future__ import annotations
 
 import shutil
@@ -12,19 +15,25 @@ from .graph import Graph
 from .printer import format_attr, short_origin
 from .program import Program
 
-_STYLE = '  node [shape=box, style="rounded,filled", fillcolor=white, fontname="Helvetica", fontsize=10];\n  edge [fontname="Helvetica", fontsize=8, color="#555555"];'
-_COLOURS = {"placeholder": "#cfe8ff", "read": "#ffe6b3", "constant": "#eeeeee", "assign": "#ffd0c2", "group": "#ffd0c2"}
+_STYLE = (
+    '  node [shape=box, style="rounded,filled", fillcolor=white, fontname="Helvetica", fontsize=10];\n'
+    '  edge [fontname="Helvetica", fontsize=8, color="#555555"];')
+_COLOURS = {"placeholder": "#cfe8ff", "read": "#ffe6b3", "constant": "#eeeeee",
+            "assign": "#ffd0c2", "group": "#ffd0c2"}
+_HIDDEN = ("aval", "state", "shape", "dtype")                # attributes that the label says otherwise
 
 
 def quote(text: str) -> str:
     """A DOT string literal."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "").replace("\0", "")
-    return f'"{escaped}"'
+    for plain, escaped in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", ""), ("\0", "")):
+        text = text.replace(plain, escaped)
+    return f'"{text}"'
 
 
 def _label(node: Node) -> str:
-    attrs = ", ".join(f"{k}={format_attr(v)}" for k, v in node.attrs.items() if k not in ("aval", "state", "shape", "dtype"))
-    lines = [node.name or node.op.name, node.op.name + (f" {attrs[:60]}" if attrs else ""), "; ".join(map(str, node.avals)), short_origin(node)]
+    attrs = ", ".join(f"{k}={format_attr(v)}" for k, v in node.attrs.items() if k not in _HIDDEN)
+    call = node.op.name + (f" {attrs[:60]}" if attrs else "")
+    lines = [node.name or node.op.name, call, "; ".join(map(str, node.avals)), short_origin(node)]
     return "\n".join(line for line in lines if line)
 
 
@@ -36,18 +45,21 @@ def nodes_to_dot(nodes: Iterable[Node], title: str, clusters: Mapping[int, str] 
     boxes: dict[str, list[str]] = {}
     for node in nodes:
         colour = _COLOURS.get(node.op.name, "white")
-        text = f"{ids[id(node)]} [label={quote(_label(node))}, fillcolor={quote(colour)}, tooltip={quote(', '.join(node.origins))}];"
+        text = (f"{ids[id(node)]} [label={quote(_label(node))}, fillcolor={quote(colour)}, "
+                f"tooltip={quote(', '.join(node.origins))}];")
         boxes.setdefault((clusters or {}).get(id(node), ""), []).append(text)
     for k, (name, members) in enumerate(boxes.items()):
         if name:
-            lines += [f"  subgraph cluster_{k} {{", f"    label={quote(name)}; color=\"#4477aa\"; fontname=\"Helvetica\"; fontsize=10;",
+            style = 'color="#4477aa"; fontname="Helvetica"; fontsize=10;'
+            lines += [f"  subgraph cluster_{k} {{", f"    label={quote(name)}; {style}",
                       *(f"    {m}" for m in members), "  }"]
         else:
             lines += [f"  {m}" for m in members]
     for node in nodes:
         for v in node.inputs:
             if id(v.node) in ids:
-                lines.append(f"  {ids[id(v.node)]} -> {ids[id(node)]} [label={quote(str(list(v.aval.shape)))}];")
+                shape = quote(str(list(v.aval.shape)))
+                lines.append(f"  {ids[id(v.node)]} -> {ids[id(node)]} [label={shape}];")
         lines += [f"  {ids[id(a)]} -> {ids[id(node)]} [style=dashed];" for a in node.after if id(a) in ids]
     return "\n".join([*lines, "}\n"])
 
@@ -70,7 +82,8 @@ def tape_to_dot(root: Tensor, title: str = "tape") -> str:
     def leaf(t: Tensor) -> str:
         if id(t) not in ids:
             ids[id(t)] = f"n{len(ids)}"
-            lines.append(f"  {ids[id(t)]} [label={quote((t.name or 'leaf') + chr(10) + str(t.aval))}, fillcolor=\"#ffe6b3\"];")
+            label = quote(f"{t.name or 'leaf'}\n{t.aval}")
+            lines.append(f'  {ids[id(t)]} [label={label}, fillcolor="#ffe6b3"];')
         return ids[id(t)]
 
     def split(edge: Any) -> Any:
@@ -108,5 +121,6 @@ def render_svg(dot: str) -> str | None:
     program = shutil.which("dot")
     if program is None:
         return None
-    done = subprocess.run([program, "-Tsvg"], input=dot.encode(), capture_output=True, timeout=60, check=False)
+    done = subprocess.run([program, "-Tsvg"], input=dot.encode(), capture_output=True, timeout=60,
+                          check=False)
     return done.stdout.decode() if done.returncode == 0 else None

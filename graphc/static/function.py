@@ -1,7 +1,8 @@
 """@graphc.function: eager code traced into a program, once per signature.
 
-While tracing, tensors are mutable handles: in-place methods, `.grad`, `backward()` and `optimizer.step()` are turned into
-values and updates (`Trace`). Shapes are ints at first; the second distinct size of an axis makes it a named size.
+While tracing, tensors are mutable handles: in-place methods, `.grad`, `backward()` and `optimizer.step()` are
+turned into values and updates (`Trace`). Shapes are ints at first; the second distinct size of an axis makes
+it a named size.
 """
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 
-from ..core import record
+from ..core import random, record
 from ..core.autodiff import walk
 from ..core.aval import Aval
 from ..core.config import config
@@ -34,15 +35,27 @@ R = TypeVar("R")
 
 @dataclass(eq=False)
 class Trace(Graph):
-    """A graph in which code written for eager mode is recorded: writes take effect for what follows."""
-    written: dict[int, tuple[Tensor, Value]] = field(default_factory=dict)     # eager tensors updated so far
+    """A graph in which code written for eager mode is recorded: writes take effect for what follows.
+
+    Attributes
+    ----------
+    written
+        Eager tensors updated so far.
+    grads_seen, grads_used
+        Gradients from outside: those looked at, and those computed with.
+    arguments
+        Of each: its placeholder, its handle, what the call passed.
+    seeds
+        Tensors to go on from with backward(), and whence.
+    """
+    written: dict[int, tuple[Tensor, Value]] = field(default_factory=dict)
     grads_before: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
     modules: list[tuple[Any, bool]] = field(default_factory=list)
     differentiated: bool = False
-    grads_seen: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)    # gradients from outside, looked at
-    grads_used: dict[int, Tensor] = field(default_factory=dict)                          # ... and computed with
-    arguments: list[tuple[Node, Tensor, Any]] = field(default_factory=list)    # placeholder, its handle, what the call passed
-    seeds: dict[int, tuple[Any, Tensor]] = field(default_factory=dict)         # tensors to go on from with backward(), and whence
+    grads_seen: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    grads_used: dict[int, Tensor] = field(default_factory=dict)
+    arguments: list[tuple[Node, Tensor, Any]] = field(default_factory=list)
+    seeds: dict[int, tuple[Any, Tensor]] = field(default_factory=dict)
 
     def read(self, tensor: Tensor) -> Value:
         found = self.written.get(id(tensor))
@@ -58,7 +71,10 @@ class Trace(Graph):
             self.grads_seen.setdefault(id(tensor), (tensor, g))
 
     def guards(self) -> tuple[tuple[Tensor, Tensor | None, bool], ...]:
-        """(tensor, its gradient at the time, whether that very gradient is needed or only whether there was one)."""
+        """(tensor, its gradient at the time, whether that very gradient is needed) of each looked at.
+
+        Else only whether there was one.
+        """
         return tuple((t, g, id(t) in self.grads_used) for t, g in self.grads_seen.values())
 
     def write(self, target: Tensor, value: Tensor) -> Tensor:
@@ -66,7 +82,8 @@ class Trace(Graph):
             from .graph import rebind
             return rebind(self, target, value)
         if target.requires_grad and target.is_leaf and record.grad_enabled():
-            raise AutogradError("in place: a leaf that requires grad cannot be changed in place; update it inside graphc.no_grad()")
+            raise AutogradError("in place: a leaf that requires grad cannot be changed in place; "
+                                "update it inside graphc.no_grad()")
         v = self._into(self.value_of(value), target.dtype, "in place: the tensor")
         if v.aval.shape != target.shape:
             from ..ops.shape import broadcast_to
@@ -86,16 +103,24 @@ class Trace(Graph):
         self.modules.append((module, module.training))
 
     def backward(self, loss: Tensor, gradient: Any = None) -> None:
-        """``loss.backward()`` inside a traced function: gradients of parameters become values in their ``.grad``."""
+        """``loss.backward()`` inside a traced function.
+
+        Gradients of parameters become values in their ``.grad``.
+        """
         self.differentiated = True
         value = self.value_of(loss)
         if gradient is None and value.aval.size != 1:
-            raise AutogradError(f"backward(): a gradient starts from a scalar; this value has shape {value.aval.shape}")
-        leaves = [(n, n.attrs["state"].tensor) for n in self.states.values() if n.attrs["state"].tensor.requires_grad]
-        given = [(n, handle, x) for n, handle, x in self.arguments if isinstance(x, Tensor) and x.requires_grad]
+            raise AutogradError(
+                f"backward(): a gradient starts from a scalar; this value has shape {value.aval.shape}")
+        leaves = [(n, n.attrs["state"].tensor) for n in self.states.values()
+                  if n.attrs["state"].tensor.requires_grad]
+        given = [(n, handle, x) for n, handle, x in self.arguments
+                 if isinstance(x, Tensor) and x.requires_grad]
         with record.recording(self):
-            start = full_value(value.aval.shape, 1, value.aval.dtype) if gradient is None else as_tensor(gradient)
-            found, _ = walk([(value, symbol(self.value_of(start)))], {(id(n), 0) for n, *_ in (*leaves, *given)})
+            start = as_tensor(gradient) if gradient is not None else full_value(
+                value.aval.shape, 1, value.aval.dtype)
+            wrt = {(id(n), 0) for n, *_ in (*leaves, *given)}
+            found, _ = walk([(value, symbol(self.value_of(start)))], wrt)
             for node, handle, x in given:
                 self._seed(x, handle, found.get((id(node), 0)))
             for node, tensor in leaves:
@@ -105,14 +130,16 @@ class Trace(Graph):
                     continue
                 before = tensor.grad
                 self.note_grad(tensor)
-                if before is not None and before._data is not None:             # accumulate into what is there
+                if before is not None and before._data is not None:         # accumulate into what is there
                     self.write(before, before + g)
                 else:
                     tensor._more().grad = g if before is None else before + g
 
-
     def _seed(self, tensor: Tensor, handle: Tensor | None, g: Tensor | None) -> None:
-        """The gradient of an eager tensor that has a history (or of an argument): the tape takes over after the run."""
+        """The gradient of an eager tensor that has a history (or of an argument).
+
+        The tape takes over after the run.
+        """
         if g is None:
             return
         before = self.seeds.get(id(tensor))
@@ -126,8 +153,8 @@ class Trace(Graph):
 class Traced:
     """One trace: what it takes, what must still hold, and the compiled program."""
     structure_of_call: Any                        # how the arguments nest
-    pattern: tuple[Any, ...]                      # per leaf: (shape with Dims, dtype, requires_grad) or a static value
-    ones: bool                                    # whether a named size may be 1 (only with a signature: 1 broadcasts)
+    pattern: tuple[Any, ...]                      # per leaf: (shape, dtype, requires_grad) or a static value
+    ones: bool                                    # may a named size be 1? (only with a signature)
     grad_mode: bool
     placeholders: tuple[Node, ...]
     session: Session
@@ -138,7 +165,7 @@ class Traced:
     grad_guards: tuple[tuple[Tensor, Tensor | None, bool], ...]     # see Trace.guards
     cleared: tuple[Tensor, ...]                   # parameters whose .grad the function sets to None
     written: tuple[int, ...]                      # arguments that the function writes into
-    seeds: tuple[Tensor | int, ...]               # tensors (or positions of arguments) that backward() goes on from
+    seeds: tuple[Tensor | int, ...]               # tensors (or arguments' positions) backward() goes on from
     states: tuple[tuple[Tensor, bool, Aval], ...]  # eager tensors it reads: requires_grad, and what they were
     modules: tuple[tuple[Any, bool], ...]
     trace: Trace
@@ -149,7 +176,9 @@ class Traced:
     def match(self, structure: Any, leaves: list[Any]) -> dict[Dim, int] | None:
         """The named sizes when a call fits this trace and what it relied on still holds, else None."""
         sizes: dict[Dim, int] = {}
-        if len(self.pattern) != len(leaves) or self.structure_of_call != structure or self.grad_mode is not record.grad_enabled():
+        if len(self.pattern) != len(leaves) or self.structure_of_call != structure:
+            return None
+        if self.grad_mode is not record.grad_enabled():
             return None
         for pattern, x in zip(self.pattern, leaves):
             if not _matches(pattern, x, sizes, self.ones):
@@ -158,7 +187,8 @@ class Traced:
 
     def holds(self) -> bool:
         for tensor, wants, aval in self.states:
-            if tensor.requires_grad is not wants or tensor._data.dtype != aval.dtype or tensor._data.shape != aval.shape:
+            data = tensor._data
+            if tensor.requires_grad is not wants or data.dtype != aval.dtype or data.shape != aval.shape:
                 return False
         for module, flag in self.modules:
             if module.training is not flag:
@@ -173,7 +203,8 @@ class Traced:
 class Function(Generic[R]):
     """A Python function that runs as compiled programs, one per signature. Made by `graphc.function`."""
 
-    def __init__(self, body: Callable[..., R], target: str | None = None, signature: Sequence[Any] | None = None) -> None:
+    def __init__(self, body: Callable[..., R], target: str | None = None,
+                 signature: Sequence[Any] | None = None) -> None:
         functools.update_wrapper(self, body)
         self.body, self.target = body, target
         self.signature = tuple(signature) if signature is not None else None
@@ -209,14 +240,17 @@ class Function(Generic[R]):
         return None
 
     def _sizes(self, structure: Any, leaves: list[Any]) -> list[tuple[Any, ...]]:
-        """For each array argument: ints, names or None as the signature says, or all that a changing size has been.
+        """For each array argument: ints, names or None as the signature says.
+
+        Without one, all that a changing size has been.
 
         Axes that have always changed together share a name; a size of 1 broadcasts and stays a number.
         """
         arrays = [x for x in leaves if _is_array(x)]
         if self.signature is not None:
             if len(self.signature) != len(arrays):
-                raise record.located(ArgumentError(f"signature has {len(self.signature)} shapes, the call {len(arrays)} arrays"))
+                raise record.located(ArgumentError(
+                    f"signature has {len(self.signature)} shapes, the call {len(arrays)} arrays"))
             return [tuple(s) for s in self.signature]
         key = (repr(structure), *((x.dtype, len(x.shape)) if _is_array(x) else _static(x) for x in leaves))
         shapes = tuple(tuple(x.shape) for x in arrays)
@@ -241,11 +275,18 @@ class Function(Generic[R]):
             except (ShapeError, GraphError, ModeError):
                 if self.signature is not None or all(isinstance(n, int) for s in sizes for n in s):
                     raise
-                sizes = [tuple(x.shape) for x in leaves if _is_array(x)]         # the code needs numbers: one trace per size
+                # the code needs numbers: one trace per size
+                sizes = [tuple(x.shape) for x in leaves if _is_array(x)]
                 traced = self._trace_with(structure, leaves, sizes)
-            bind_sizes(traced.placeholders, [x for x in leaves if _is_array(x)])          # the signature may say otherwise
-            why = "first call" if not self.traces else "new signature" if traced.pattern not in [t.pattern for t in self.traces] else "state changed"
-            self.log.append(f"trace {len(self.traces) + 1} ({why}): {', '.join(_describe(p) for p in traced.pattern)}; {traced.seconds:.3f} s")
+            # the signature may say otherwise than the arrays
+            bind_sizes(traced.placeholders, [x for x in leaves if _is_array(x)])
+            why = "state changed"
+            if not self.traces:
+                why = "first call"
+            elif traced.pattern not in [t.pattern for t in self.traces]:
+                why = "new signature"
+            patterns = ", ".join(_describe(p) for p in traced.pattern)
+            self.log.append(f"trace {len(self.traces) + 1} ({why}): {patterns}; {traced.seconds:.3f} s")
             self.traces.insert(0, traced)
             found = self._find(structure, leaves)
             if found is None:
@@ -272,43 +313,53 @@ class Function(Generic[R]):
                     dims.append(trace.fresh_size() if s is None else s)
             aval = Aval(tuple(dims), as_dtype(x.dtype))
             wants = isinstance(x, Tensor) and x.requires_grad
-            node = trace.add(placeholder_op, (), {"aval": aval}, (aval,), record.user_line(), f"arg{k}", wants_grad=wants)
+            node = trace.add(placeholder_op, (), {"aval": aval}, (aval,), record.user_line(), f"arg{k}",
+                             wants_grad=wants)
             placeholders.append(node)
             trace.arguments.append((node, symbol(Value(node, 0), wants), x))
         handles = iter([handle for _, handle, _ in trace.arguments])
-        new_args, new_kwargs = _unflatten(structure_of_call, [next(handles) if _is_array(x) else x for x in leaves])
+        traced_leaves = [next(handles) if _is_array(x) else x for x in leaves]
+        new_args, new_kwargs = _unflatten(structure_of_call, traced_leaves)
         try:
             with trace:
+                seeded = random.state._data.copy()
                 result = self.body(*new_args, **new_kwargs)
+                if random.state._data[0] != seeded[0] or random.state._data[1] < seeded[1]:
+                    raise ModeError("function: manual_seed() inside would act while tracing only; call it outside")
             outputs: list[Any] = []
             structure = _flatten(result, outputs)
             with trace:
                 fetches = [trace.value_of(x) if _is_array(x) else x for x in outputs]
-                new_grads = [(p, p._rare.grad) for p, _ in trace.grads_before.values() if p._rare is not None and p._rare.grad is not None]
-                grads = [(p, trace.value_of(g)) for p, g in new_grads if g._data is None]
-                cleared = tuple(p for p, before in trace.grads_before.values() if before is not None and (p._rare is None or p._rare.grad is None))
+                now = [(p, before, p._rare.grad if p._rare is not None else None)
+                       for p, before in trace.grads_before.values()]
+                grads = [(p, trace.value_of(g)) for p, _, g in now if g is not None and g._data is None]
+                cleared = tuple(p for p, before, g in now if before is not None and g is None)
         finally:
             for tensor, before in trace.grads_before.values():
                 tensor._more().grad = before
         for x in outputs:
             if not (_is_array(x) or isinstance(x, (int, float, str, Dim)) or x is None):
-                raise record.located(ArgumentError(f"function: it returned {type(x).__name__}; return tensors, numbers, or structures of them"))
+                raise record.located(ArgumentError(
+                    f"function: it returned {type(x).__name__}; "
+                    "return tensors, numbers, or structures of them"))
         values = [f for f in fetches if isinstance(f, Value)]
         for target, v in trace.written.values():
             state = trace.states[id(target)].attrs["state"]
-            node = trace.add(assign_op, (v,), {"state": state}, (state.aval,), record.user_line(), f"{state.name.split('/')[-1]}_assign")
+            node = trace.add(assign_op, (v,), {"state": state}, (state.aval,), record.user_line(),
+                             f"{state.name.split('/')[-1]}_assign")
             values.append(Value(node, 0))
         n_results = sum(isinstance(f, Value) for f in fetches)
         session = Session(trace, self.target or config.target)
         written = [k for k, (node, handle, _) in enumerate(trace.arguments) if handle._node.node is not node]
         for k in written:
             if trace.arguments[k][1].requires_grad:
-                raise AutogradError(f"function: argument {k} requires grad and is changed in place; return the new value instead")
+                raise AutogradError(f"function: argument {k} requires grad and is changed in place; "
+                                    "return the new value instead")
         seeds = list(trace.seeds.values())
-        returned = [*values[:n_results], *(v for _, v in grads), *(trace.arguments[k][1]._node for k in written),
-                    *(g._node for _, g in seeds)]
+        returned = [*values[:n_results], *(v for _, v in grads),
+                    *(trace.arguments[k][1]._node for k in written), *(g._node for _, g in seeds)]
         prepared = session.prepare_with_updates(returned, values[n_results:])
-        prepared.program = replace(prepared.program, draws=trace.draws)           # as in eager mode, needed or not
+        prepared.program = replace(prepared.program, draws=trace.draws)     # as in eager mode, needed or not
         passed = {id(x): k for k, x in enumerate(arrays)}
         avals = iter([n.avals[0] for n in placeholders])
         pattern = tuple((next(avals).shape, as_dtype(x.dtype), isinstance(x, Tensor) and x.requires_grad)
@@ -318,11 +369,15 @@ class Function(Generic[R]):
         leaves_ = () if trace.differentiated else tuple(
             n.attrs["state"].tensor for n in trace.states.values() if n.attrs["state"].tensor.requires_grad)
         position = iter(range(n_results))
-        slots = _Slots(structure, [("value", next(position)) if isinstance(f, Value) else ("static", f) for f in fetches])
-        states = tuple((s.tensor, s.tensor.requires_grad, s.aval) for s in (n.attrs["state"] for n in trace.states.values()))
-        return Traced(structure_of_call, pattern, self.signature is not None, record.grad_enabled(), tuple(placeholders), session,
-                      prepared, slots, n_results, tuple(p for p, _ in grads), guards, cleared, tuple(written),
-                      tuple(passed.get(id(t), t) for t, _ in seeds), states, modules, trace, time.perf_counter() - start, leaves_)
+        slots = _Slots(structure, [("value", next(position)) if isinstance(f, Value) else ("static", f)
+                                   for f in fetches])
+        states = tuple((s.tensor, s.tensor.requires_grad, s.aval)
+                       for s in (n.attrs["state"] for n in trace.states.values()))
+        seconds = time.perf_counter() - start
+        return Traced(structure_of_call, pattern, self.signature is not None, record.grad_enabled(),
+                      tuple(placeholders), session, prepared, slots, n_results,
+                      tuple(p for p, _ in grads), guards, cleared, tuple(written),
+                      tuple(passed.get(id(t), t) for t, _ in seeds), states, modules, trace, seconds, leaves_)
 
     # ------------------------------------------------------------ running
 
@@ -346,8 +401,11 @@ class Function(Generic[R]):
             self._link(traced, arrays, results, before)
         return traced.structure.rebuild(results, sizes)
 
-    def _link(self, traced: Traced, arrays: list[Any], results: list[Tensor], before: dict[State, Any]) -> None:
-        """Put the call on the eager tape: its gradient is a second compiled program that recomputes the forward pass.
+    def _link(self, traced: Traced, arrays: list[Any], results: list[Tensor],
+              before: dict[State, Any]) -> None:
+        """Put the call on the eager tape.
+
+        Its gradient is a second compiled program that recomputes the forward pass.
 
         ``before`` is what the call changed, as it was: the recomputation starts from there.
         """
@@ -366,7 +424,8 @@ class Function(Generic[R]):
 
         def rule(g: tuple[Any, ...], c: Context, i: int) -> Any:
             if record.grad_enabled():
-                raise AutogradError(f"{name}: a compiled function has first derivatives only; call its .body for higher ones")
+                raise AutogradError(
+                    f"{name}: a compiled function has first derivatives only; call its .body for higher ones")
             cots = [z if g[k] is None else g[k] for k, z in zip(floating, zeros)]
             key = tuple(map(id, cots))
             if cache.get("key") != key:
@@ -374,43 +433,55 @@ class Function(Generic[R]):
                 cache["grads"] = pullback(name, tensors, cots, before, versions)
             return cache["grads"][i]
         op = object.__new__(Op)
-        for field_, value in (("name", name), ("vjp", EachInput(rule)), ("saves", ()), ("outputs", 0), ("traits", frozenset())):
+        fields: dict[str, Any] = {
+            "name": name, "vjp": EachInput(rule), "saves": (), "outputs": 0, "traits": frozenset()}
+        for field_, value in fields.items():
             object.__setattr__(op, field_, value)
         edges = tuple((t._node or t) if t.requires_grad else None for t in operands)
-        node = TapeNode(op, edges, {"_outputs": range(len(results))}, tuple(t.shape for t in operands), None, record.source_line())
+        shapes = tuple(t.shape for t in operands)
+        node = TapeNode(op, edges, {"_outputs": range(len(results))}, shapes, None, record.source_line())
         for k in floating:
             results[k]._node, results[k].requires_grad = Value(node, k), True
 
 
 def _pullback(traced: Traced, wants: list[bool], floating: list[int]) -> Callable[..., list[Any]]:
-    """A function from inputs and cotangents to the gradient of each operand (None where not wanted), of the same graph."""
+    """A function from inputs and cotangents to the gradient of each operand, of the same graph.
+
+    None where it is not wanted.
+    """
     trace = traced.trace
     placeholders = traced.placeholders
     values = traced.prepared.fetches[:traced.n_results]
     cots: list[Node] = []
     for k in floating:
         aval = values[k].aval
-        cots.append(trace.add(placeholder_op, (), {"aval": aval}, (aval,), record.user_line(), f"cotangent{k}"))
-    xs = [symbol(Value(n, 0)) for n in placeholders] + [symbol(Value(trace.states[id(t)], 0)) for t in traced.differentiable]
+        cots.append(trace.add(placeholder_op, (), {"aval": aval}, (aval,), record.user_line(),
+                              f"cotangent{k}"))
+    xs = [symbol(Value(n, 0)) for n in placeholders]
+    xs += [symbol(Value(trace.states[id(t)], 0)) for t in traced.differentiable]
     chosen = [x for x, w in zip(xs, wants) if w]
     got = trace.gradients([symbol(values[k]) for k in floating], chosen, [symbol(Value(n, 0)) for n in cots])
     present = [g for g in got if g is not None]
     prepared = traced.session.prepare([g._node for g in present])
 
     def check(name: str, tensor: Tensor, versions: dict[int, int]) -> None:
-        if tensor.version != versions.get(id(tensor), tensor.version):            # not there: a constant of a gradient rule
+        # not among the versions: a constant of a gradient rule
+        if tensor.version != versions.get(id(tensor), tensor.version):
             at = tensor.storage().written_at
-            raise AutogradError(f"{name}: {tensor.name or 'an operand'} is needed for the gradient but was changed in place since"
-                                f"{f' at {at}' if at else ''}; work on a copy: x = x.clone()")
+            raise AutogradError(
+                f"{name}: {tensor.name or 'an operand'} is needed for the gradient but was changed in place "
+                f"since{f' at {at}' if at else ''}; work on a copy: x = x.clone()")
 
-    def call(name: str, tensors: list[Tensor], cotangents: list[Any], before: dict[State, Any], versions: dict[int, int]) -> list[Any]:
+    def call(name: str, tensors: list[Tensor], cotangents: list[Any], before: dict[State, Any],
+             versions: dict[int, int]) -> list[Any]:
         for _, state in prepared.reads:
             if state not in before and state.tensor is not None:
                 check(name, state.tensor, versions)
         for n, t in zip(placeholders, tensors):
             if n in prepared.feeds:
                 check(name, t, versions)
-        by_node = {id(n): _array(t) for n, t in zip(placeholders, tensors)} | {id(n): _array(c) for n, c in zip(cots, cotangents)}
+        by_node = {id(n): _array(t) for n, t in zip(placeholders, tensors)}
+        by_node |= {id(n): _array(c) for n, c in zip(cots, cotangents)}
         out = iter(traced.session._execute(prepared, [by_node[id(n)] for n in prepared.feeds], before))
         found = iter([from_numpy(next(out)) if g is not None else None for g in got])
         return [next(found) if w else None for w in wants]
@@ -456,8 +527,12 @@ class _Slots:
 
     def rebuild(self, results: Sequence[Tensor], sizes: dict[Dim, int]) -> Any:
         env = {str(d): n for d, n in sizes.items()}
-        return _unflatten(self.structure, [results[v] if kind == "value" else evaluate(v, env) if isinstance(v, Dim) else v
-                                           for kind, v in self.leaves])
+
+        def leaf(kind: str, v: Any) -> Any:
+            if kind == "value":
+                return results[v]
+            return evaluate(v, env) if isinstance(v, Dim) else v
+        return _unflatten(self.structure, [leaf(kind, v) for kind, v in self.leaves])
 
 
 def _write_argument(x: Any, value: Any) -> None:
@@ -503,7 +578,7 @@ def _matches(pattern: Any, x: Any, sizes: dict[Dim, int], ones: bool) -> bool:
     if dtype != x.dtype or len(shape) != len(x.shape) or wants != (isinstance(x, Tensor) and x.requires_grad):
         return False
     for s, n in zip(shape, x.shape):
-        if s != n and (isinstance(s, int) or n == 1 and not ones or sizes.setdefault(s, n) != n):
+        if s != n and (isinstance(s, int) or (n == 1 and not ones) or sizes.setdefault(s, n) != n):
             return False
     return True
 
@@ -514,17 +589,19 @@ def _describe(pattern: Any) -> str:
     return f"{pattern[1].name}[{', '.join('?' if isinstance(s, Dim) else str(s) for s in pattern[0])}]"
 
 
-def function(body: Callable[..., R] | None = None, *, target: str | None = None, signature: Sequence[Any] | None = None) -> Any:
+def function(body: Callable[..., R] | None = None, *, target: str | None = None,
+             signature: Sequence[Any] | None = None) -> Any:
     """Compile a function of tensors: traced once per signature, then run as one program.
 
     Parameters
     ----------
     body : callable
-        Written for eager mode; it may train (``backward()``, ``optimizer.step()``, in-place updates). Python control flow
-        is followed while tracing; `.item()` and `bool()` of a traced value are errors.
+        Written for eager mode; it may train (``backward()``, ``optimizer.step()``, in-place updates). Python
+        control flow is followed while tracing; `.item()` and `bool()` of a traced value are errors.
     target : {"cpu", "python", "interpret"}, optional
     signature : sequence of shapes, optional
-        Shapes of the array arguments, with None or names for sizes that vary: nothing is retraced for a new size.
+        Shapes of the array arguments, with None or names for sizes that vary: nothing is retraced for a new
+        size.
 
     Examples
     --------

@@ -1,7 +1,7 @@
 """Graph: what static mode records. A user's graph only grows; running takes a pruned, frozen `Program` of it.
 
-State is explicit. A Variable is a handle; each use of it is a `read` of the value from before the run. An update is an
-`assign` node; reads made inside ``control_dependencies([update])`` see what it assigned.
+State is explicit. A Variable is a handle; each use of it is a `read` of the value from before the run. An
+update is an `assign` node; reads made inside ``control_dependencies([update])`` see what it assigned.
 """
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ from ..ops.basic import cast_op, constant_op, full_value
 class State:
     """One piece of state that a graph reads or updates.
 
-    Either bound to an eager tensor (a Parameter, a Buffer, or a captured tensor: ``tensor``), whose Storage all modes
-    share, or the graph's own (``initial``), with one buffer per Session.
+    Either bound to an eager tensor (a Parameter, a Buffer, or a captured tensor: ``tensor``), whose Storage
+    all modes share, or the graph's own (``initial``), with one buffer per Session.
     """
     name: str
     aval: Aval
@@ -56,26 +56,33 @@ class State:
         return self.tensor.storage()
 
 
-placeholder_op = Op("placeholder", infer=lambda aval: aval, run=lambda aval: None, traits=frozenset({"source"}))
-read_op = Op("read", infer=lambda state: state.aval, run=lambda state: None, traits=frozenset({"source"}))
+SOURCE: frozenset[Trait] = frozenset({"source"})
+EFFECT: frozenset[Trait] = frozenset({"effect"})
+placeholder_op = Op("placeholder", infer=lambda aval: aval, run=lambda aval: None, traits=SOURCE)
+read_op = Op("read", infer=lambda state: state.aval, run=lambda state: None, traits=SOURCE)
 
 
 def _assign_infer(value: Aval, state: State) -> Aval:
     if value.dtype != state.aval.dtype:
-        raise DTypeError(f"assign: a {value.dtype.name} value for variable {state.name} of {state.aval.dtype.name}")
-    if len(value.shape) != len(state.aval.shape) or any(same_size(a, b) is None for a, b in zip(value.shape, state.aval.shape)):
-        raise ShapeError(f"assign: a value of shape {format_shape(value.shape)} for variable {state.name} of shape "
-                         f"{format_shape(state.aval.shape)}")
+        raise DTypeError(f"assign: a {value.dtype.name} value for variable {state.name} "
+                         f"of {state.aval.dtype.name}")
+    shape, wanted = value.shape, state.aval.shape
+    if len(shape) != len(wanted) or any(same_size(a, b) is None for a, b in zip(shape, wanted)):
+        raise ShapeError(f"assign: a value of shape {format_shape(shape)} for variable {state.name} "
+                         f"of shape {format_shape(wanted)}")
     return state.aval
 
 
-assign_op = Op("assign", infer=_assign_infer, run=lambda value, state: value, traits=frozenset({"effect"}))
-group_op = Op("group", infer=lambda: Aval((), np.dtype(np.bool_)), run=lambda: np.bool_(True), traits=frozenset({"effect"}))
+assign_op = Op("assign", infer=_assign_infer, run=lambda value, state: value, traits=EFFECT)
+group_op = Op("group", infer=lambda: Aval((), np.dtype(np.bool_)), run=lambda: np.bool_(True), traits=EFFECT)
 
 
 @dataclass(frozen=True, slots=True)
 class SizeCheck:
-    """A relation of sizes to be checked at each run that ``node`` takes part in (None: that has these sizes)."""
+    """A relation of sizes to be checked at each run that ``node`` takes part in.
+
+    None for the node: at each run that has these sizes.
+    """
     check: Check
     op: str
     origin: str
@@ -92,8 +99,10 @@ class ValueCheck:
 class _Scopes(threading.local):
     names: tuple[str, ...] = ()
     after: tuple[Node, ...] = ()
-    latest: dict[State, Node] = {}              # the updates that ``after`` brings about: of each state the last
     entered: tuple[Any, ...] = ()
+
+    def __init__(self) -> None:
+        self.latest: dict[State, Node] = {}      # the updates that ``after`` brings about: of each state the last
 
 
 def closure(nodes: Iterable[Node]) -> dict[int, Node]:
@@ -128,7 +137,7 @@ class Graph:
     size_checks_: list[SizeCheck] = field(default_factory=list)
     value_checks: list[ValueCheck] = field(default_factory=list)
     draws: int = 0
-    updates: list[Tensor] = field(default_factory=list)               # pending updates of buffers (batch statistics)
+    updates: list[Tensor] = field(default_factory=list)          # pending, of buffers (batch statistics)
 
     def __post_init__(self) -> None:
         self._scopes = _Scopes()
@@ -185,8 +194,10 @@ class Graph:
         scopes = self._scopes
         outer = scopes.after, scopes.latest
         scopes.after += nodes
-        before = closure(scopes.after)                       # a graph only grows: of two ordered updates the later is last
-        scopes.latest = {n.attrs["state"]: n for n in self.nodes if id(n) in before and n.op is assign_op} if before else {}
+        before = closure(scopes.after)
+        scopes.latest = {}
+        if before:                         # a graph only grows: of two ordered updates the later is last
+            scopes.latest = {n.attrs["state"]: n for n in self.nodes if id(n) in before and n.op is assign_op}
         try:
             yield
         finally:
@@ -199,7 +210,10 @@ class Graph:
 
     @contextmanager
     def size_checks(self, op: str) -> Iterator[None]:
-        """Questions about sizes that come up inside are checked at each run (if a node is made inside: that needs it)."""
+        """Questions about sizes that come up inside are checked at each run.
+
+        If a node is made inside: at each run that needs it.
+        """
         before = len(self.nodes)
         with collect_checks() as checks:
             yield
@@ -244,14 +258,17 @@ class Graph:
             found = self.__dict__["_grad_nodes"] = set()
         return found
 
-    def add(self, op: Op, values: tuple[Value, ...], attrs: dict[str, Any], avals: tuple[Aval, ...], origin: str,
-            name: str | None = None, differentiable: bool = True, wants_grad: bool = False) -> Node:
+    def add(self, op: Op, values: tuple[Value, ...], attrs: dict[str, Any], avals: tuple[Aval, ...],
+            origin: str, name: str | None = None, differentiable: bool = True,
+            wants_grad: bool = False) -> Node:
         """Append a node as it is."""
         after = () if op is placeholder_op else self._scopes.after
-        node = Node(op, values, attrs, avals, self._unique(name or op.name), (origin,), after, self, differentiable)
+        name = self._unique(name or op.name)
+        node = Node(op, values, attrs, avals, name, (origin,), after, self, differentiable)
         self.nodes.append(node)
         self.by_name[node.name] = node
-        if wants_grad or (differentiable and op.vjp is not None and any(v.node in self._grads for v in values)):
+        flows = differentiable and op.vjp is not None and any(v.node in self._grads for v in values)
+        if wants_grad or flows:
             self._grads.add(node)
         return node
 
@@ -278,10 +295,14 @@ class Graph:
         return cast(Value, self.record(cast_op, (symbol(value),), {"dtype": dtype})._node)
 
     def _into(self, value: Value, dtype: DType, what: str) -> Value:
-        """``value`` in the dtype of what it is written into; as in eager mode, floats do not go into integers."""
+        """``value`` in the dtype of what it is written into.
+
+        As in eager mode, floats do not go into integers.
+        """
         kind = value.aval.dtype.kind
         if value.aval.dtype != dtype and dtype.kind != "f" and not (kind in "bui" and dtype.kind in "ui"):
-            raise DTypeError(f"{what} is {dtype.name}, the value {value.aval.dtype.name}; cast it if losing values is intended")
+            raise DTypeError(f"{what} is {dtype.name}, the value {value.aval.dtype.name}; "
+                             "cast it if losing values is intended")
         return self._cast(value, dtype)
 
     def value_of(self, x: Any, op: Op | None = None) -> Value:
@@ -291,21 +312,26 @@ class Graph:
                 return self.read(x)
             value = cast(Value, x._node)
             if value.node.graph is not self:
-                raise GraphError(f"{value!r} (made at {', '.join(value.node.origins)}) belongs to another graph; "
-                                 "a graph uses its own values only")
+                raise GraphError(f"{value!r} (made at {', '.join(value.node.origins)}) belongs to another "
+                                 "graph; a graph uses its own values only")
             if value.node.op is read_op:
                 return self.current(value.node.attrs["state"], value)
             return value
-        if isinstance(x, np.ndarray) or scalar_kind(x) is not None:
-            return self.constant(np.asarray(x) if isinstance(x, np.ndarray) else np.asarray(x, promote([], scalar_kind(x) or "")))
-        raise DTypeError(f"{op.name if op else 'graph'}: cannot take {type(x).__name__}; pass a tensor, an array or a number")
+        if isinstance(x, np.ndarray):
+            return self.constant(np.asarray(x))
+        kind = scalar_kind(x)
+        if kind is not None:
+            return self.constant(np.asarray(x, promote([], kind)))
+        raise DTypeError(f"{op.name if op else 'graph'}: cannot take {type(x).__name__}; "
+                         "pass a tensor, an array or a number")
 
     def constant(self, array: np.ndarray[Any, Any], name: str | None = None) -> Value:
         """A literal array (copied)."""
         as_dtype(array.dtype)
         array = array.copy()
         array.flags.writeable = False
-        return Value(self.add(constant_op, (), {"value": array}, (Aval(array.shape, array.dtype),), record.user_line(), name), 0)
+        aval = Aval(array.shape, array.dtype)
+        return Value(self.add(constant_op, (), {"value": array}, (aval,), record.user_line(), name), 0)
 
     # ------------------------------------------------------------ state
 
@@ -313,16 +339,18 @@ class Graph:
         """The value of an eager tensor as this graph sees it: state, bound by reference."""
         node = self.states.get(id(tensor))
         if node is None:
-            bound = isinstance(tensor, (Parameter, Buffer))
-            name = tensor.name or ("parameter" if isinstance(tensor, Parameter) else "buffer" if bound else "captured")
-            state = State(name, tensor.aval, tensor, trainable=isinstance(tensor, Parameter) and tensor.requires_grad,
-                          captured_version=None if bound else tensor.storage().version, captured_at=record.user_line())
+            trained = isinstance(tensor, Parameter)
+            bound = trained or isinstance(tensor, Buffer)
+            name = tensor.name or ("parameter" if trained else "buffer" if bound else "captured")
+            state = State(name, tensor.aval, tensor, trainable=trained and tensor.requires_grad,
+                          captured_version=None if bound else tensor.storage().version,
+                          captured_at=record.user_line())
             scopes = self._scopes
             outer = scopes.after, scopes.names
-            scopes.after, scopes.names = (), () if tensor.name else scopes.names      # a named tensor has its full path
+            scopes.after, scopes.names = (), () if tensor.name else scopes.names    # tensor.name: a full path
             try:
-                node = self.add(read_op, (), {"state": state}, (tensor.aval,), record.user_line(), name.replace(".", "/"),
-                                wants_grad=tensor.requires_grad)
+                node = self.add(read_op, (), {"state": state}, (tensor.aval,), record.user_line(),
+                                name.replace(".", "/"), wants_grad=tensor.requires_grad)
             finally:
                 scopes.after, scopes.names = outer
             state.name = node.name
@@ -330,7 +358,10 @@ class Graph:
         return self.current(node.attrs["state"], Value(node, 0))
 
     def current(self, state: State, default: Value) -> Value:
-        """What a read of ``state`` sees here: its value before the run, or what an update we run after assigned."""
+        """What a read of ``state`` sees here.
+
+        Its value before the run, or what an update that runs before this assigned.
+        """
         latest = self._scopes.latest.get(state)
         return default if latest is None else Value(latest, 0)
 
@@ -338,16 +369,18 @@ class Graph:
         """The State behind a Variable, Parameter or Buffer; GraphError for anything else."""
         if variable._data is not None:
             if not isinstance(variable, (Parameter, Buffer)):
-                raise ModeError("assign: an eager tensor is not a variable; make it a Parameter or use graphc.Variable")
+                raise ModeError("assign: an eager tensor is not a variable; "
+                                "make it a Parameter or use graphc.Variable")
             self.read(variable)
             return cast(State, self.states[id(variable)].attrs["state"])
         node = variable._node.node
         if node.graph is not self:
-            raise GraphError(f"assign: variable {node.name} (made at {', '.join(node.origins)}) belongs to another graph; "
-                             "a graph updates its own variables only")
+            raise GraphError(f"assign: variable {node.name} (made at {', '.join(node.origins)}) belongs to "
+                             "another graph; a graph updates its own variables only")
         if node.op is not read_op:
-            raise GraphError(f"assign: {node.name} (made at {', '.join(node.origins)}) is not a variable but the result of "
-                             f"{node.op.name}; assign to a Variable, a Parameter or a Buffer")
+            raise GraphError(
+                f"assign: {node.name} (made at {', '.join(node.origins)}) is not a variable but the result of "
+                f"{node.op.name}; assign to a Variable, a Parameter or a Buffer")
         return cast(State, node.attrs["state"])
 
     def assign(self, variable: Tensor, value: Any, name: str | None = None) -> Tensor:
@@ -361,25 +394,33 @@ class Graph:
             with collect_checks() as checks:
                 aval = _assign_infer(v.aval, state)
             origin = record.user_line()
-            node = self.add(assign_op, (v,), {"state": state}, (aval,), origin, name or f"{state.name.split('/')[-1]}_assign")
+            name = name or f"{state.name.split('/')[-1]}_assign"
+            node = self.add(assign_op, (v,), {"state": state}, (aval,), origin, name)
             self._note(checks, "assign", origin, node)
             return symbol(Value(node, 0))
 
     def write(self, target: Tensor, value: Tensor) -> Tensor:
-        """In-place methods end here. On a symbol: the handle takes the new value; on state: a pending update."""
+        """In-place methods end here.
+
+        On a symbol: the handle takes the new value; on state: a pending update.
+        """
         if target._data is not None:
             with record.recording(self):
                 self.updates.append(self.assign(target, value))
             return target
         if target._node.node.op is read_op:
-            raise GraphError(f"{target.name}: a Variable is updated by graphc.assign(variable, value), which returns the update to run")
+            raise GraphError(f"{target.name}: a Variable is updated by graphc.assign(variable, value), "
+                             "which returns the update to run")
         return rebind(self, target, value)
 
     def note_grad(self, tensor: Tensor) -> None:
         raise ModeError("grad: inside a Graph, gradients are values: graphc.gradients(loss, parameters)")
 
     def note_grad_read(self, tensor: Tensor, g: Tensor | None) -> None:
-        """``tensor.grad`` of an eager tensor was looked at while recording: a traced function depends on it."""
+        """``tensor.grad`` of an eager tensor was looked at while recording.
+
+        A traced function depends on it.
+        """
 
     def trainable_variables(self) -> list[Tensor]:
         """Parameters and Variables that gradients are taken for by default, in the order of first use."""
@@ -392,15 +433,21 @@ class Graph:
 
     # ------------------------------------------------------------ gradients
 
-    def gradients(self, ys: Sequence[Tensor], xs: Sequence[Tensor], grad_ys: Sequence[Any] | None = None) -> list[Tensor | None]:
+    def gradients(self, ys: Sequence[Tensor], xs: Sequence[Tensor],
+                  grad_ys: Sequence[Any] | None = None) -> list[Tensor | None]:
         """Symbols of the gradients of ``sum(ys)``; None where there is no path."""
         with record.recording(self):
             roots = []
             for y, g in zip(ys, grad_ys or [None] * len(ys)):
                 value = self.value_of(y)
                 if value.aval.dtype.kind != "f":
-                    raise AutogradError(f"gradients: {value!r} is {value.aval.dtype.name}; only floats have gradients")
-                roots.append((value, full_value(value.aval.shape, 1, value.aval.dtype) if g is None else symbol(self.value_of(as_tensor(g)))))
+                    raise AutogradError(
+                        f"gradients: {value!r} is {value.aval.dtype.name}; only floats have gradients")
+                if g is None:
+                    start = full_value(value.aval.shape, 1, value.aval.dtype)
+                else:
+                    start = symbol(self.value_of(as_tensor(g)))
+                roots.append((value, start))
             with self.name_scope("gradients"):
                 wrt = [self._readings(x) for x in xs]
                 with self._as_recorded():
@@ -409,7 +456,10 @@ class Graph:
 
     @contextmanager
     def _as_recorded(self) -> Iterator[None]:
-        """Gradient rules mean the very values that the forward pass read, not what updates made of them since."""
+        """Gradient rules mean the very values that the forward pass read.
+
+        Not what updates made of them since.
+        """
         scopes = self._scopes
         outer, scopes.latest = scopes.latest, {}
         try:
@@ -418,15 +468,18 @@ class Graph:
             scopes.latest = outer
 
     def _readings(self, x: Tensor) -> tuple[Value, ...]:
-        """The value of ``x`` here and, of a variable that updates run before, the one from before the run too."""
+        """The value of ``x`` here.
+
+        And of a variable that updates run before, the one from before the run too.
+        """
         value = self.value_of(x)
-        if value.node.op is not assign_op or x._data is None and x._node.node is value.node:
+        if value.node.op is not assign_op or (x._data is None and x._node.node is value.node):
             return (value,)
         return (value, Value(self.states[id(x)], 0) if x._data is not None else x._node)
 
     def backward(self, loss: Tensor, gradient: Any = None) -> None:
-        raise ModeError("backward(): inside a Graph, gradients are values: graphc.gradients(loss, parameters), or "
-                        "optimizer.minimize(loss)")
+        raise ModeError("backward(): inside a Graph, gradients are values: "
+                        "graphc.gradients(loss, parameters), or optimizer.minimize(loss)")
 
     # ------------------------------------------------------------ lookup
 
@@ -438,12 +491,13 @@ class Graph:
         FetchError
             With the nearest names, when there is none.
         """
-        base, _, index = name.partition(":")
+        base, _, index = (name, "", "") if name in self.by_name else name.partition(":")
         node = self.by_name.get(base)
         if node is None or (index and (not index.isdigit() or int(index) >= len(node.avals))):
             from difflib import get_close_matches
             near = get_close_matches(base, self.by_name, 3)
-            raise record.located(FetchError(f"no value called {name!r} in this graph" + (f"; did you mean {', '.join(near)}?" if near else "")))
+            hint = f"; did you mean {', '.join(near)}?" if near else ""
+            raise record.located(FetchError(f"no value called {name!r} in this graph{hint}"))
         return symbol(Value(node, int(index or 0)))
 
 
@@ -453,7 +507,9 @@ def rebind(graph: Graph, target: Tensor, value: Tensor) -> Tensor:
     old: Aval = target.aval
     new = graph._into(new, old.dtype, "in place: the tensor")
     if new.aval.shape != old.shape:
-        raise record.located(ShapeError(f"in place: a result of shape {format_shape(new.aval.shape)} for a tensor of {format_shape(old.shape)}"))
+        raise record.located(ShapeError(
+            f"in place: a result of shape {format_shape(new.aval.shape)} for a tensor of "
+            f"{format_shape(old.shape)}"))
     from .views import write
     write(graph, target, new)
     return target
@@ -494,7 +550,8 @@ def placeholder(dtype: Any = "float32", shape: Sequence[Any] = (), name: str | N
         elif (isinstance(s, (int, np.integer)) and s >= 0) or isinstance(s, Dim):
             sizes.append(s if isinstance(s, Dim) else int(s))
         else:
-            raise record.located(ArgumentError(f"placeholder: {s!r} is not a size; use an int, None, a name or a Dim"))
+            raise record.located(ArgumentError(
+                f"placeholder: {s!r} is not a size; use an int, None, a name or a Dim"))
     aval = Aval(tuple(sizes), as_dtype(dtype))
     return symbol(Value(graph.add(placeholder_op, (), {"aval": aval}, (aval,), record.user_line(), name), 0))
 
@@ -531,13 +588,18 @@ class Variable(Tensor):
     """
     __slots__ = ("state",)
 
-    def __init__(self, initial_value: Any, name: str | None = None, trainable: bool = True, dtype: Any = None) -> None:
+    def __init__(self, initial_value: Any, name: str | None = None, trainable: bool = True,
+                 dtype: Any = None) -> None:
         graph = _default()
         if isinstance(initial_value, Tensor) and initial_value._data is None:
-            initial: Any = initial_value if dtype is None else record.apply(cast_op, initial_value, dtype=as_dtype(dtype))
+            initial: Any = initial_value
+            if dtype is not None:
+                initial = record.apply(cast_op, initial_value, dtype=as_dtype(dtype))
             aval = initial.aval
             if not aval.is_static:
-                raise record.located(ShapeError(f"Variable: the initial value has shape {format_shape(aval.shape)}; sizes of variables are fixed"))
+                raise record.located(ShapeError(
+                    f"Variable: the initial value has shape {format_shape(aval.shape)}; "
+                    "sizes of variables are fixed"))
         else:
             with record.eagerly():
                 from ..core.tensor import tensor
@@ -606,11 +668,15 @@ def group(*updates: Tensor, name: str | None = None) -> Tensor:
     """One update that stands for several; fetching it gives None."""
     graph = _graph_of(*updates)
     with record.recording(graph), graph.control_dependencies(updates):
-        return symbol(Value(graph.add(group_op, (), {}, (Aval((), np.dtype(np.bool_)),), record.user_line(), name), 0))
+        aval = Aval((), np.dtype(np.bool_))
+        return symbol(Value(graph.add(group_op, (), {}, (aval,), record.user_line(), name), 0))
 
 
-def gradients(ys: Tensor | Sequence[Tensor], xs: Tensor | Sequence[Tensor], grad_ys: Any = None) -> list[Tensor | None]:
-    """Symbols of the gradients of the sum of ``ys`` with respect to each of ``xs`` (None where there is no path).
+def gradients(ys: Tensor | Sequence[Tensor], xs: Tensor | Sequence[Tensor],
+              grad_ys: Any = None) -> list[Tensor | None]:
+    """Symbols of the gradients of the sum of ``ys`` with respect to each of ``xs``.
+
+    None where there is no path.
 
     Parameters
     ----------

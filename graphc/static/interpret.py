@@ -31,7 +31,10 @@ def call_node(node: Node, inputs: Sequence[Array], env: Mapping[str, int]) -> tu
 
 def evaluate_values(roots: Sequence[Value], known: dict[int, tuple[Array, ...]], nodes: Sequence[Node],
                     env: Mapping[str, int]) -> list[Array]:
-    """The values of ``roots``; ``known`` holds the arguments' by node id. Arrays are freed after their last use."""
+    """The values of ``roots``; ``known`` holds the arguments' by node id.
+
+    Arrays are freed after their last use.
+    """
     uses: dict[int, int] = {}
     for node in nodes:
         for v in node.inputs:
@@ -57,7 +60,8 @@ class Interpreted:
         self.nodes = program.nodes()
         self.check_nodes = [toposort([c.value.node]) for c in program.checks]
 
-    def run(self, arguments: Sequence[Array], targets: Sequence[Array], env: Mapping[str, int]) -> tuple[list[Array], int | None]:
+    def run(self, arguments: Sequence[Array], targets: Sequence[Array],
+            env: Mapping[str, int]) -> tuple[list[Array], int | None]:
         """Run once.
 
         Parameters
@@ -75,8 +79,9 @@ class Interpreted:
         """
         program = self.program
         known: dict[int, tuple[Array, ...]] = {id(n): (a,) for n, a in zip(program.arguments, arguments)}
-        for i, (check, nodes) in enumerate(zip(program.checks, self.check_nodes)):     # one by one: a later one may index
-            if not bool(evaluate_values([check.value], dict(known), nodes, env)[0]):        # by what an earlier one checks
+        # checks one by one: a later one may index by what an earlier one checks
+        for i, (check, nodes) in enumerate(zip(program.checks, self.check_nodes)):
+            if not bool(evaluate_values([check.value], dict(known), nodes, env)[0]):
                 return [], i
         values = evaluate_values(program.roots, known, self.nodes, env)
         n, m = len(program.outputs), len(program.updates)

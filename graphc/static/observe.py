@@ -1,6 +1,7 @@
 """What hangs on the callback between passes: dumps (GRAPHC_DUMP) and checks (GRAPHC_CHECK).
 
-Level 1 verifies each program; level 2 also interprets it on sample data and names the pass that changed a number.
+Level 1 verifies each program; level 2 also interprets it on sample data and names the pass that changed a
+number.
 """
 from __future__ import annotations
 
@@ -49,14 +50,19 @@ def observer(program: Program) -> Observer | None:
 
 
 def _sample(node: Node, env: dict[str, int], rng: np.random.Generator) -> Array:
-    """Data for an argument: what a state holds, else small random numbers (integers 0 and 1: likely indices)."""
+    """Data for an argument: what a state holds, else small random numbers.
+
+    Integers are 0 and 1: likely indices.
+    """
     state, aval = node.attrs.get("state"), node.avals[0]
     if state is not None and state.tensor is not None:
         return np.array(state.tensor._data)
     if state is not None and isinstance(state.initial, np.ndarray):
         return state.initial
     shape = evaluate_shape(aval.shape, env)
-    return rng.standard_normal(shape).astype(aval.dtype) if aval.dtype.kind == "f" else rng.integers(0, 2, shape).astype(aval.dtype)
+    if aval.dtype.kind == "f":
+        return rng.standard_normal(shape).astype(aval.dtype)
+    return rng.integers(0, 2, shape).astype(aval.dtype)
 
 
 def _interpret(program: Program) -> list[Array] | None:
@@ -84,9 +90,12 @@ def _compare(name: str, expected: list[Array], program: Program) -> None:
     for k, (value, want) in enumerate(zip(program.roots, expected)):
         have = None if got is None else got[k]
         if have is None or have.dtype != want.dtype or have.shape != want.shape or not _close(have, want):
-            shown = "nothing" if have is None else f"{have.dtype.name}{list(have.shape)} {have.reshape(-1)[:4]}"
-            raise InternalError(f"pass {name} changed {value!r} (made at {', '.join(value.node.origins)}) from {want.dtype.name}"
-                                f"{list(want.shape)} {want.reshape(-1)[:4]} to {shown}")
+            shown = "nothing"
+            if have is not None:
+                shown = f"{have.dtype.name}{list(have.shape)} {have.reshape(-1)[:4]}"
+            raise InternalError(
+                f"pass {name} changed {value!r} (made at {', '.join(value.node.origins)}) from "
+                f"{want.dtype.name}{list(want.shape)} {want.reshape(-1)[:4]} to {shown}")
 
 
 def _close(a: Array, b: Array) -> bool:

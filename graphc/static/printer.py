@@ -41,5 +41,6 @@ def print_program(program: Program) -> str:
     lines.append(f"return {', '.join(map(repr, program.outputs)) or 'nothing'}")
     lines += [f"update {u.state.name} <- {u.value!r}" for u in program.updates]
     lines += [f"check {c.value!r}   # {c.op}" for c in program.checks]
-    lines += [f"require {c.check.left} {c.check.relation} {c.check.right}   # {c.op} at {c.origin}" for c in program.size_checks]
+    lines += [f"require {c.check.left} {c.check.relation} {c.check.right}   # {c.op} at {c.origin}"
+              for c in program.size_checks]
     return "\n".join(lines)

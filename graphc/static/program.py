@@ -1,7 +1,7 @@
-"""Program: a frozen set of fetches of a graph, pruned to what they need. It is what passes transform and executors run.
+"""Program: a frozen set of fetches of a graph, pruned to what they need.
 
-A Program is a pure function: from arguments (placeholders and states) to outputs, new values of states, and checks.
-`assign` nodes are gone; their order was resolved here.
+It is what passes transform and executors run: a pure function from arguments (placeholders and states) to
+outputs, new values of states, and checks. `assign` nodes are gone; their order was resolved here.
 """
 from __future__ import annotations
 
@@ -69,7 +69,10 @@ class Program:
 
 
 def toposort(roots: Iterable[Node], through: Callable[[Value], Value] = lambda v: v) -> list[Node]:
-    """Nodes reachable through inputs (each passed ``through`` first), inputs first; iterative, order fixed by the graph."""
+    """Nodes reachable through inputs (each passed ``through`` first), inputs first.
+
+    Iterative; the graph fixes the order.
+    """
     order: list[Node] = []
     seen: set[int] = set()
     for root in roots:
@@ -166,7 +169,10 @@ def _names_in(node: Node) -> set[str]:
 
 
 def _sources_of_sizes(graph: Graph, wanted: set[str], arguments: tuple[Node, ...]) -> tuple[Node, ...]:
-    """Placeholders whose values are not needed but whose shapes are: they name sizes that nothing else brings."""
+    """Placeholders whose values are not needed but whose shapes are.
+
+    They name sizes that nothing else brings.
+    """
     def told(node: Node) -> set[str | None]:
         return {single_name(s) for s in node.avals[0].shape} if node.op is placeholder_op else set()
 
@@ -181,9 +187,10 @@ def _sources_of_sizes(graph: Graph, wanted: set[str], arguments: tuple[Node, ...
 
 
 def rewrite(program: Program, change: Callable[[Node, tuple[Value, ...]], Value | Node | None]) -> Program:
-    """One sweep, inputs first: ``change(node, inputs)`` gives a replacement value or node, or None to keep it.
+    """One sweep, inputs first: ``change(node, inputs)`` gives a replacement value or node, or None.
 
-    ``inputs`` are the node's inputs after rewriting. Returns the same program when nothing changed.
+    None keeps the node. ``inputs`` are the node's inputs after rewriting. Returns the same program when
+    nothing changed.
     """
     new: dict[int, Node | Value] = {}
 
@@ -191,7 +198,9 @@ def rewrite(program: Program, change: Callable[[Node, tuple[Value, ...]], Value 
         to = new.get(id(v.node))
         if to is None:
             return v
-        return to if isinstance(to, Value) and len(v.node.avals) == 1 else Value(to.node if isinstance(to, Value) else to, v.index)
+        if isinstance(to, Value):
+            return to if len(v.node.avals) == 1 else Value(to.node, v.index)
+        return Value(to, v.index)
 
     for node in program.nodes():
         inputs = tuple(map(follow, node.inputs))

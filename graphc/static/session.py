@@ -28,7 +28,8 @@ TARGETS = ("cpu", "python", "interpret")
 class Runnable(Protocol):
     """What a target makes of a Program."""
 
-    def run(self, arguments: Sequence[Array], targets: Sequence[Array], env: Mapping[str, int]) -> tuple[list[Array], int | None]: ...
+    def run(self, arguments: Sequence[Array], targets: Sequence[Array],
+            env: Mapping[str, int]) -> tuple[list[Array], int | None]: ...
 
 
 def build(program: Program, target: str) -> Runnable:
@@ -41,7 +42,10 @@ def build(program: Program, target: str) -> Runnable:
 
 
 def bind_sizes(feeds: Sequence[Node], arrays: Sequence[Array]) -> dict[str, int]:
-    """The named sizes of a run, from the shapes that placeholders are fed with; FeedError on any disagreement."""
+    """The named sizes of a run, from the shapes that placeholders are fed with.
+
+    FeedError on any disagreement.
+    """
     env: dict[str, int] = {}
     composed = []                                             # sizes such as 2*n wait until n is known
     for node, array in zip(feeds, arrays):
@@ -51,25 +55,28 @@ def bind_sizes(feeds: Sequence[Node], arrays: Sequence[Array]) -> dict[str, int]
         for axis, (size, n) in enumerate(zip(sizes, shape)):
             if isinstance(size, int):
                 if size != n:
-                    raise _misfit(node, shape, f"axis {axis} is {size}, not {n}; None or a name in the placeholder's shape lets it vary")
+                    raise _misfit(node, shape, f"axis {axis} is {size}, not {n}; None or a name in the "
+                                               "placeholder's shape lets it vary")
                 continue
             name = single_name(size)
             if name is None:
                 composed.append((node, shape, axis, size, n))
             elif env.setdefault(name, n) != n:
-                raise _misfit(node, shape, f"axis {axis}: {name} is {env[name]} in this run, and one name has one value")
+                raise _misfit(node, shape, f"axis {axis}: {name} is {env[name]} in this run, "
+                                           "and one name has one value")
     for node, shape, axis, size, n in composed:
         missing = names(size) - env.keys()
         if missing:
-            raise _misfit(node, shape, f"axis {axis}: no placeholder of this run has {', '.join(sorted(missing))} as a size by itself")
+            raise _misfit(node, shape, f"axis {axis}: no placeholder of this run has "
+                                       f"{', '.join(sorted(missing))} as a size by itself")
         if evaluate(size, env) != n:
             raise _misfit(node, shape, f"axis {axis}: {size} is {evaluate(size, env)} in this run")
     return env
 
 
 def _misfit(node: Node, shape: tuple[int, ...], why: str) -> FeedError:
-    return FeedError(f"placeholder {node.name} has shape {format_shape(node.avals[0].shape)}, fed with {format_shape(shape)} "
-                     f"(made at {', '.join(node.origins)}): {why}")
+    return FeedError(f"placeholder {node.name} has shape {format_shape(node.avals[0].shape)}, "
+                     f"fed with {format_shape(shape)} (made at {', '.join(node.origins)}): {why}")
 
 
 def check_sizes(program: Program, env: Mapping[str, int]) -> None:
@@ -77,8 +84,9 @@ def check_sizes(program: Program, env: Mapping[str, int]) -> None:
     for c in program.size_checks:
         if not c.check.holds(env):
             left, right = evaluate(c.check.left, env), evaluate(c.check.right, env)
-            raise FeedError(f"{c.op} at {c.origin}: needs {c.check.left} {c.check.relation} {c.check.right}, but in this run "
-                            f"{c.check.left} is {left} and {c.check.right} is {right}; feed arrays whose sizes agree")
+            raise FeedError(
+                f"{c.op} at {c.origin}: needs {c.check.left} {c.check.relation} {c.check.right}, but in this "
+                f"run {c.check.left} is {left} and {c.check.right} is {right}; feed arrays whose sizes agree")
 
 
 @dataclass(eq=False, slots=True)
@@ -100,7 +108,8 @@ class Session:
     graph : Graph, optional
         The graph being recorded by default.
     target : {"cpu", "python", "interpret"}
-        Numba kernels; the same kernels as plain Python (slow, for reading and debugging); or op by op in NumPy.
+        Numba kernels; the same kernels as plain Python (slow, for reading and debugging); or op by op in
+        NumPy.
 
     Examples
     --------
@@ -117,11 +126,13 @@ class Session:
         if graph is None:
             recorder = record.current_recorder()
             if not isinstance(recorder, Graph):
-                raise record.located(GraphError("Session: pass a graph, or make the session inside `with graphc.Graph():`"))
+                raise record.located(GraphError(
+                    "Session: pass a graph, or make the session inside `with graphc.Graph():`"))
             graph = recorder
         target = target or config.target
         if target not in TARGETS:
-            raise record.located(ArgumentError(f"Session: target {target!r}; choose one of {', '.join(TARGETS)}"))
+            raise record.located(ArgumentError(
+                f"Session: target {target!r}; choose one of {', '.join(TARGETS)}"))
         self.graph, self.target = graph, target
         self._store: dict[State, Storage] = {}
         self._prepared: dict[Any, Prepared] = {}
@@ -155,8 +166,8 @@ class Session:
 
         Returns
         -------
-        NumPy arrays (scalars for 0-d values of integers, see below) in the structure of ``fetches``; None for groups.
-            They are the caller's own: later runs never write into them.
+        NumPy arrays (scalars for 0-d values of integers, see below) in the structure of ``fetches``;
+            None for groups. They are the caller's own: later runs never write into them.
 
         Raises
         ------
@@ -173,14 +184,18 @@ class Session:
         return _rebuild(structure, values)
 
     def make_callable(self, fetches: Any, feed_list: Sequence[Any] = ()) -> Callable[..., Any]:
-        """A function of the placeholders in ``feed_list`` that returns the fetches: `run` without its dictionary work."""
+        """A function of the placeholders in ``feed_list`` that returns the fetches.
+
+        It is `run` without its dictionary work.
+        """
         flat: list[Value] = []
         structure = self._flatten(fetches, flat)
         prepared = self.prepare(flat)
         order = [self._placeholder(p) for p in feed_list]
         missing = [n.name for n in prepared.feeds if n not in order]
         if missing:
-            raise record.located(FeedError(f"make_callable: the fetches need {', '.join(missing)}, not in feed_list"))
+            raise record.located(FeedError(
+                f"make_callable: the fetches need {', '.join(missing)}, not in feed_list"))
         positions = {id(n): i for i, n in enumerate(order)}
         where = [positions[id(n)] for n in prepared.feeds]
 
@@ -215,15 +230,18 @@ class Session:
         program = replace(program, outputs=tuple(v for v, r in zip(program.outputs, returned) if r))
         _forbid_shared_updates(program)
         feeds = tuple(n for n in program.arguments if n.op is placeholder_op)
-        reads = tuple((i, n.attrs["state"]) for i, n in enumerate(program.arguments) if n.op is not placeholder_op)
-        return Prepared(program, build(program, self.target), fetches, feeds, reads, tuple(v.node.op is group_op for v in fetches))
+        reads = tuple((i, n.attrs["state"]) for i, n in enumerate(program.arguments)
+                      if n.op is not placeholder_op)
+        groups = tuple(v.node.op is group_op for v in fetches)
+        return Prepared(program, build(program, self.target), fetches, feeds, reads, groups)
 
     # ------------------------------------------------------------ fetches
 
     def _flatten(self, fetches: Any, flat: list[Value]) -> Any:
         if isinstance(fetches, (list, tuple)):
             parts = [self._flatten(f, flat) for f in fetches]
-            return ("namedtuple", type(fetches), parts) if hasattr(fetches, "_fields") else (type(fetches), parts)
+            named = hasattr(fetches, "_fields")
+            return ("namedtuple", type(fetches), parts) if named else (type(fetches), parts)
         if isinstance(fetches, Mapping):
             return (dict, [(k, self._flatten(f, flat)) for k, f in fetches.items()])
         flat.append(self._fetch(fetches))
@@ -233,14 +251,17 @@ class Session:
         if isinstance(fetch, str):
             fetch = self.graph.get(fetch)
         if not isinstance(fetch, Tensor):
-            raise FetchError(f"cannot fetch {type(fetch).__name__}; fetch a value, an update, a Variable, a Parameter or a name")
+            raise FetchError(f"cannot fetch {type(fetch).__name__}; "
+                             "fetch a value, an update, a Variable, a Parameter or a name")
         if fetch._data is not None:
             if id(fetch) not in self.graph.states:
-                raise FetchError("cannot fetch an eager tensor that this graph does not use; it has its value already")
+                raise FetchError("cannot fetch an eager tensor that this graph does not use; "
+                                 "it has its value already")
             return Value(self.graph.states[id(fetch)], 0)
         value = cast(Value, fetch._node)
         if value.node.graph is not self.graph:
-            raise FetchError(f"{value!r} (made at {', '.join(value.node.origins)}) belongs to another graph than the session's")
+            raise FetchError(f"{value!r} (made at {', '.join(value.node.origins)}) "
+                             "belongs to another graph than the session's")
         return value
 
     # ------------------------------------------------------------ feeds
@@ -254,7 +275,8 @@ class Session:
         if node.graph is not self.graph:
             raise FeedError(f"feed: {node.name} belongs to another graph")
         if node.op is not placeholder_op:
-            raise FeedError(f"feed: {node.name} is not a placeholder but the result of {node.op.name} (made at {', '.join(node.origins)})")
+            raise FeedError(f"feed: {node.name} is not a placeholder but the result of {node.op.name} "
+                            f"(made at {', '.join(node.origins)})")
         return node
 
     def _feeds(self, prepared: Prepared, feed_dict: Mapping[Any, Any]) -> list[Array]:
@@ -262,8 +284,9 @@ class Session:
         out = []
         for node in prepared.feeds:
             if id(node) not in given:
-                raise FeedError(f"placeholder {node.name} ({node.avals[0]}, made at {', '.join(node.origins)}) is needed for "
-                                f"these fetches and was not fed; pass feed_dict={{{node.name}: ...}}")
+                raise FeedError(
+                    f"placeholder {node.name} ({node.avals[0]}, made at {', '.join(node.origins)}) is needed "
+                    f"for these fetches and was not fed; pass feed_dict={{{node.name}: ...}}")
             out.append(_convert(node, given[id(node)]))
         return out
 
@@ -274,8 +297,10 @@ class Session:
         if state.tensor is not None:
             if state.captured_version is not None and state.tensor.version != state.captured_version:
                 changed = state.tensor.storage().written_at
-                raise GraphError(f"the eager tensor captured as {state.name} at {state.captured_at} was changed in place since"
-                                 + (f" at {changed}" if changed else "") + "; make it a Parameter, a Variable or a placeholder")
+                where = f" at {changed}" if changed else ""
+                raise GraphError(
+                    f"the eager tensor captured as {state.name} at {state.captured_at} was changed in place "
+                    f"since{where}; make it a Parameter, a Variable or a placeholder")
             return state.tensor.storage()
         found = self._store.get(state)
         if found is None:
@@ -286,32 +311,41 @@ class Session:
                     if isinstance(initial, Tensor):
                         prepared = self.prepare([initial._node])
                         if prepared.feeds:
-                            raise GraphError(f"variable {state.name}: its initial value depends on placeholder "
-                                             f"{prepared.feeds[0].name} (made at {', '.join(prepared.feeds[0].origins)}); "
-                                             "initial values come from constants, random numbers and other variables")
+                            source = prepared.feeds[0]
+                            raise GraphError(
+                                f"variable {state.name}: its initial value depends on placeholder "
+                                f"{source.name} (made at {', '.join(source.origins)}); "
+                                "initial values come from constants, random numbers and other variables")
                         initial = self._execute(prepared, [])[0]
                     found = self._store[state] = Storage(np.array(initial))
         return found
 
     def _array(self, state: State, storage: Storage) -> Array:
-        """The buffer as kernels take it: of the recorded shape and dtype, contiguous (a copy of one that is not)."""
+        """The buffer as kernels take it: of the recorded shape and dtype, contiguous.
+
+        A copy of one that is not.
+        """
         if state.tensor is None:
             return storage.array
         array: Array = state.tensor._data                      # a view's storage is that of its base
         if array is not state.fits:
             aval = state.aval
             if array.dtype != aval.dtype or array.shape != aval.shape:
-                raise GraphError(f"{state.name} was {aval} when the graph was made and is {array.dtype.name}{list(array.shape)} now; "
-                                 "convert models before a graph uses them")
+                raise GraphError(
+                    f"{state.name} was {aval} when the graph was made and is "
+                    f"{array.dtype.name}{list(array.shape)} now; convert models before a graph uses them")
             if not (array.flags.c_contiguous and array.flags.aligned):
                 return np.ascontiguousarray(array).reshape(array.shape)
             state.fits = array
         return array
 
-    def _execute(self, prepared: Prepared, feeds: Sequence[Array], before: Mapping[State, Array] | None = None,
+    def _execute(self, prepared: Prepared, feeds: Sequence[Array],
+                 before: Mapping[State, Array] | None = None,
                  keep: dict[State, Array] | None = None) -> list[Any]:
-        """Run on ``feeds``; ``before`` holds states to run on instead of the present ones. ``keep`` is filled with copies of
-        what the run changes, as it was: with them as ``before``, a later run of the same graph sees what this one saw.
+        """Run on ``feeds``; ``before`` holds states to run on instead of the present ones.
+
+        ``keep`` is filled with copies of what the run changes, as it was: with them as ``before``, a later
+        run of the same graph sees what this one saw.
         """
         if self._closed:
             raise GraphError("Session: it was closed; make another one")
@@ -345,7 +379,8 @@ class Session:
                 if drawn is not None:
                     random.give_back(drawn, program.draws)
                 check = program.checks[failed]
-                raise AxisError(f"{check.op} at {', '.join(check.origins)}: an index is out of range in this run; nothing was updated")
+                raise AxisError(f"{check.op} at {', '.join(check.origins)}: an index is out of range in this "
+                                "run; nothing was updated")
             for state, s in targets:
                 if state.tensor is not None and arrays[state] is not state.tensor._data:
                     np.copyto(state.tensor._data, arrays[state])
@@ -362,14 +397,18 @@ def _convert(node: Node, value: Any) -> Array:
     try:
         array = np.asarray(value)
     except ValueError as error:
-        raise FeedError(f"placeholder {node.name} ({aval}, made at {', '.join(node.origins)}) is fed with what is no array: {error}") from None
+        raise FeedError(f"placeholder {node.name} ({aval}, made at {', '.join(node.origins)}) "
+                        f"is fed with what is no array: {error}") from None
     if array.dtype != aval.dtype:
         literal_ = not isinstance(value, (np.ndarray, np.generic))
-        fits = np.can_cast(array.dtype, aval.dtype, "same_kind") or (literal_ and array.dtype.kind in "bi" and aval.dtype.kind in "iuf")
+        fits = np.can_cast(array.dtype, aval.dtype, "same_kind") or (
+            literal_ and array.dtype.kind in "bi" and aval.dtype.kind in "iuf")
         if not fits or (array.dtype.kind in "iu" and aval.dtype.kind in "iu" and array.size
                         and not _fits(array, aval.dtype)):
-            raise FeedError(f"placeholder {node.name} is {aval.dtype.name} (made at {', '.join(node.origins)}), fed with "
-                            f"{array.dtype.name} of shape {format_shape(array.shape)}; cast it yourself if losing values is intended")
+            raise FeedError(
+                f"placeholder {node.name} is {aval.dtype.name} (made at {', '.join(node.origins)}), "
+                f"fed with {array.dtype.name} of shape {format_shape(array.shape)}; "
+                "cast it yourself if losing values is intended")
         array = array.astype(aval.dtype)
     if not (array.flags.c_contiguous and array.flags.aligned):
         array = np.ascontiguousarray(array).reshape(array.shape)
@@ -377,8 +416,12 @@ def _convert(node: Node, value: Any) -> Array:
 
 
 def _forbid_shared_updates(program: Program) -> None:
-    """Kernels take it that buffers do not overlap, so an updated tensor must not share its memory with another one."""
-    bound = {n.attrs["state"] for n in program.arguments if "state" in n.attrs} | {u.state for u in program.updates}
+    """GraphError when an updated tensor shares its memory with another one.
+
+    Kernels take it that buffers do not overlap.
+    """
+    bound = {n.attrs["state"] for n in program.arguments if "state" in n.attrs}
+    bound |= {u.state for u in program.updates}
     owners: dict[int, list[tuple[State, Array]]] = {}
     for s in bound:
         if s.tensor is not None:
@@ -387,7 +430,8 @@ def _forbid_shared_updates(program: Program) -> None:
     updated = {u.state for u in program.updates}
     for together in owners.values():
         for s, a in together:
-            other = next((o for o, b in together if s in updated and o is not s and np.shares_memory(a, b)), None)
+            other = next((o for o, b in together
+                          if s in updated and o is not s and np.shares_memory(a, b)), None)
             if other is not None:
                 raise GraphError(f"{s.name} is updated in this run and shares its memory with {other.name}; "
                                  "use one of the two, or a copy: x.clone()")
@@ -413,7 +457,10 @@ def _value(v: Any) -> Any:
 
 
 def global_variables_initializer() -> Tensor:
-    """An update that sets every Variable of the graph to its initial value (sessions also do so on first use)."""
+    """An update that sets every Variable of the graph to its initial value.
+
+    Sessions also do so on first use.
+    """
     recorder = record.current_recorder()
     if not isinstance(recorder, Graph):
         raise record.located(GraphError("global_variables_initializer: use it inside `with graphc.Graph():`"))

@@ -31,17 +31,20 @@ def verify(program: Program) -> Program:
             raise InternalError(f"verify: {node.name} is not among the program's arguments")
         for v in node.inputs:
             if not 0 <= v.index < len(v.node.avals):
-                raise InternalError(f"verify: {node.name} reads output {v.index} of {v.node.name}, which has {len(v.node.avals)}")
+                raise InternalError(f"verify: {node.name} reads output {v.index} of {v.node.name}, "
+                                    f"which has {len(v.node.avals)}")
         try:
             with collect_checks():
                 avals = node.op.infer_all((v.aval for v in node.inputs), dict(node.attrs))
         except GraphcError as error:
             raise InternalError(f"verify: {node.name}: {error}") from error
         if len(avals) != len(node.avals) or not all(map(_agree, avals, node.avals)):
-            raise InternalError(f"verify: {node.name} is recorded as {node.avals}, but {node.op.name} infers {avals}")
+            raise InternalError(f"verify: {node.name} is recorded as {node.avals}, "
+                                f"but {node.op.name} infers {avals}")
     for v in program.roots:
         if not 0 <= v.index < len(v.node.avals):
-            raise InternalError(f"verify: the program returns output {v.index} of {v.node.name}, which has {len(v.node.avals)}")
+            raise InternalError(f"verify: the program returns output {v.index} of {v.node.name}, "
+                                f"which has {len(v.node.avals)}")
     for u in program.updates:
         if not _agree(u.value.aval, u.state.aval):
             raise InternalError(f"verify: update of {u.state.name} ({u.state.aval}) with {u.value.aval}")

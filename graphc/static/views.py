@@ -1,8 +1,9 @@
-"""Writes in place while recording: a handle takes a new value, and what shares its memory in eager mode follows.
+"""Writes in place while recording: a handle takes a new value, and what shares its memory follows.
 
-A view (``x[0]``, ``x.T``, ``p.data``) knows the handle it was made from. Writing into it puts the new part into the base,
-and every live view of a written handle is taken anew. Whether a reshape is a view is asked of NumPy, on arrays of the
-same strides. What a *recorder* does with writes into eager tensors is its own business (`Graph.write`, `Trace.write`).
+As it does in eager mode. A view (``x[0]``, ``x.T``, ``p.data``) knows the handle it was made from. Writing
+into it puts the new part into the base, and every live view of a written handle is taken anew. Whether a
+reshape is a view is asked of NumPy, on arrays of the same strides. What a *recorder* does with writes into
+eager tensors is its own business (`Graph.write`, `Trace.write`).
 """
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def note_view(base: Any, view: Tensor, op: Op, attrs: dict[str, Any]) -> None:
     if isinstance(base, Tensor):
         view._more().base = base
         rare = base._more()
-        rare.views = [*(v for v in rare.views or () if v.handle() is not None), View(weakref.ref(view), op, attrs)]
+        alive = (v for v in rare.views or () if v.handle() is not None)
+        rare.views = [*alive, View(weakref.ref(view), op, attrs)]
 
 
 def _made(view: Tensor) -> View | None:
@@ -57,16 +59,17 @@ def _set(graph: Any, target: Tensor, value: Value) -> None:
     if made is not None and not _shares(target):
         target._rare.base = made = None                                     # type: ignore[union-attr]
     if made is not None:
-        base: Tensor = target._rare.base                                    # type: ignore[union-attr, assignment]
+        base: Tensor = target._rare.base                            # type: ignore[union-attr, assignment]
         whole = _put(base, made, symbol(value))
         if base._data is None:
             if made.op.vjp is None and base.requires_grad:
-                raise GraphError(f"in place: {made.op.name} of a value that is being differentiated cannot be written through "
-                                 "in a graph; use the functional form")
+                raise GraphError(
+                    f"in place: {made.op.name} of a value that is being differentiated cannot be written "
+                    "through in a graph; use the functional form")
             _set(graph, base, graph.value_of(whole))
             _refresh(graph, base, target)
         else:
-            with record.no_grad():                                           # p.data is written without asking p
+            with record.no_grad():                                  # p.data is written without asking p
                 graph.write(base, whole)
     target._node = value
     target.requires_grad = graph.wants_grad(value)
@@ -80,7 +83,9 @@ def refresh(graph: Any, target: Tensor) -> None:
 def _refresh(graph: Any, base: Tensor, written: Tensor) -> None:
     for v in base._rare.views or () if base._rare is not None else ():
         view = v.handle()
-        if view is None or view is written or view._data is not None or view._node.node.graph is not graph or not _shares(view):
+        if view is None or view is written or view._data is not None:
+            continue
+        if view._node.node.graph is not graph or not _shares(view):
             continue
         fresh = graph.record(v.op, (base,), v.attrs)
         view._node, view.requires_grad = fresh._node, fresh.requires_grad
@@ -88,7 +93,10 @@ def _refresh(graph: Any, base: Tensor, written: Tensor) -> None:
 
 
 def _put(base: Tensor, made: View, part: Tensor) -> Tensor:
-    """``base`` with the elements of its view replaced: the adjoint of a view puts each element where it came from."""
+    """``base`` with the elements of its view replaced.
+
+    The adjoint of a view puts each element where it came from.
+    """
     rule = made.op.rule(0)
     if rule is None:
         return part                                                          # detach: the very same elements
@@ -103,13 +111,16 @@ def _put(base: Tensor, made: View, part: Tensor) -> Tensor:
 def _chain(view: Tensor) -> Iterator[tuple[Shape, View]]:
     made = _made(view)
     while made is not None:
-        view = view._rare.base                                              # type: ignore[union-attr, assignment]
+        view = view._rare.base                                      # type: ignore[union-attr, assignment]
         yield view.shape, made
         made = _made(view)
 
 
 def _shares(view: Tensor) -> bool:
-    """Whether the last step to ``view`` shares memory in eager mode; GraphError when that memory cannot be written."""
+    """Whether the last step to ``view`` shares memory in eager mode.
+
+    GraphError when that memory cannot be written.
+    """
     chain = list(_chain(view))[::-1]
     root = chain[0][0]
     env = {name: 3 for shape, _ in chain for s in shape for name in names(s)}
@@ -118,6 +129,7 @@ def _shares(view: Tensor) -> bool:
         before = array
         array = made.op.run(array, **{k: concrete(v, env) for k, v in made.attrs.items()})
     if array.size and not array.flags.writeable:
-        raise GraphError(f"in place: {chain[-1][1].op.name} reads one element in many places, which cannot be written through; "
-                         "work on a copy: x = x.clone()")
+        raise GraphError(
+            f"in place: {chain[-1][1].op.name} reads one element in many places, which cannot be written "
+            "through; work on a copy: x = x.clone()")
     return not array.size or np.may_share_memory(array, before)

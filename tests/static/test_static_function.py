@@ -1,4 +1,5 @@
-"""@graphc.function: what makes a new trace, writes and gradients as in eager mode, differentiation from outside, errors."""
+"""@graphc.function: what makes a new trace, writes and gradients as in eager mode, errors."""
+
 from __future__ import annotations
 
 import re
@@ -43,16 +44,20 @@ def both(body: Callable[..., Any], *args: Any, runs: int = 2, **kwargs: Any) -> 
 
 # ---------------------------------------------------------------- signatures
 
+
 def test_the_second_size_becomes_a_name() -> None:
     f = gc.function(lambda x: (x * x).sum(1))
     for n in (3, 3, 5, 7, 2, 100):
         x = gc.ones(n, 2)
         assert f(x).shape == (n,)
-    assert [e.split(";")[0] for e in f.log] == ["trace 1 (first call): float32[3, 2]", "trace 2 (new signature): float32[?, 2]"]
-    f(gc.ones(1, 2))                                        # 1 broadcasts: its own trace
+    assert [e.split(";")[0] for e in f.log] == [
+        "trace 1 (first call): float32[3, 2]",
+        "trace 2 (new signature): float32[?, 2]",
+    ]
+    f(gc.ones(1, 2))  # 1 broadcasts: its own trace
     f(gc.ones(4, 3))
     f(gc.ones(4, 9))
-    assert len(f.traces) == 4                               # a changing last axis is a name too
+    assert len(f.traces) == 4  # a changing last axis is a name too
 
 
 def test_axes_that_change_together_and_apart() -> None:
@@ -89,9 +94,16 @@ def test_a_signature_never_retraces() -> None:
         gc.function(lambda x: x, signature=[(2,), (3,)])(gc.ones(2))
 
 
-@pytest.mark.parametrize("body", [
-    lambda x: sum(x[i] * float(i) for i in range(x.shape[0])), lambda x: sum(row for row in x), lambda x: x * float(len(x)),
-    lambda x: x * 2.0 if x.shape[0] > 3 else x * 3.0, lambda x: x.reshape(int(x.shape[0]) * 2)])
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda x: sum(x[i] * float(i) for i in range(x.shape[0])),
+        lambda x: sum(row for row in x),
+        lambda x: x * float(len(x)),
+        lambda x: x * 2.0 if x.shape[0] > 3 else x * 3.0,
+        lambda x: x.reshape(int(x.shape[0]) * 2),
+    ],
+)
 def test_code_that_needs_numbers_gets_one_trace_per_size(body: Callable[[Any], Any]) -> None:
     f = gc.function(body)
     for n in (3, 4, 5, 4, 3):
@@ -102,19 +114,37 @@ def test_code_that_needs_numbers_gets_one_trace_per_size(body: Callable[[Any], A
 def test_what_else_makes_a_trace() -> None:
     def body(x: Any, scale: Any = 1.0, *, tag: Any = None) -> Any:
         return x * scale * (2 if tag else 1)
+
     f, x = gc.function(body), gc.tensor([1.0])
-    calls = [((x,), {}), ((x, 2.0), {}), ((x, 2), {}), ((x, True), {}), ((x,), {"tag": "a"}), ((x,), {"scale": 2.0}), ((x,), {"scale": x}),
-             ((gc.tensor([1]),), {}), ((np.ones(1, np.float32),), {}), ((x, -0.0), {}), ((x, 0.0), {}), ((x, float("nan")), {})]
+    calls = [
+        ((x,), {}),
+        ((x, 2.0), {}),
+        ((x, 2), {}),
+        ((x, True), {}),
+        ((x,), {"tag": "a"}),
+        ((x,), {"scale": 2.0}),
+        ((x,), {"scale": x}),
+        ((gc.tensor([1]),), {}),
+        ((np.ones(1, np.float32),), {}),
+        ((x, -0.0), {}),
+        ((x, 0.0), {}),
+        ((x, float("nan")), {}),
+    ]
     for k, (args, kwargs) in enumerate(calls * 2):
         want, got = np.asarray(body(*args, **kwargs)), np.asarray(f(*args, **kwargs))
-        assert np.array_equal(got, want, equal_nan=True) and np.array_equal(np.signbit(got), np.signbit(want)), (k, got, want)
+        assert np.array_equal(got, want, equal_nan=True) and np.array_equal(np.signbit(got), np.signbit(want)), (
+            k,
+            got,
+            want,
+        )
         assert got.dtype == want.dtype
-    assert len(f.traces) == 11                              # an array is as good as a tensor of its kind
+    assert len(f.traces) == 11  # an array is as good as a tensor of its kind
 
 
 def test_structure_and_names_are_part_of_the_signature() -> None:
     def nested(x: Any, y: Any) -> Any:
         return x[0] + 10 * x[1] + 100 * y[0] if isinstance(x, list) else x + 10 * y[0] + 100 * y[1]
+
     f, (a, b, c) = gc.function(nested), (gc.tensor([v]) for v in (1.0, 2.0, 3.0))
     assert f([a, b], [c]).item() == 321 and f(a, [b, c]).item() == 321 and f([c, b], [a]).item() == 123
     named = gc.function(lambda x, p=None, q=None: x + (10 if p is not None else 0) + (100 if q is not None else 0))
@@ -130,10 +160,11 @@ def test_objects_are_held_and_told_apart() -> None:
     assert [f(gc.tensor([0.0]), set(range(n))).item() for n in range(5)] == [0, 1, 2, 3, 4]
 
     class Unhashable:
-        __hash__ = None                                     # type: ignore[assignment]
+        __hash__ = None  # type: ignore[assignment]
 
         def __init__(self, k: float) -> None:
             self.k = k
+
     g = gc.function(lambda x, o: x * o.k)
     assert [g(gc.tensor([1.0]), Unhashable(float(n))).item() for n in range(5)] == [0, 1, 2, 3, 4]
 
@@ -182,6 +213,7 @@ def test_module_flags_and_requires_grad_are_guarded() -> None:
         opt.zero_grad()
         (p * q * x).sum().backward()
         opt.step()
+
     train = gc.function(step)
     for frozen in (False, False, True, True, False):
         q.requires_grad_(not frozen)
@@ -202,6 +234,7 @@ def test_grad_mode_is_guarded() -> None:
 
 
 # ---------------------------------------------------------------- writes
+
 
 def rows(x: Any) -> Any:
     x[0] = 5.0
@@ -237,7 +270,7 @@ def through_views(x: Any) -> Any:
 
 def a_copy_is_no_view(x: Any) -> Any:
     x = x * 1.0
-    copy = x.T.reshape(-1)                                    # NumPy has to copy here
+    copy = x.T.reshape(-1)  # NumPy has to copy here
     copy += 10.0
     clone = x.clone()
     clone[0] = 99.0
@@ -264,13 +297,14 @@ def test_writes_in_place(body: Callable[[Any], Any], target: str) -> None:
     want, got = gc.tensor(x), gc.tensor(x)
     body(want)
     gc.function(body)(got)
-    assert want.tolist() == got.tolist()                      # the caller's tensor is written as well
+    assert want.tolist() == got.tolist()  # the caller's tensor is written as well
 
 
 def test_the_callers_tensor_is_written_and_autograd_notices() -> None:
     def body(x: Any) -> Any:
         x += 1
         return x * 2
+
     f, w = gc.function(body), t(3.0, grad=True)
     x = t(1.0)
     loss = (w * x).sum()
@@ -298,7 +332,9 @@ def test_data_of_parameters_as_in_2017() -> None:
             q += 0.5
             p.data = p.data * 1.0
             return loss
+
         return p, step
+
     (p, eager), (q, body) = make(), make()
     traced = gc.function(body)
     for k in range(4):
@@ -307,16 +343,19 @@ def test_data_of_parameters_as_in_2017() -> None:
         np.testing.assert_allclose(q.grad.tolist(), p.grad.tolist(), rtol=1e-12)
 
 
-@pytest.mark.parametrize("write, kind, say", [
-    (lambda p, x: p.add_(x), gc.AutogradError, "leaf that requires grad"),
-    (lambda p, x: x.expand(3, 1).add_(1.0), gc.GraphcError, "clone"),
-    (lambda p, x: gc.cast(x, "int64").add_(0.5), gc.DTypeError, "is int64"),
-    (lambda p, x: x.add_(gc.ones(2, 1)), gc.ShapeError, r"\(2, 1\)"),
-])
+@pytest.mark.parametrize(
+    "write, kind, say",
+    [
+        (lambda p, x: p.add_(x), gc.AutogradError, "leaf that requires grad"),
+        (lambda p, x: x.expand(3, 1).add_(1.0), gc.GraphcError, "clone"),
+        (lambda p, x: gc.cast(x, "int64").add_(0.5), gc.DTypeError, "is int64"),
+        (lambda p, x: x.add_(gc.ones(2, 1)), gc.ShapeError, r"\(2, 1\)"),
+    ],
+)
 def test_writes_that_eager_mode_refuses_too(write: Callable[..., Any], kind: type[Exception], say: str) -> None:
     p = nn.Parameter(np.ones(1))
     for body in (lambda x: write(p, x), gc.function(lambda x: write(p, x))):
-        with pytest.raises(Exception) as caught:                             # noqa: PT011
+        with pytest.raises(Exception) as caught:
             body(t(1.0))
         assert isinstance(caught.value, gc.GraphcError)
     assert isinstance(caught.value, kind) and re.search(say, str(caught.value)) and re.search(HERE, str(caught.value))
@@ -329,12 +368,14 @@ def test_buffers_and_counters() -> None:
     def body(x: Any) -> None:
         c.add_(x)
         c[0] = c[1] * 2.0
+
     f = gc.function(body)
     for k in range(3):
         assert f(t(1.0, 1.0)) is None and c.tolist() == [2 * (k + 1), k + 1]
 
 
 # ---------------------------------------------------------------- gradients inside
+
 
 def test_grads_set_accumulated_and_cleared() -> None:
     def make() -> tuple[Any, Callable[..., Any]]:
@@ -347,7 +388,9 @@ def test_grads_set_accumulated_and_cleared() -> None:
             loss = (p * p * x).sum()
             loss.backward()
             return loss
+
         return p, body
+
     (p, eager), (q, body) = make(), make()
     f = gc.function(body)
     for clear in (False, False, True, False, False, True, True, False):
@@ -356,7 +399,7 @@ def test_grads_set_accumulated_and_cleared() -> None:
         assert q.grad.tolist() == p.grad.tolist()
     held = q.grad
     f(t(3.0), False)
-    assert held.tolist() == [36]                              # accumulated into the very buffer
+    assert held.tolist() == [36]  # accumulated into the very buffer
     q.grad = p.grad = None
     f(t(3.0), False)
     assert q.grad.tolist() == [12]
@@ -369,6 +412,7 @@ def test_a_function_that_clears_gradients_does_so_every_time() -> None:
     def body(x: Any) -> Any:
         opt.zero_grad()
         return x * 1
+
     f = gc.function(body)
     for _ in range(3):
         p.grad = t(1.0, 1.0)
@@ -381,6 +425,7 @@ def test_a_function_that_clears_gradients_does_so_every_time() -> None:
         opt.step()
         opt.zero_grad()
         return loss
+
     g = gc.function(step)
     for k in range(3):
         g(t(1.0, 1.0))
@@ -391,12 +436,13 @@ def test_gradients_of_arguments_and_of_what_made_them() -> None:
     def body(x: Any, y: Any) -> Any:
         (x * x * y).sum().backward()
         return x.grad
+
     f, w = gc.function(body), t(1.0, grad=True)
     for k in range(2):
         x, y = t(3.0, grad=True), w * 2.0
         got = f(x, y)
         assert got.tolist() == [12] and x.grad.tolist() == [12]
-        assert w.grad.item() == 18 * (k + 1)                  # the tape goes on from y
+        assert w.grad.item() == 18 * (k + 1)  # the tape goes on from y
     captured = w * 1.0
     gc.function(lambda x: (captured * x).sum().backward())(t(5.0))
     assert w.grad.item() == 41
@@ -416,11 +462,12 @@ def test_a_failure_leaves_everything_as_it_was() -> None:
         if fail:
             raise KeyError("mine")
         return p * 1
+
     f = gc.function(body)
     with pytest.raises(KeyError, match="mine"):
         f(t(1.0, 2.0))
     assert p.grad is held and p.tolist() == [1, 1] and c.tolist() == [0] and not f.traces
-    assert gc.tensor([1.0]) + 1 == 2                          # and we are out of the trace
+    assert gc.tensor([1.0]) + 1 == 2  # and we are out of the trace
     fail = False
     f(t(1.0, 2.0))
     assert np.allclose(p.tolist(), [0.9, 0.8]) and c.tolist() == [1]
@@ -444,7 +491,9 @@ def test_whole_steps(name: str, options: dict[str, Any], target: str) -> None:
             loss.backward()
             opt.step()
             return loss
+
         return model, step
+
     (a, eager), (b, body) = make(), make()
     f = gc.function(body, target=target)
     for k in range(8):
@@ -457,6 +506,7 @@ def test_whole_steps(name: str, options: dict[str, Any], target: str) -> None:
 
 # ---------------------------------------------------------------- gradients from outside
 
+
 @each_target
 def test_differentiated_from_outside(target: str) -> None:
     w = nn.Parameter(np.array([[1.0, 2.0], [3.0, 4.0]]))
@@ -464,6 +514,7 @@ def test_differentiated_from_outside(target: str) -> None:
     def body(x: Any, k: Any) -> Any:
         h = gc.tanh(x @ w)
         return h * 2.0, {"sum": (h * x).sum(), "index": h.argmax(1)}, k
+
     f = gc.function(body, target=target)
     for n in (2, 3, 5):
         results = []
@@ -501,6 +552,7 @@ def test_the_gradient_sees_what_the_call_saw() -> None:
     def body(x: Any) -> Any:
         c.add_(1.0)
         return x * c
+
     g, x = gc.function(body), t(1.0, grad=True)
     one, two = g(x), g(x)
     (one + two * 10).sum().backward()
@@ -513,7 +565,7 @@ def test_what_changed_since_the_call_is_an_error() -> None:
     x = t(1.0, grad=True)
     y = f(x)
     with gc.no_grad():
-        b.add_(1.0)                                          # not needed for the gradient
+        b.add_(1.0)  # not needed for the gradient
     y.sum().backward()
     y = f(x)
     with gc.no_grad():
@@ -531,16 +583,18 @@ def test_second_derivatives_are_told_about() -> None:
     f, x = gc.function(lambda x: (x * x * x).sum()), t(2.0, grad=True)
     with pytest.raises(gc.AutogradError, match=r"first derivatives only(.|\n)*\.body"):
         gc.autograd.grad(f(x), x, create_graph=True)
-    g, = gc.autograd.grad(f.body(x), x, create_graph=True)
+    (g,) = gc.autograd.grad(f.body(x), x, create_graph=True)
     assert gc.autograd.grad(g.sum(), x)[0].item() == 12
 
-    def inside(x: Any) -> Any:                               # ... inside the function any order is fine
-        g, = gc.autograd.grad((x * x * x).sum(), x, create_graph=True)
+    def inside(x: Any) -> Any:  # ... inside the function any order is fine
+        (g,) = gc.autograd.grad((x * x * x).sum(), x, create_graph=True)
         return gc.autograd.grad(g.sum(), x)[0]
+
     assert gc.function(inside)(x).item() == 12
 
 
 # ---------------------------------------------------------------- composition and errors
+
 
 def test_nested_functions_recursion_and_methods() -> None:
     inner = gc.function(lambda x: x * 2)
@@ -550,6 +604,7 @@ def test_nested_functions_recursion_and_methods() -> None:
     @gc.function
     def factorial(x: Any, n: int) -> Any:
         return x if n == 0 else factorial(x * n, n - 1)
+
     assert factorial(t(1.0), 5).tolist() == [120]
 
     class Model:
@@ -559,6 +614,7 @@ def test_nested_functions_recursion_and_methods() -> None:
         @gc.function
         def apply(self, x: Any) -> Any:
             return self.w * x
+
     a, b = Model(2.0), Model(3.0)
     assert [m.apply(t(1.0)).item() for m in (a, b, a, b)] == [2, 3, 2, 3]
     with gc.Graph() as g:
@@ -567,10 +623,19 @@ def test_nested_functions_recursion_and_methods() -> None:
     assert gc.Session(g).run(y, {x: [1.0, 2.0]}).tolist() == [6, 12]
 
 
-@pytest.mark.parametrize("body, what", [
-    (lambda x: x * x.sum().item(), r"item\(\)"), (lambda x: x if x.sum() > 0 else -x, r"bool\(\)"), (lambda x: x * float(x.sum()), "item"),
-    (lambda x: [0, 1][x.sum()], "index"), (lambda x: x.tolist(), "tolist"), (lambda x: x.numpy(), "numpy"),
-    (lambda x: np.asarray(x), "np.asarray"), (lambda x: x[x > 0], "mask")])
+@pytest.mark.parametrize(
+    "body, what",
+    [
+        (lambda x: x * x.sum().item(), r"item\(\)"),
+        (lambda x: x if x.sum() > 0 else -x, r"bool\(\)"),
+        (lambda x: x * float(x.sum()), "item"),
+        (lambda x: [0, 1][x.sum()], "index"),
+        (lambda x: x.tolist(), "tolist"),
+        (lambda x: x.numpy(), "numpy"),
+        (lambda x: np.asarray(x), "np.asarray"),
+        (lambda x: x[x > 0], "mask"),
+    ],
+)
 def test_values_are_not_known_while_tracing(body: Callable[[Any], Any], what: str) -> None:
     with pytest.raises(gc.ModeError, match=rf"{what}(.|\n)*graphc.where(.|\n)*{HERE}:\d+"):
         gc.function(body)(t(1.0, 2.0))
@@ -588,6 +653,7 @@ def test_several_threads_call_one_function() -> None:
     def body(x: Any) -> Any:
         c.add_(1.0)
         return gc.tanh(x * w).sum(1)
+
     f, failures = gc.function(body), []
 
     def work(k: int) -> None:
@@ -597,6 +663,7 @@ def test_several_threads_call_one_function() -> None:
                 np.testing.assert_allclose(f(a).detach(), np.tanh(a).sum(1), rtol=1e-12)
         except BaseException as failure:
             failures.append(failure)
+
     threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
     for thread in threads:
         thread.start()
@@ -609,8 +676,19 @@ def test_draws_count_as_in_eager_mode_even_when_nothing_needs_them() -> None:
     def body(x: Any) -> Any:
         gc.rand(3)
         return x * gc.rand(1, dtype="float64")
+
     gc.manual_seed(1)
     want = [body(t(1.0)).item() for _ in range(3)]
     gc.manual_seed(1)
     f = gc.function(body)
     assert [f(t(1.0)).item() for _ in range(3)] == want
+
+
+def test_seeding_inside_is_refused() -> None:
+    def body(x: Any) -> Any:
+        gc.manual_seed(77)
+        return x + gc.rand(1, dtype="float64")
+
+    gc.manual_seed(5)
+    with pytest.raises(gc.ModeError, match=rf"manual_seed\(\) inside(.|\n)*outside(.|\n)*{HERE}"):
+        gc.function(body)(t(1.0))

@@ -1,4 +1,5 @@
 """Session: what may be fetched and fed, what comes back, and what every misuse is told."""
+
 from __future__ import annotations
 
 import re
@@ -48,31 +49,41 @@ X = np.arange(6, dtype=np.float32).reshape(3, 2)
 
 # ---------------------------------------------------------------- fetches
 
-@pytest.mark.parametrize("fetch, want", [
-    (lambda g: g.y, 2 * X),
-    (lambda g: g.x, X),
-    (lambda g: "x", X),
-    (lambda g: "mul", 2 * X),
-    (lambda g: g.v, [1, 2]),
-    (lambda g: "v", [1, 2]),
-    (lambda g: g.up, [2, 3]),
-    (lambda g: [g.y, "x"], [2 * X, X]),
-    (lambda g: (g.y, g.y), (2 * X, 2 * X)),
-    (lambda g: {"a": g.y, "b": [g.x, {"c": g.v}]}, {"a": 2 * X, "b": [X, {"c": [1, 2]}]}),
-    (lambda g: Pair(g.y, (g.x,)), Pair(2 * X, (X,))),
-    (lambda g: g.done, None),
-    (lambda g: [g.v, g.done, g.up], [[1, 2], None, [2, 3]]),
-    (lambda g: [], []),
-], ids=range(14))
+
+@pytest.mark.parametrize(
+    "fetch, want",
+    [
+        (lambda g: g.y, 2 * X),
+        (lambda g: g.x, X),
+        (lambda g: "x", X),
+        (lambda g: "mul", 2 * X),
+        (lambda g: g.v, [1, 2]),
+        (lambda g: "v", [1, 2]),
+        (lambda g: g.up, [2, 3]),
+        (lambda g: [g.y, "x"], [2 * X, X]),
+        (lambda g: (g.y, g.y), (2 * X, 2 * X)),
+        (lambda g: {"a": g.y, "b": [g.x, {"c": g.v}]}, {"a": 2 * X, "b": [X, {"c": [1, 2]}]}),
+        (lambda g: Pair(g.y, (g.x,)), Pair(2 * X, (X,))),
+        (lambda g: g.done, None),
+        (lambda g: [g.v, g.done, g.up], [[1, 2], None, [2, 3]]),
+        (lambda g: [], []),
+    ],
+    ids=range(14),
+)
 def test_fetches(line: Any, fetch: Callable[[Any], Any], want: Any) -> None:
     def same(got: Any, wanted: Any) -> None:
-        if isinstance(wanted, (tuple, dict)) or wanted is None or isinstance(wanted, list) and not isinstance(got, np.ndarray):
+        if (
+            isinstance(wanted, (tuple, dict))
+            or wanted is None
+            or (isinstance(wanted, list) and not isinstance(got, np.ndarray))
+        ):
             assert type(got) is type(wanted) and (wanted is None or len(got) == len(wanted))
             for k in wanted if isinstance(wanted, dict) else range(len(wanted or ())):
                 same(got[k], wanted[k])
             return
         assert isinstance(got, np.ndarray)
         np.testing.assert_array_equal(got, wanted)
+
     same(session(line).run(fetch(line), {"x": X}), want)
 
 
@@ -91,7 +102,7 @@ def test_parameters_are_fetched_by_themselves_and_by_name() -> None:
     assert [v.tolist() for v in s.run([w, y, "parameter"])] == [[3.0], [6.0], [3.0]]
     with gc.no_grad():
         w.mul_(10)
-    assert s.run(y).tolist() == [60.0]                       # the same buffer
+    assert s.run(y).tolist() == [60.0]  # the same buffer
     got = s.run(w)
     got[:] = 0
     assert w.item() == 30
@@ -116,21 +127,26 @@ def test_results_are_the_callers_own(target: str) -> None:
     for a, b in zip(first, kept, strict=True):
         np.testing.assert_array_equal(a, b)
     for a in s.run(fetches, {x: fed}):
-        a[...] = -1                                          # nobody else notices
+        a[...] = -1  # nobody else notices
     np.testing.assert_array_equal(s.run(fetches[5]), [1, 2, 3])
     np.testing.assert_array_equal(s.run(v), [9, 9, 9])
 
 
-@pytest.mark.parametrize("fetch, kind, parts", [
-    (lambda g: "nope", gc.FetchError, ["no value called 'nope'"]),
-    (lambda g: "mull", gc.FetchError, ["did you mean mul"]),
-    (lambda g: "mul:3", gc.FetchError, ["no value called 'mul:3'"]),
-    (lambda g: 3, gc.FetchError, ["cannot fetch int", "fetch a value"]),
-    (lambda g: None, gc.FetchError, ["cannot fetch NoneType"]),
-    (lambda g: gc.tensor([1.0]), gc.FetchError, ["eager tensor that this graph does not use"]),
-    (lambda g: gc.nn.Parameter(np.ones(1)), gc.FetchError, ["does not use"]),
-])
-def test_what_cannot_be_fetched(line: Any, fetch: Callable[[Any], Any], kind: type[Exception], parts: list[str]) -> None:
+@pytest.mark.parametrize(
+    "fetch, kind, parts",
+    [
+        (lambda g: "nope", gc.FetchError, ["no value called 'nope'"]),
+        (lambda g: "mull", gc.FetchError, ["did you mean mul"]),
+        (lambda g: "mul:3", gc.FetchError, ["no value called 'mul:3'"]),
+        (lambda g: 3, gc.FetchError, ["cannot fetch int", "fetch a value"]),
+        (lambda g: None, gc.FetchError, ["cannot fetch NoneType"]),
+        (lambda g: gc.tensor([1.0]), gc.FetchError, ["eager tensor that this graph does not use"]),
+        (lambda g: gc.nn.Parameter(np.ones(1)), gc.FetchError, ["does not use"]),
+    ],
+)
+def test_what_cannot_be_fetched(
+    line: Any, fetch: Callable[[Any], Any], kind: type[Exception], parts: list[str]
+) -> None:
     with error(kind, *parts):
         session(line).run(fetch(line), {"x": X})
 
@@ -157,13 +173,13 @@ def test_values_of_other_graphs() -> None:
 
 FEEDS: list[tuple[str, tuple[Any, ...], Any, str | None]] = [
     ("float32", (2,), [1, 2], None),
-    ("float32", (2,), np.array([1.5, 2.5]), None),                       # float64 to float32
+    ("float32", (2,), np.array([1.5, 2.5]), None),  # float64 to float32
     ("float32", (2,), np.array([1, 2]), None),
     ("float32", (2,), np.array([True, False]), None),
     ("float64", (2,), np.array([1, 2], np.float32), None),
     ("int64", (2,), np.array([1, 2], np.int32), None),
     ("int64", (2,), np.array([True, False]), None),
-    ("int32", (2,), np.array([1, 2]), None),                             # same kind, and the values fit
+    ("int32", (2,), np.array([1, 2]), None),  # same kind, and the values fit
     ("uint8", (2,), [1, 255], None),
     ("float32", (2,), gc.tensor([1.0, 2.0]), None),
     ("float32", (2,), np.array([1.0, 2.0], ">f4"), None),
@@ -197,13 +213,21 @@ def test_dtypes_of_feeds(dtype: str, shape: tuple[int, ...], value: Any, refused
 @pytest.mark.parametrize("target", ["interpret", "python", "cpu"])
 def test_layouts_of_feeds(target: str) -> None:
     base = np.arange(48, dtype=np.float32)
-    raw = np.zeros(8 * 4 + 1, np.uint8)[1:].view(np.float32)[:6]              # not aligned
+    raw = np.zeros(8 * 4 + 1, np.uint8)[1:].view(np.float32)[:6]  # not aligned
     raw[:] = base[:6]
     frozen = base[:6].reshape(3, 2).copy()
     frozen.flags.writeable = False
-    layouts = [base.reshape(3, 16)[:, 3:5], base[:6].reshape(2, 3).T, np.asfortranarray(base[:6].reshape(3, 2)),
-               base[::-2][:6].reshape(3, 2), np.broadcast_to(base[:2], (3, 2)), raw.reshape(3, 2), frozen,
-               np.lib.stride_tricks.as_strided(base, (3, 2), (0, 8)), base[:6].reshape(3, 2).view(np.matrix)]
+    layouts = [
+        base.reshape(3, 16)[:, 3:5],
+        base[:6].reshape(2, 3).T,
+        np.asfortranarray(base[:6].reshape(3, 2)),
+        base[::-2][:6].reshape(3, 2),
+        np.broadcast_to(base[:2], (3, 2)),
+        raw.reshape(3, 2),
+        frozen,
+        np.lib.stride_tricks.as_strided(base, (3, 2), (0, 8)),
+        base[:6].reshape(3, 2).view(np.matrix),
+    ]
     with gc.Graph() as g:
         x = gc.placeholder("float32", (None, 2))
         y = x * 2.0 + x.sum(0)
@@ -213,15 +237,21 @@ def test_layouts_of_feeds(target: str) -> None:
         np.testing.assert_array_equal(s.run(x, {x: a}), a)
 
 
-@pytest.mark.parametrize("feed, parts", [
-    (lambda g: {}, ["placeholder x", r"float32\[n, 2\]", "made at", "not fed", "feed_dict"]),
-    (lambda g: {"x": np.ones(2)}, [r"\(n, 2\)", r"\(2,\)", "2 axes", "made at"]),
-    (lambda g: {"x": np.ones((3, 4))}, [r"\(n, 2\)", r"\(3, 4\)", "axis 1 is 2, not 4", "made at", "None or a name"]),
-    (lambda g: {"x": X, g.y: X}, ["mul is not a placeholder", "made at"]),
-    (lambda g: {"x": X, g.v: [1, 2]}, ["v is not a placeholder"]),
-    (lambda g: {"x": X, 3: X}, ["int is not a placeholder"]),
-    (lambda g: {"x": X, gc.tensor(1.0): X}, ["not a placeholder"]),
-])
+@pytest.mark.parametrize(
+    "feed, parts",
+    [
+        (lambda g: {}, ["placeholder x", r"float32\[n, 2\]", "made at", "not fed", "feed_dict"]),
+        (lambda g: {"x": np.ones(2)}, [r"\(n, 2\)", r"\(2,\)", "2 axes", "made at"]),
+        (
+            lambda g: {"x": np.ones((3, 4))},
+            [r"\(n, 2\)", r"\(3, 4\)", "axis 1 is 2, not 4", "made at", "None or a name"],
+        ),
+        (lambda g: {"x": X, g.y: X}, ["mul is not a placeholder", "made at"]),
+        (lambda g: {"x": X, g.v: [1, 2]}, ["v is not a placeholder"]),
+        (lambda g: {"x": X, 3: X}, ["int is not a placeholder"]),
+        (lambda g: {"x": X, gc.tensor(1.0): X}, ["not a placeholder"]),
+    ],
+)
 def test_what_cannot_be_fed(line: Any, feed: Callable[[Any], Any], parts: list[str]) -> None:
     with error(gc.FeedError, *parts):
         session(line).run([line.y, line.v], feed(line))
@@ -244,6 +274,7 @@ def test_symbols_cannot_be_fed(line: Any) -> None:
 
 
 # ---------------------------------------------------------------- callables, closing, defaults
+
 
 def test_make_callable(line: Any) -> None:
     s = session(line)
@@ -276,7 +307,7 @@ def test_the_default_graph() -> None:
     with gc.Graph() as g:
         one = gc.constant(1.0)
         assert gc.Session(target="interpret").graph is g
-        assert gc.Session(target="interpret").run(one + 1.0) == 2          # made inside the scope, run inside it
+        assert gc.Session(target="interpret").run(one + 1.0) == 2  # made inside the scope, run inside it
     with error(gc.GraphError, "pass a graph"):
         gc.Session()
     with error(gc.ArgumentError, "target 'gpu'", "cpu, python, interpret"):
@@ -290,7 +321,7 @@ def test_sizes_of_placeholders() -> None:
     with gc.Graph():
         assert gc.placeholder("float32", 3).shape == (3,)
         for bad in (-1, 2.5, "two words"):
-            with error((gc.ArgumentError, gc.ShapeError), re.escape(repr(bad))):          # type: ignore[arg-type]
+            with error((gc.ArgumentError, gc.ShapeError), re.escape(repr(bad))):  # type: ignore[arg-type]
                 gc.placeholder("float32", (bad,))
 
 
@@ -307,7 +338,7 @@ def test_scopes_of_one_graph_in_two_threads() -> None:
                 leave.wait(5)
             with pytest.raises(gc.GraphError):
                 gc.placeholder("float32", ())
-        except BaseException as failure:                                   # pytest's too
+        except BaseException as failure:  # pytest's too
             failures.append(failure)
 
     threads = [threading.Thread(target=build, args=(k,)) for k in range(2)]
@@ -321,6 +352,7 @@ def test_scopes_of_one_graph_in_two_threads() -> None:
 
 
 # ---------------------------------------------------------------- variables
+
 
 @pytest.mark.parametrize("target", ["interpret", "python"])
 def test_each_session_has_its_own_variables(target: str) -> None:
@@ -347,8 +379,8 @@ def test_initial_values_that_are_symbols() -> None:
     a, b = session(g), session(g)
     one, two = a.run([w, twice])
     np.testing.assert_array_equal(two, 2 * one)
-    np.testing.assert_array_equal(a.run(w), one)                          # evaluated once
-    assert not np.array_equal(b.run(w), one)                              # each session draws its own
+    np.testing.assert_array_equal(a.run(w), one)  # evaluated once
+    assert not np.array_equal(b.run(w), one)  # each session draws its own
     a.run(init)
     assert not np.array_equal(a.run(w), one)
     assert w.shape == (2, 3) and w.dtype == np.float32
@@ -370,12 +402,12 @@ def test_dtypes_of_variables() -> None:
         assert gc.Variable(1, dtype="float64").dtype == np.float64
         v = gc.Variable(np.zeros(2, np.int64), name="count")
         assert not v.requires_grad
-        gc.assign(v, gc.constant([True, False]))                          # fits
+        gc.assign(v, gc.constant([True, False]))  # fits
         with error(gc.DTypeError, "count is int64", "float32", "cast"):
             gc.assign(v, v * 0.5)
         with error(gc.ShapeError, r"\(3,\)", "count", r"\(2,\)"):
             gc.assign(v, np.zeros(3, np.int64))
-    assert session(g).run(gc.assign(v, 7)).tolist() == [7, 7]             # a number is for all elements
+    assert session(g).run(gc.assign(v, 7)).tolist() == [7, 7]  # a number is for all elements
 
 
 def test_only_variables_are_assigned() -> None:

@@ -1,4 +1,5 @@
-"""Named sizes: one graph and one set of kernels for every batch size; shape functions over names; conflicts at run time."""
+"""Named sizes: one graph and one set of kernels for every batch size; conflicts at run time."""
+
 from __future__ import annotations
 
 import re
@@ -59,7 +60,17 @@ SHAPES: dict[str, Callable[[Any, Any, Any], Any]] = {
     "where": lambda x, y, img: gc.where(x > 0, x, y),
     "mse": lambda x, y, img: F.mse_loss(x, y),
 }
-NOT_EMPTY = {"view n -1", "reshape rest", "max", "argmax", "mean", "mean of all", "size as a number", "softmax over n", "mse"}     # 0/0, no maximum
+NOT_EMPTY = {
+    "view n -1",
+    "reshape rest",
+    "max",
+    "argmax",
+    "mean",
+    "mean of all",
+    "size as a number",
+    "softmax over n",
+    "mse",
+}  # 0/0, no maximum
 EVEN = {"reshape rest"}
 
 
@@ -70,6 +81,7 @@ def data(n: int) -> dict[str, Any]:
 
 def compiled_kernels() -> int:
     from graphc.codegen import compile
+
     return len(compile._compiled)
 
 
@@ -81,8 +93,11 @@ def test_shape_functions_over_names(target: str, spelling: str | None) -> None:
         pytest.skip("the same kernels")
     size = gc.dim("n") if spelling == "Dim" else spelling
     with gc.Graph() as g:
-        args = [gc.placeholder("float64", (size, 4), name="x"), gc.placeholder("float64", (size, 4), name="y"),
-                gc.placeholder("float64", (size, 2, 6, 6), name="img")]
+        args = [
+            gc.placeholder("float64", (size, 4), name="x"),
+            gc.placeholder("float64", (size, 4), name="y"),
+            gc.placeholder("float64", (size, 2, 6, 6), name="img"),
+        ]
         outs = {name: f(*args) for name, f in SHAPES.items()}
     s = gc.Session(g, target)
     always = {name: o for name, o in outs.items() if name not in EVEN | NOT_EMPTY}
@@ -97,7 +112,7 @@ def test_shape_functions_over_names(target: str, spelling: str | None) -> None:
             assert got[name].shape == want.shape and got[name].dtype == want.dtype, name
             np.testing.assert_allclose(got[name], want, rtol=1e-9, atol=1e-12, err_msg=f"{name} at {n}")
         if target == "cpu" and n in (5, 0):
-            before = None                                   # another set of fetches
+            before = None  # another set of fetches
         if target == "cpu" and n in (3, 17):
             before = before or compiled_kernels()
             assert compiled_kernels() == before
@@ -114,11 +129,11 @@ def test_a_new_size_compiles_and_traces_nothing() -> None:
     s.run([loss, train], {x: data(5)["x"]})
     prepared, kernels, nodes = list(s._prepared.values()), compiled_kernels(), len(g.nodes)
     programs = [p.runnable for p in prepared]
-    steps = [p.steps for p in programs]                                            # type: ignore[attr-defined]
+    steps = [p.steps for p in programs]  # type: ignore[attr-defined]
     for n in (1, 2, 900, 7):
         s.run([loss, train], {x: data(n)["x"]})
     assert list(s._prepared.values()) == prepared and [p.runnable for p in prepared] == programs
-    assert all(a is p.steps for a, p in zip(steps, programs, strict=True))         # type: ignore[attr-defined]
+    assert all(a is p.steps for a, p in zip(steps, programs, strict=True))  # type: ignore[attr-defined]
     assert compiled_kernels() == kernels and len(g.nodes) == nodes
 
 
@@ -132,11 +147,18 @@ def test_types_of_symbols() -> None:
         assert x.flatten(1).shape == (n, c * 3) and gc.concatenate([x, x], 1).shape == (n, c + c, 3)
         assert x[1:].shape == (n - 1, c, 3) and x[:, -1].shape == (n, 3)
         assert gc.pad(y, ((1, 1), (0, 0))).shape == (y.shape[0] + 2, 3)
-        assert x.numel() == n * c * 3 and F.max_pool2d(gc.placeholder("float32", (n, 1, c, c)), 2).shape == (n, 1, c // 2, c // 2)
+        assert x.numel() == n * c * 3 and F.max_pool2d(gc.placeholder("float32", (n, 1, c, c)), 2).shape == (
+            n,
+            1,
+            c // 2,
+            c // 2,
+        )
         assert gc.arange(n).shape == (n,) and gc.zeros(n, c + 1).shape == (n, c + 1)
 
 
-@pytest.mark.parametrize("use", [lambda n: range(n), lambda n: n > 2, lambda n: int(n), lambda n: [0][n], lambda n: float(n)])
+@pytest.mark.parametrize(
+    "use", [lambda n: range(n), lambda n: n > 2, lambda n: int(n), lambda n: [0][n], lambda n: float(n)]
+)
 def test_a_name_does_not_steer_python(use: Callable[[Any], Any]) -> None:
     with gc.Graph():
         x = gc.placeholder("float32", ("n",))
@@ -147,6 +169,7 @@ def test_a_name_does_not_steer_python(use: Callable[[Any], Any]) -> None:
 
 
 # ---------------------------------------------------------------- conflicts
+
 
 def run(make: Callable[[], tuple[Any, dict[str, Any]]]) -> Any:
     with gc.Graph() as g:
@@ -160,24 +183,49 @@ def place(name: str, *shape: Any) -> Any:
 
 ones = np.ones
 CONFLICTS: dict[str, tuple[Callable[[], Any], list[str]]] = {
-    "one name, two values": (lambda: (place("a", "n") + place("b", "n"), {"a": ones(2), "b": ones(3)}),
-                             ["placeholder b", r"\(n,\)", r"\(3,\)", "n is 2 in this run", "made at"]),
-    "one name twice in a shape": (lambda: (place("a", "n", "n").sum(), {"a": ones((2, 3))}), ["placeholder a", "n is 2"]),
-    "two names that must agree": (lambda: (place("a", None) + place("b", None), {"a": ones(2), "b": ones(3)}),
-                                  [rf"add at {HERE}:\d+", "needs d0 == d1", "d0 is 2 and d1 is 3", "agree"]),
-    "a name never broadcasts": (lambda: (place("a", None) * place("b", 4), {"a": ones(1), "b": ones(4)}), ["mul", "d0 == 4", "d0 is 1"]),
-    "inner sizes": (lambda: (place("a", 2, None) @ place("b", None, 2), {"a": ones((2, 3)), "b": ones((4, 2))}), ["matmul", "d0 == d1"]),
+    "one name, two values": (
+        lambda: (place("a", "n") + place("b", "n"), {"a": ones(2), "b": ones(3)}),
+        ["placeholder b", r"\(n,\)", r"\(3,\)", "n is 2 in this run", "made at"],
+    ),
+    "one name twice in a shape": (
+        lambda: (place("a", "n", "n").sum(), {"a": ones((2, 3))}),
+        ["placeholder a", "n is 2"],
+    ),
+    "two names that must agree": (
+        lambda: (place("a", None) + place("b", None), {"a": ones(2), "b": ones(3)}),
+        [rf"add at {HERE}:\d+", "needs d0 == d1", "d0 is 2 and d1 is 3", "agree"],
+    ),
+    "a name never broadcasts": (
+        lambda: (place("a", None) * place("b", 4), {"a": ones(1), "b": ones(4)}),
+        ["mul", "d0 == 4", "d0 is 1"],
+    ),
+    "inner sizes": (
+        lambda: (place("a", 2, None) @ place("b", None, 2), {"a": ones((2, 3)), "b": ones((4, 2))}),
+        ["matmul", "d0 == d1"],
+    ),
     "uneven reshape": (lambda: (place("a", "n").reshape(-1, 2), {"a": ones(5)}), ["reshape", "is 5"]),
     "a slice beyond": (lambda: (place("a", "n")[:4], {"a": ones(3)}), ["index", "n >= 4", "n is 3"]),
     "an index beyond": (lambda: (place("a", "n")[-3], {"a": ones(2)}), ["index", "n >= 3"]),
-    "concatenated": (lambda: (gc.concatenate([place("a", None, 2), place("b", None, 2)], 1), {"a": ones((1, 2)), "b": ones((2, 2))}),
-                     ["concatenate", "d[01] == d[01]"]),
-    "losses do not broadcast": (lambda: (F.mse_loss(place("a", None), place("b", 1)), {"a": ones(3), "b": ones(1)}), ["d0", "is 3"]),
+    "concatenated": (
+        lambda: (gc.concatenate([place("a", None, 2), place("b", None, 2)], 1), {"a": ones((1, 2)), "b": ones((2, 2))}),
+        ["concatenate", "d[01] == d[01]"],
+    ),
+    "losses do not broadcast": (
+        lambda: (F.mse_loss(place("a", None), place("b", 1)), {"a": ones(3), "b": ones(1)}),
+        ["d0", "is 3"],
+    ),
     "assign": (lambda: (gc.assign(gc.Variable(ones(3)), place("a", "n")), {"a": ones(2)}), ["assign", "n"]),
-    "composed": (lambda: (gc.placeholder("float32", (gc.dim("n") * 2,), name="a").sum() + place("b", "n").sum(),
-                          {"a": ones(7), "b": ones(2)}), ["placeholder a", r"2\*n is 4 in this run", "made at"]),
-    "composed alone": (lambda: (gc.placeholder("float32", (gc.dim("n") * 2,), name="a").sum(), {"a": ones(6)}),
-                       ["placeholder a", "no placeholder of this run has n as a size by itself"]),
+    "composed": (
+        lambda: (
+            gc.placeholder("float32", (gc.dim("n") * 2,), name="a").sum() + place("b", "n").sum(),
+            {"a": ones(7), "b": ones(2)},
+        ),
+        ["placeholder a", r"2\*n is 4 in this run", "made at"],
+    ),
+    "composed alone": (
+        lambda: (gc.placeholder("float32", (gc.dim("n") * 2,), name="a").sum(), {"a": ones(6)}),
+        ["placeholder a", "no placeholder of this run has n as a size by itself"],
+    ),
 }
 
 
@@ -195,6 +243,7 @@ def test_sizes_that_agree_pass() -> None:
         a, b, c = place("a", None), place("b", None), place("c", gc.dim("k") * 2 + 1)
         k = place("k", "k")
         return [a + b, a[:2], c[1:] * gc.concatenate([k, k])], {"a": ones(3), "b": ones(3), "c": ones(5), "k": ones(2)}
+
     assert [len(r) for r in run(make)] == [3, 2, 4]
 
 
@@ -204,6 +253,7 @@ def test_questions_of_values_that_are_not_fetched_are_not_asked() -> None:
         a + b
         a[:10]
         return [a * 2.0, b * 2.0], {"a": ones(2), "b": ones(3)}
+
     assert [len(r) for r in run(make)] == [2, 3]
 
 
@@ -213,7 +263,9 @@ def test_a_size_may_come_from_a_placeholder_that_is_not_needed_otherwise() -> No
         outs = [gc.zeros(x.shape[0]), gc.ones_like(x), gc.arange(x.shape[0])]
         total = gc.ones_like(x).sum()
     s = gc.Session(g, "python")
-    assert [o.shape for o in s.run(outs, {x: ones((3, 2))})] == [(3,), (3, 2), (3,)] and s.run(total, {x: ones((3, 2))}) == 6
+    assert [o.shape for o in s.run(outs, {x: ones((3, 2))})] == [(3,), (3, 2), (3,)] and s.run(
+        total, {x: ones((3, 2))}
+    ) == 6
     with pytest.raises(gc.FeedError, match="placeholder x"):
         s.run(outs)
 
@@ -224,14 +276,14 @@ def test_gradients_over_names(target: str) -> None:
         x = gc.placeholder("float64", ("n", 4), name="x")
         w = gc.constant(TABLE)
         loss = (gc.tanh(gc.concatenate([x, x[::-1]]) @ w.T).mean(0) ** 2).sum() + x.reshape(-1, 2).amax(1).mean()
-        grad, = gc.gradients(loss, x)
-        again, = gc.gradients((grad * grad).sum(), x)
+        (grad,) = gc.gradients(loss, x)
+        (again,) = gc.gradients((grad * grad).sum(), x)
     s = gc.Session(g, target)
     for n in (4, 1, 6):
         a = gc.tensor(data(n)["x"], requires_grad=True)
         e = (gc.tanh(gc.concatenate([a, a[::-1]]) @ TABLE.T).mean(0) ** 2).sum() + a.reshape(-1, 2).amax(1).mean()
-        first, = gc.autograd.grad(e, a, create_graph=True)
-        second, = gc.autograd.grad((first * first).sum(), a)
+        (first,) = gc.autograd.grad(e, a, create_graph=True)
+        (second,) = gc.autograd.grad((first * first).sum(), a)
         got = s.run([grad, again], {x: data(n)["x"]})
         np.testing.assert_allclose(got[0], first.detach().numpy(), rtol=1e-9)
         np.testing.assert_allclose(got[1], second.numpy(), rtol=1e-9, atol=1e-13)

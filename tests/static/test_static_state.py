@@ -1,4 +1,5 @@
-"""State of graphs: which value a read sees, in which order updates happen, writes in place, state shared with eager mode."""
+"""State of graphs: which value a read sees, the order of updates, writes in place, what eager mode shares."""
+
 from __future__ import annotations
 
 import re
@@ -20,19 +21,20 @@ each_quick = pytest.mark.parametrize("target", ["interpret", "python"])
 
 # ---------------------------------------------------------------- reads and updates
 
+
 @each_quick
 def test_reads_see_the_value_from_before_the_run(target: str) -> None:
     with gc.Graph() as g:
         v = gc.Variable(1.0)
         up = gc.assign(v, v + 1.0)
-        after = v * 10.0                       # made after the update, but not ordered after it
+        after = v * 10.0  # made after the update, but not ordered after it
         with gc.control_dependencies([up]):
             seen = v * 10.0
     s = gc.Session(g, target)
     assert s.run([v, up, after, seen]) == [1, 2, 10, 20]
     assert s.run([seen, after, up, v]) == [30, 20, 3, 2]
-    assert s.run(seen) == 40                   # brings the update along
-    assert s.run(after) == 40                  # does not
+    assert s.run(seen) == 40  # brings the update along
+    assert s.run(after) == 40  # does not
 
 
 @each_quick
@@ -44,14 +46,14 @@ def test_ordered_updates_chain(target: str) -> None:
             b = gc.assign(v, v * 10.0)
             with gc.control_dependencies([b]):
                 c = gc.assign_sub(v, 3.0)
-        with gc.control_dependencies([b, a]):          # b runs after a, however they are listed
+        with gc.control_dependencies([b, a]):  # b runs after a, however they are listed
             seen = v + 0.0
         with gc.control_dependencies([gc.group(gc.group(c))]):
             last = v + 0.0
     s = gc.Session(g, target)
     assert s.run([v, a, b, c, seen, last]) == [1, 2, 20, 17, 20, 17]
     assert s.run(v) == 17
-    assert s.run([a, v]) == [18, 17]                   # only what is fetched
+    assert s.run([a, v]) == [18, 17]  # only what is fetched
     assert s.run(v) == 18
 
 
@@ -61,9 +63,9 @@ def test_order_is_transitive() -> None:
         a = gc.assign(v, v + 1.0)
         with gc.control_dependencies([a]):
             b = gc.assign(w, 5.0)
-        with gc.control_dependencies([b]):             # b runs after a, so this does
+        with gc.control_dependencies([b]):  # b runs after a, so this does
             seen = v + 0.0
-        c = gc.assign(w, a * 100.0)                    # a value is a dependency as well
+        c = gc.assign(w, a * 100.0)  # a value is a dependency as well
         with gc.control_dependencies([c]):
             also = v + 0.0
     s = gc.Session(g, "interpret")
@@ -78,8 +80,8 @@ def test_values_made_outside_never_change() -> None:
         up = gc.assign(v, 100.0)
         with gc.control_dependencies([up]):
             kept = before + 0.0
-            gradient, = gc.gradients(loss, v)
-            new_gradient, = gc.gradients(v * v, v)
+            (gradient,) = gc.gradients(loss, v)
+            (new_gradient,) = gc.gradients(v * v, v)
     assert gc.Session(g, "interpret").run([kept, gradient, new_gradient]) == [3, 6, 200]
 
 
@@ -92,10 +94,10 @@ def test_unordered_updates_name_both_lines() -> None:
     with pytest.raises(gc.GraphError) as caught:
         s.run([a, b])
     text = str(caught.value)
-    first = int(re.search(rf"v_assign at {HERE}:(\d+)", text).group(1))                # type: ignore[union-attr]
-    second = int(re.search(rf"v_assign_1 at {HERE}:(\d+)", text).group(1))             # type: ignore[union-attr]
+    first = int(re.search(rf"v_assign at {HERE}:(\d+)", text).group(1))  # type: ignore[union-attr]
+    second = int(re.search(rf"v_assign_1 at {HERE}:(\d+)", text).group(1))  # type: ignore[union-attr]
     assert second == first + 1 and "control_dependencies" in text and "variable v" in text
-    assert s.run(a) == 2 and s.run(b) == 3                                             # one at a time is fine
+    assert s.run(a) == 2 and s.run(b) == 3  # one at a time is fine
 
 
 @each_target
@@ -106,7 +108,7 @@ def test_swaps_and_rotations(target: str) -> None:
         rotate = [gc.assign(a, b * 2.0), gc.assign(b, c * 2.0), gc.assign(c, a * 2.0)]
         cross = [gc.assign(a, a + b), gc.assign(b, a - b)]
     s = gc.Session(g, target)
-    state = lambda: [x[0].item() for x in s.run([a, b, c])]                            # noqa: E731
+    state = lambda: [x[0].item() for x in s.run([a, b, c])]  # noqa: E731
     assert [x[0] for x in s.run([a, b, *swap])] == [1, 2, 2, 1]
     assert state() == [2, 1, 3]
     s.run(rotate)
@@ -138,7 +140,7 @@ IN_PLACE: dict[str, Callable[[Any, Any], Any]] = {
 
 @each_target
 def test_writes_in_place_keep_old_reads_first(target: str) -> None:
-    """Each hazard on a Variable of its own, with the old value fetched, read by another kernel, and the new one fetched."""
+    """Each hazard on a Variable of its own, the old value fetched, read by another kernel, and the new one fetched."""
     rng = np.random.default_rng(0)
     start = {name: rng.integers(-4, 5, (4, 4)).astype(np.float64) for name in IN_PLACE}
     other = rng.integers(-4, 5, (4, 4)).astype(np.float64)
@@ -147,7 +149,13 @@ def test_writes_in_place_keep_old_reads_first(target: str) -> None:
         vs = {name: gc.Variable(a) for name, a in start.items()}
         ups = {name: gc.assign(vs[name], rule(vs[name], x)) for name, rule in IN_PLACE.items()}
         reads = {name: (v.T * 3.0).sum(1) for name, v in vs.items()}
-    for fetches in ([ups], [gc.group(*ups.values())], [ups, vs, reads], [reads, gc.group(*ups.values())], [vs, gc.group(*ups.values()), reads]):
+    for fetches in (
+        [ups],
+        [gc.group(*ups.values())],
+        [ups, vs, reads],
+        [reads, gc.group(*ups.values())],
+        [vs, gc.group(*ups.values()), reads],
+    ):
         s = gc.Session(g, target)
         now = dict(start)
         for _ in range(2):
@@ -187,6 +195,7 @@ def test_a_failing_check_leaves_all_state_alone(target: str) -> None:
     s.run(ups)
     before, version, draws = p.detach().numpy().copy(), p.version, gc.initial_seed()
     from graphc.core.random import state
+
     drawn = state.numpy().tolist()
     for fetches in ([picked, *ups], [*ups, picked_later]):
         for bad in ([0, 3], [-4, 0]):
@@ -199,6 +208,7 @@ def test_a_failing_check_leaves_all_state_alone(target: str) -> None:
 
 # ---------------------------------------------------------------- state shared with eager mode
 
+
 def test_captured_eager_tensors_must_not_change() -> None:
     with gc.record_sources():
         a = gc.tensor([1.0, 2.0])
@@ -210,7 +220,7 @@ def test_captured_eager_tensors_must_not_change() -> None:
         with pytest.raises(gc.GraphError) as caught:
             s.run(y)
     lines = re.findall(rf"{HERE}:(\d+)", str(caught.value))
-    assert len(set(lines)) >= 2 and int(lines[1]) - int(lines[0]) == 3                 # where it was captured, and written
+    assert len(set(lines)) >= 2 and int(lines[1]) - int(lines[0]) == 3  # where it was captured, and written
     assert "captured" in str(caught.value) and "Parameter, a Variable or a placeholder" in str(caught.value)
 
 
@@ -253,7 +263,9 @@ def test_shared_memory_and_converted_models_are_refused() -> None:
     with gc.Graph() as g:
         out = layer(gc.placeholder("float32", (1, 2), name="x"))
     layer.double()
-    with pytest.raises(gc.GraphError, match=r"weight was float32\[2, 2\] when the graph was made and is float64\[2, 2\] now"):
+    with pytest.raises(
+        gc.GraphError, match=r"weight was float32\[2, 2\] when the graph was made and is float64\[2, 2\] now"
+    ):
         gc.Session(g, "interpret").run(out, {"x": np.ones((1, 2))})
 
 
@@ -295,7 +307,9 @@ class Both:
 
 
 @pytest.mark.parametrize("target", ["interpret", "cpu"])
-@pytest.mark.parametrize("name, options", [("SGD", {"lr": 0.1, "momentum": 0.9}), ("Adam", {"lr": 0.05})], ids=["sgd", "adam"])
+@pytest.mark.parametrize(
+    "name, options", [("SGD", {"lr": 0.1, "momentum": 0.9}), ("Adam", {"lr": 0.05})], ids=["sgd", "adam"]
+)
 def test_half_eager_half_static(name: str, options: dict[str, Any], target: str) -> None:
     """Momentum, moments, step counts, the learning rate and the dropout masks are shared: the curve shows no seam."""
     rng = np.random.default_rng(4)
@@ -311,7 +325,9 @@ def test_half_eager_half_static(name: str, options: dict[str, Any], target: str)
     for k, batch in enumerate(data):
         if k == 12:
             b.opt.lr = 0.01
-        np.testing.assert_allclose(b.step(modes[k // 4], *batch), want[k], rtol=1e-12, err_msg=f"step {k} ({modes[k // 4]})")
+        np.testing.assert_allclose(
+            b.step(modes[k // 4], *batch), want[k], rtol=1e-12, err_msg=f"step {k} ({modes[k // 4]})"
+        )
     for key, value in a.model.state_dict().items():
         np.testing.assert_allclose(b.model.state_dict()[key], value, rtol=1e-11)
 
@@ -319,14 +335,20 @@ def test_half_eager_half_static(name: str, options: dict[str, Any], target: str)
 @each_target
 def test_the_same_random_numbers_in_both_modes(target: str) -> None:
     def draw() -> list[Any]:
-        return [gc.rand(3), gc.randn(2, 2), gc.randint(-5, 5, (4,)), gc.nn.functional.dropout(gc.ones(8), 0.5), gc.rand_like(gc.ones(2))]
+        return [
+            gc.rand(3),
+            gc.randn(2, 2),
+            gc.randint(-5, 5, (4,)),
+            gc.nn.functional.dropout(gc.ones(8), 0.5),
+            gc.rand_like(gc.ones(2)),
+        ]
 
     gc.manual_seed(11)
     want = [[t.numpy() for t in draw()] for _ in range(3)]
     gc.manual_seed(11)
     with gc.Graph() as g:
         outs = draw()
-        names = [gc.rand(2)]                              # a sixth draw, in no fetch
+        names = [gc.rand(2)]  # a sixth draw, in no fetch
     s = gc.Session(g, target)
     ordinals = s.run(outs)
     for got, w in zip(ordinals, want[0], strict=True):
@@ -336,7 +358,7 @@ def test_the_same_random_numbers_in_both_modes(target: str) -> None:
     gc.manual_seed(11)
     f = gc.function(lambda: tuple(draw()), target=target)
     for k in range(3):
-        got_ = draw() if k == 1 else f()                                   # the modes take turns at one generator
+        got_ = draw() if k == 1 else f()  # the modes take turns at one generator
         for got, w in zip(got_, want[k], strict=True):
             np.testing.assert_allclose(got.numpy(), w, rtol=2e-6)
             if w.dtype.kind == "i":
@@ -360,6 +382,7 @@ def test_runs_at_the_same_time_draw_different_numbers() -> None:
 
 # ---------------------------------------------------------------- threads
 
+
 @pytest.mark.parametrize("target", ["interpret", "cpu"])
 def test_four_threads_and_one_session(target: str) -> None:
     """Reading runs of different sizes overlap; runs that update take turns, and none is lost."""
@@ -377,7 +400,9 @@ def test_four_threads_and_one_session(target: str) -> None:
         try:
             for i in range(40):
                 a = np.full((k * 7 + i % 5 + 1, 3), 0.01 * k)
-                np.testing.assert_allclose(s.run(y, {x: a}), np.tanh(a @ np.arange(9.0).reshape(3, 3)) * 2 + a, rtol=1e-12)
+                np.testing.assert_allclose(
+                    s.run(y, {x: a}), np.tanh(a @ np.arange(9.0).reshape(3, 3)) * 2 + a, rtol=1e-12
+                )
                 s.run(ups, {x: np.ones((2, 3))})
         except BaseException as failure:
             failures.append(failure)

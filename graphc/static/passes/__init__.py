@@ -1,7 +1,7 @@
 """The pipeline: named passes from Program to Program, read top to bottom.
 
-A pass is pure and returns the same object when nothing changed. Dumping, checking and timing hang on the callback
-between passes; no pass prints or verifies.
+A pass is pure and returns the same object when nothing changed. Dumping, checking and timing hang on the
+callback between passes; no pass prints or verifies.
 """
 from __future__ import annotations
 

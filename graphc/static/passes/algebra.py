@@ -1,6 +1,7 @@
 """Algebraic rules, one per line of data, its algebra the name.
 
-Only exact rules run: NaN, infinities and -0.0 come out as in eager mode (so no ``x * 0 = 0`` and no ``x + 0 = x``).
+Only exact rules run: NaN, infinities and -0.0 come out as in eager mode (so no ``x * 0 = 0`` and no
+``x + 0 = x``).
 """
 from __future__ import annotations
 
@@ -20,7 +21,10 @@ from .fold import literal
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """``name``: the algebra; ``op``: whose calls it looks at; ``to(node) -> Value | Node | None``: the right-hand side."""
+    """``name``: the algebra; ``op``: whose calls it looks at; ``to``: the right-hand side.
+
+    ``to(node)`` gives a value or a node, or None where the rule does not apply.
+    """
     name: str
     op: str
     to: Callable[[Node], Value | Node | None]
@@ -90,7 +94,8 @@ def _absorb_transposes(n: Node) -> Node | None:
 
 
 def _whole_slice(n: Node) -> Value | None:
-    whole = all(isinstance(s, int) and s == 0 for s in n.attrs["starts"]) and all(k == 1 for k in n.attrs["steps"])
+    from_0 = all(isinstance(s, int) and s == 0 for s in n.attrs["starts"])
+    whole = from_0 and all(k == 1 for k in n.attrs["steps"])
     return _same(n, n.inputs[0]) if whole else None
 
 
@@ -106,8 +111,11 @@ def _sum_nothing(n: Node) -> Value | Node | None:
     x = _reduce_nothing(n)
     if x is None or n.avals[0].dtype.kind != "f":
         return x
-    zero = Node(get_op("constant"), (), {"value": np.zeros((), n.avals[0].dtype)}, (Aval((), n.avals[0].dtype),), f"{n.name}/zero", n.origins)
-    return _call(n, "add", (x if isinstance(x, Value) else Value(replace(x, name=f"{n.name}/reshape"), 0), Value(zero, 0)))
+    zero = np.zeros((), n.avals[0].dtype)
+    literal = Node(get_op("constant"), (), {"value": zero}, (Aval((), zero.dtype),),
+                   f"{n.name}/zero", n.origins)
+    whole = x if isinstance(x, Value) else Value(replace(x, name=f"{n.name}/reshape"), 0)
+    return _call(n, "add", (whole, Value(literal, 0)))
 
 
 def _divide_by_power_of_two(n: Node) -> Node | None:
@@ -117,7 +125,8 @@ def _divide_by_power_of_two(n: Node) -> Node | None:
     mantissa, exponent = math.frexp(float(a))
     if abs(mantissa) != 0.5 or not -100 < exponent < 100:
         return None
-    inverse = Node(get_op("constant"), (), {"value": np.asarray(1 / a, a.dtype)}, (n.inputs[1].aval,), f"{n.name}/inverse", n.origins)
+    value = {"value": np.asarray(1 / a, a.dtype)}
+    inverse = Node(get_op("constant"), (), value, (n.inputs[1].aval,), f"{n.name}/inverse", n.origins)
     return _call(n, "mul", (n.inputs[0], Value(inverse, 0)))
 
 
@@ -129,7 +138,10 @@ def _join_axes(n: Node) -> Node | None:
         return None
     shape = (*x.aval.shape[:pair], x.aval.shape[pair] * x.aval.shape[pair + 1], *x.aval.shape[pair + 2:])
     aval = Aval(shape, x.aval.dtype)
-    joined = x if x.aval == aval else Value(Node(get_op("reshape"), (x,), {"shape": shape}, (aval,), f"{n.name}/joined", n.origins), 0)
+    joined = x
+    if x.aval != aval:
+        reshape = Node(get_op("reshape"), (x,), {"shape": shape}, (aval,), f"{n.name}/joined", n.origins)
+        joined = Value(reshape, 0)
     fewer = tuple(a if a <= pair else a - 1 for a in axis if a != pair + 1)
     out = _call(n, n.op.name, (joined,), axis=fewer, keepdims=False)
     return _join_axes(out) or out
@@ -137,17 +149,21 @@ def _join_axes(n: Node) -> Node | None:
 
 RULES: tuple[Rule, ...] = (
     Rule("x * 1 = x", "mul", lambda n: _unit(n, 1, 0, 1)),
-    Rule("x * -1 = -x", "mul", lambda n: _call(n, "neg", (v,)) if (v := _unit(n, -1, 0, 1)) and v.aval.dtype.kind == "f" else None),
+    Rule("x * -1 = -x", "mul",
+         lambda n: _call(n, "neg", (v,)) if (v := _unit(n, -1, 0, 1)) and v.aval.dtype.kind == "f" else None),
     Rule("x / 1 = x", "div", lambda n: _unit(n, 1, 1)),
     Rule("x / 2^k = x * 2^-k", "div", _divide_by_power_of_two),
     Rule("x + -0.0 = x", "add", lambda n: _unit(n, -0.0, 0, 1)),
     Rule("x - 0.0 = x", "sub", lambda n: _unit(n, 0.0, 1)),
-    Rule("n + 0 = n (integers)", "add", lambda n: _unit(n, 0, 0, 1) if n.avals[0].dtype.kind in "iu" else None),
+    Rule("n + 0 = n (integers)", "add",
+         lambda n: _unit(n, 0, 0, 1) if n.avals[0].dtype.kind in "iu" else None),
     Rule("-(-x) = x", "neg", lambda n: s.inputs[0] if (s := _through(n, "neg")) else None),
-    Rule("not not b = b", "bitwise_not", lambda n: s.inputs[0] if (s := _through(n, "bitwise_not")) else None),
+    Rule("not not b = b", "bitwise_not",
+         lambda n: s.inputs[0] if (s := _through(n, "bitwise_not")) else None),
     Rule("relu(relu(x)) = relu(x)", "relu", lambda n: n.inputs[0] if _through(n, "relu") else None),
     Rule("|-x| = |x| (not of unsigned integers)", "abs",
-         lambda n: _call(n, "abs", (s.inputs[0],)) if (s := _through(n, "neg")) and n.avals[0].dtype.kind != "u" else None),
+         lambda n: _call(n, "abs", (s.inputs[0],))
+         if (s := _through(n, "neg")) and n.avals[0].dtype.kind != "u" else None),
     Rule("cast to its own dtype", "cast", lambda n: _same(n, n.inputs[0])),
     Rule("a copy of a value is the value", "clone", lambda n: n.inputs[0]),
     Rule("a detached value is the value", "detach", lambda n: n.inputs[0]),

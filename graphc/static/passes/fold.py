@@ -45,8 +45,9 @@ def fold_constants(program: Program) -> Program:
             return None
         try:
             with np.errstate(all="ignore"):
-                value = np.ascontiguousarray(call_node(node, arrays, {})[0]).reshape(aval.shape)  # type: ignore[arg-type]
-        except (IndexError, ValueError):                     # an index out of range: its run-time check will say so
+                folded = call_node(node, arrays, {})[0]  # type: ignore[arg-type]
+                value = np.ascontiguousarray(folded).reshape(aval.shape)
+        except (IndexError, ValueError):             # an index out of range: its run-time check will say so
             return None
         return literal_node(value, node)
 
