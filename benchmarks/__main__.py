@@ -31,8 +31,8 @@ _data = click.option("--data", metavar="ROOT", type=click.Path(exists=True, file
 
 
 def _many(name: str, table: dict[str, Any], default: Sequence[str]) -> Callable[[F], F]:
-    return click.option(f"--{name}", f"{name}s", multiple=True, type=click.Choice(list(table)), default=list(default),
-                        show_default=True, help="May be given several times.")
+    return click.option(f"--{name}", f"{name}s", multiple=True, type=click.Choice(list(table)),
+                        default=list(default), show_default=True, help="May be given several times.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -43,17 +43,20 @@ def main() -> None:
 @main.command()
 @_many("workload", WORKLOADS, list(WORKLOADS))
 @_many("engine", ENGINES, _steps.ENGINES_BY_DEFAULT)
-@click.option("--rounds", type=click.IntRange(min=1), default=100, show_default=True, help="Turns of each engine.")
+@click.option("--rounds", type=click.IntRange(min=1), default=100, show_default=True,
+              help="Turns of each engine.")
 @_threads
 @_json
-def steps(workloads: Sequence[str], engines: Sequence[str], rounds: int, threads: int, json_file: Path | None) -> None:
+def steps(workloads: Sequence[str], engines: Sequence[str], rounds: int, threads: int,
+          json_file: Path | None) -> None:
     """Train steps: engines in turns, medians, ratios to PyTorch."""
     _finish(json_file, lambda: _steps.run(workloads, engines, rounds, threads))
 
 
 @main.command()
 @_many("op", _overhead.OPS, list(_overhead.OPS))
-@click.option("--rounds", type=click.IntRange(min=1), default=200, show_default=True, help="Turns of each library.")
+@click.option("--rounds", type=click.IntRange(min=1), default=200, show_default=True,
+              help="Turns of each library.")
 @click.option("--calls", type=click.IntRange(min=1), default=2000, show_default=True, help="Calls in a turn.")
 @_json
 def overhead(ops: Sequence[str], rounds: int, calls: int, json_file: Path | None) -> None:
@@ -64,7 +67,8 @@ def overhead(ops: Sequence[str], rounds: int, calls: int, json_file: Path | None
 @main.command()
 @_many("workload", WORKLOADS, LENETS)
 @_many("engine", ENGINES, list(ENGINES))
-@click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Fresh processes of each.")
+@click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True,
+              help="Fresh processes of each.")
 @_threads
 @_json
 def startup(workloads: Sequence[str], engines: Sequence[str], repeats: int, threads: int,
@@ -75,7 +79,8 @@ def startup(workloads: Sequence[str], engines: Sequence[str], repeats: int, thre
 
 @main.command()
 @_data
-@click.option("--steps", "count", type=click.IntRange(min=1), default=100, show_default=True, help="Length of a curve.")
+@click.option("--steps", "count", type=click.IntRange(min=1), default=100, show_default=True,
+              help="Length of a curve.")
 @_json
 def agreement(data: str | None, count: int, json_file: Path | None) -> None:
     """How far the losses of the two modes are apart."""
@@ -86,8 +91,8 @@ def agreement(data: str | None, count: int, json_file: Path | None) -> None:
 @main.command()
 @_data
 @click.option("--epochs", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--mode", "modes", multiple=True, type=click.Choice(["eager", "static"]), default=["eager", "static"],
-              show_default=True, help="May be given twice.")
+@click.option("--mode", "modes", multiple=True, type=click.Choice(["eager", "static"]),
+              default=["eager", "static"], show_default=True, help="May be given twice.")
 @_json
 def accuracy(data: str | None, epochs: int, modes: Sequence[str], json_file: Path | None) -> None:
     """LeNet learns digits: accuracy and time per epoch."""
@@ -135,7 +140,8 @@ def _finish(json_file: Path | None, *benchmarks: Callable[[], Result]) -> None:
     if warning is not None:
         console.print(warning, style="yellow", markup=False)
     if json_file is not None:
-        json_file.write_text(json.dumps({"machine": machine, "results": [r.plain() for r in results]}, indent=2) + "\n")
+        found = {"machine": machine, "results": [r.plain() for r in results]}
+        json_file.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ def run(data: str | None, modes: Sequence[str], epochs: int) -> Result:
         title = f"LeNet on {name}, {epochs} epochs, {r['mode']}"
         figures += [Figure(f"{title}: test accuracy", r["accuracy"], "%", target, at_least=True),
                     Figure(f"{title}: time per epoch", r["epoch_seconds"], "s")]
-    lines = [(r["mode"], f"{r['accuracy']:.2f}%", f"{r['first_epoch_seconds']:.2f}", f"{r['epoch_seconds']:.2f}",
-              f"{r['loss']:.4f}") for r in rows]
+    lines = [(r["mode"], f"{r['accuracy']:.2f}%", f"{r['first_epoch_seconds']:.2f}",
+              f"{r['epoch_seconds']:.2f}", f"{r['loss']:.4f}") for r in rows]
     shown = table(f"LeNet on {name}, {epochs} epochs",
                   ("", "test accuracy", "first epoch, s", "median epoch, s", "last epoch's mean loss"), lines)
     return Result("accuracy", shown, tuple(figures), tuple(rows))
@@ -65,4 +65,6 @@ def _tested(made: Training, mode: str, data: str | None) -> float:
 def _watched(loader: Any, title: str) -> Any:
     """With a progress bar on stderr, where that is a terminal."""
     console = Console(stderr=True)
-    return track(loader, title, len(loader), console=console, transient=True) if console.is_terminal else loader
+    if not console.is_terminal:
+        return loader
+    return track(loader, title, len(loader), console=console, transient=True)

@@ -1,4 +1,7 @@
-"""``agreement``: how far the two modes' trainings are apart, over a curve and over one step from the same state."""
+"""``agreement``: how far the two modes' trainings are apart.
+
+Over a curve, and over one step from the same state.
+"""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -20,11 +23,13 @@ def run(data: str | None, steps: int) -> Result:
     for dtype, (target, share) in CURVES.items():
         within = max(1, round(share * steps))
         apart = _curves(data, steps, dtype)
-        rows.append({"what": f"loss curves, {dtype}, {within} steps", "apart": max(apart[:within]), "target": target})
+        rows.append({"what": f"loss curves, {dtype}, {within} steps", "apart": max(apart[:within]),
+                     "target": target})
         if within < steps:
             rows.append({"what": f"loss curves, {dtype}, {steps} steps", "apart": max(apart), "target": None})
     for k, apart_there in _one_step(data, [round(f * (steps - 1)) for f in (0, 0.01, 0.1, 0.5, 1)]):
-        rows.append({"what": f"one step from the same state, step {k + 1}", "apart": apart_there, "target": ONE_STEP})
+        rows.append({"what": f"one step from the same state, step {k + 1}", "apart": apart_there,
+                     "target": ONE_STEP})
     figures = tuple(Figure(r["what"], r["apart"], "", r["target"]) for r in rows)
     lines = [(r["what"], f"{r['apart']:.1e}", f"{r['target']:.0e}" if r["target"] else "-") for r in rows]
     return Result("agreement", table("eager against static, LeNet, largest relative difference",
@@ -41,7 +46,10 @@ def _curves(data: str | None, steps: int, dtype: str) -> list[float]:
 
 
 def _one_step(data: str | None, at: Sequence[int]) -> Iterator[tuple[int, float]]:
-    """Train eagerly; where asked, let static mode do the same step from the same state: loss, and all parameters."""
+    """Train eagerly; where asked, let static mode do the same step from the same state.
+
+    Compared are the loss and all parameters.
+    """
     eager, static = training("eager"), training("static")
     for k, batch in enumerate(_batches(data, max(at) + 1)):
         if k not in at:

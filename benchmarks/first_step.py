@@ -1,5 +1,8 @@
-"""The process that `startup` starts: ``python -m benchmarks.first_step ENGINE WORKLOAD THREADS`` imports the engine,
-trains one step, and prints what it took. It imports no more than that engine needs, and NumPy."""
+"""The process that `startup` starts: ``python -m benchmarks.first_step ENGINE WORKLOAD THREADS``.
+
+It imports the engine, trains one step, and prints what it took. It imports no more than that engine needs,
+and NumPy.
+"""
 from __future__ import annotations
 
 import time

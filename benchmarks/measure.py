@@ -1,7 +1,8 @@
 """How time is taken: engines in turns within one run, many times over, and what is left of many times.
 
-A ratio of two engines is worth something only where both ran on the same machine in the same minute. So nothing here
-times one engine alone, but for fresh processes, which `fresh_process` runs one at a time. What is timed is elsewhere.
+A ratio of two engines is worth something only where both ran on the same machine in the same minute. So
+nothing here times one engine alone, but for fresh processes, which `fresh_process` runs one at a time. What
+is timed is elsewhere.
 """
 from __future__ import annotations
 
@@ -43,11 +44,11 @@ def alternate(turns: Mapping[str, Callable[[], object]], rounds: int, record: in
               lead_in: float = LEAD_IN) -> dict[str, list[float]]:
     """The times of each function, called in turns.
 
-    A turn is calls that are not recorded for ``lead_in`` seconds, at least one, then ``record`` that are. In the
-    lead-in the threads of the engine before go to sleep, and the caches and the engine's own threads come to where a
-    loop of nothing else keeps them. Without it an engine pays for its neighbour: PyTorch's threads spin for
-    milliseconds after a step, on a core that the next engine needs. The garbage collector stays on, but leaves alone
-    what was there before.
+    A turn is calls that are not recorded for ``lead_in`` seconds, at least one, then ``record`` that are. In
+    the lead-in the threads of the engine before go to sleep, and the caches and the engine's own threads come
+    to where a loop of nothing else keeps them. Without it an engine pays for its neighbour: PyTorch's threads
+    spin for milliseconds after a step, on a core that the next engine needs. The garbage collector stays on,
+    but leaves alone what was there before.
     """
     clock = time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in turns}
@@ -74,18 +75,20 @@ class ChildFailed(Exception):
 
 
 def fresh_process(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """What ``python ARGUMENTS`` prints as JSON on its last line, with "seconds" since the process was started.
+    """What ``python ARGUMENTS`` prints as JSON on its last line, with "seconds" since its start.
 
-    The child says ``"at"``, its time.monotonic() when it was done: the clock is the same in both, so that the start of
-    the interpreter counts and its end does not. It finds graphc and the benchmarks where this process found them, and
-    may keep bytecode, as an installed package does: where PYTHONDONTWRITEBYTECODE is set, each import would compile.
+    The child says ``"at"``, its time.monotonic() when it was done: the clock is the same in both, so that the
+    start of the interpreter counts and its end does not. It finds graphc and the benchmarks where this
+    process found them, and may keep bytecode, as an installed package does: where PYTHONDONTWRITEBYTECODE is
+    set, each import would compile.
     """
     path = os.pathsep.join((str(ROOT), *filter(None, (os.environ.get("PYTHONPATH"),))))
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     began = time.monotonic()
     try:
-        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=_PROCESS_LIMIT,
-                              env={**inherited, **(environment or {}), "PYTHONPATH": path}, check=False)
+        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True,
+                              timeout=_PROCESS_LIMIT, check=False,
+                              env={**inherited, **(environment or {}), "PYTHONPATH": path})
     except subprocess.TimeoutExpired:
         raise ChildFailed(f"no result within {_PROCESS_LIMIT:.0f} s") from None
     if done.returncode:
@@ -97,7 +100,8 @@ def fresh_process(arguments: Sequence[str], environment: Mapping[str, str] | Non
 
 def _last_error(lines: Sequence[str]) -> str:
     """The line that names the error; what libraries write after it is advice."""
-    named = (line for line in reversed(lines) if line.split(":")[0].endswith(("Error", "Exception", "Failed")))
+    named = (line for line in reversed(lines)
+             if line.split(":")[0].endswith(("Error", "Exception", "Failed")))
     return next(named, lines[-1])[:200]
 
 

@@ -1,4 +1,7 @@
-"""``overhead``: what one eager op costs when there is next to nothing to compute; the libraries take turns."""
+"""``overhead``: what one eager op costs when there is next to nothing to compute.
+
+The libraries take turns.
+"""
 from __future__ import annotations
 
 import importlib.util
@@ -20,7 +23,8 @@ AT_MOST = {("add", False): 1.0, ("add", True): 1.0}         # of PyTorch's time
 
 def run(ops: Sequence[str], rounds: int, calls: int) -> Result:
     """Each op without and with gradients, in every library that is there."""
-    here = {name: package for name, package in LIBRARIES.items() if importlib.util.find_spec(package) is not None}
+    here = {name: package for name, package in LIBRARIES.items()
+            if importlib.util.find_spec(package) is not None}
     rows = [_op(op, with_grad, here, rounds, calls) for with_grad in (False, True) for op in ops]
     missing = tuple(f"{name}: the package {package} is not installed" for name, package in LIBRARIES.items()
                     if name not in here)
@@ -33,7 +37,8 @@ def _op(op: str, with_grad: bool, libraries: dict[str, str], rounds: int, calls:
              for name, package in libraries.items() if not (with_grad and package == "numpy")}
     times = {name: Spread.of(t, calls) for name, t in alternate(loops, rounds, lead_in=0.0).items()}
     row: dict[str, Any] = {"op": op, "grad": with_grad, "rounds": rounds, "calls": calls}
-    row["us"] = {name: {k: 1e6 * getattr(t, k) for k in ("best", "low", "median", "high")} for name, t in times.items()}
+    row["us"] = {name: {k: 1e6 * getattr(t, k) for k in ("best", "low", "median", "high")}
+                 for name, t in times.items()}
     row["ratio"] = times["graphc"].median / times["PyTorch"].median if "PyTorch" in times else None
     return row
 
@@ -65,6 +70,7 @@ def _figures(rows: Sequence[dict[str, Any]]) -> list[Figure]:
 def _table(rows: Sequence[dict[str, Any]]) -> Any:
     lines = []
     for r in rows:
-        cells = [f"{t['median']:.2f} ({t['best']:.2f})" if (t := r["us"].get(name)) else "-" for name in LIBRARIES]
+        cells = [f"{t['median']:.2f} ({t['best']:.2f})" if (t := r["us"].get(name)) else "-"
+                 for name in LIBRARIES]
         lines.append((_title(r), *cells, f"{r['ratio']:.2f}x" if r["ratio"] is not None else "-"))
     return table("one small op, us: median (best)", ("", *LIBRARIES, "to PyTorch"), lines)

@@ -1,4 +1,7 @@
-"""What a benchmark gives: figures with their targets, the rows they came from, a table to look at, JSON to keep."""
+"""What a benchmark gives: figures with their targets, the rows they came from.
+
+And a table to look at, JSON to keep.
+"""
 from __future__ import annotations
 
 import os
@@ -20,7 +23,10 @@ _BUSY = 0.5                         # load per core beside our own from which ti
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One number, and what it is to be. ``unit``: "s", "us", "x" (a multiple of PyTorch's), "%", or "" for a ratio."""
+    """One number, and what it is to be.
+
+    ``unit``: "s", "us", "x" (a multiple of PyTorch's), "%", or "" for a ratio.
+    """
     what: str
     value: float
     unit: str
@@ -37,7 +43,10 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Of one command: ``rows`` are its raw measurements as plain values, ``missing`` says what could not run."""
+    """Of one command: ``rows`` are its raw measurements as plain values.
+
+    ``missing`` says what could not run.
+    """
     command: str
     table: Table
     figures: tuple[Figure, ...] = ()
@@ -47,13 +56,15 @@ class Result:
     def plain(self) -> dict[str, Any]:
         """For JSON."""
         figures = [{**asdict(f), "reached": f.reached} for f in self.figures]
-        return {"command": self.command, "figures": figures, "rows": list(self.rows), "missing": list(self.missing)}
+        return {"command": self.command, "figures": figures, "rows": list(self.rows),
+                "missing": list(self.missing)}
 
 
 def machine() -> dict[str, Any]:
     """What the figures were taken on."""
-    return {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.platform(), "python": platform.python_version(),
-            "load_per_core": load(), "packages": {p: _version(p) for p in PACKAGES}}
+    return {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.platform(),
+            "python": platform.python_version(), "load_per_core": load(),
+            "packages": {p: _version(p) for p in PACKAGES}}
 
 
 def busy() -> str | None:
@@ -61,7 +72,8 @@ def busy() -> str | None:
     now = load()
     if now is None or now < _BUSY:
         return None
-    return f"this machine is busy ({now:.1f} running processes per core): trust no time, and a ratio only if it repeats"
+    return (f"this machine is busy ({now:.1f} running processes per core): trust no time, "
+            "and a ratio only if it repeats")
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

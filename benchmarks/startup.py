@@ -1,4 +1,7 @@
-"""``startup``: what `import graphc` costs, and the first train step of a process: caches empty, then filled."""
+"""``startup``: what `import graphc` costs, and the first train step of a process.
+
+With empty caches, then with filled ones.
+"""
 from __future__ import annotations
 
 import tempfile
@@ -69,11 +72,12 @@ def _first_steps(name: str, engines: Sequence[str], repeats: int,
     return rows, list(failed.values())
 
 
-def _row(name: str, engine: str, colds: Sequence[dict[str, Any]], warms: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _row(name: str, engine: str, colds: Sequence[dict[str, Any]],
+         warms: Sequence[dict[str, Any]]) -> dict[str, Any]:
     took, again = (Spread.of([r["seconds"] for r in runs]) for runs in (colds, warms))
     parts = {part: Spread.of([r[part] for r in colds]).median for part in ("import", "step")}
-    return {"what": name, "engine": engine, "seconds": took.median, "best": took.best, "count": took.count, **parts,
-            "warm_seconds": again.median, "warm_best": again.best}
+    return {"what": name, "engine": engine, "seconds": took.median, "best": took.best, "count": took.count,
+            **parts, "warm_seconds": again.median, "warm_best": again.best}
 
 
 def _cold_then_warm(engine: str, workload: str, threads: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -102,7 +106,9 @@ def _table(rows: Sequence[dict[str, Any]]) -> Any:
             title, engine = "import graphc", "graphc"
         else:
             title, engine = WORKLOADS[r["what"]].title, ENGINES[r["engine"]].title
-        times = (f"{r[k]:.3f}" if k in r else "" for k in ("seconds", "best", "import", "step", "warm_seconds"))
+        shown = ("seconds", "best", "import", "step", "warm_seconds")
+        times = (f"{r[k]:.3f}" if k in r else "" for k in shown)
         lines.append((title, engine, *times, str(r["count"])))
     return table("from a fresh process to the first loss, s",
-                 ("", "engine", "median", "best", "of it import", "build, step", "2nd process", "of each"), lines)
+                 ("", "engine", "median", "best", "of it import", "build, step", "2nd process", "of each"),
+                 lines)

@@ -1,4 +1,7 @@
-"""``steps``: the time of a train step, workloads by engines, each workload's engines in turns within one run."""
+"""``steps``: the time of a train step, workloads by engines.
+
+Each workload's engines take turns within one run.
+"""
 from __future__ import annotations
 
 import math
@@ -38,8 +41,8 @@ def _workload(name: str, engines: Sequence[str], rounds: int, threads: int) -> l
         if not math.isfinite(step().item()):                 # a step on NaN is another step
             raise Disagreement(f"{name}: {engine} does not converge; its times mean nothing")
     reference = times.get(REFERENCE)
-    return [{"workload": name, "engine": e, "best_ms": 1e3 * t.best, "low_ms": 1e3 * t.low, "median_ms": 1e3 * t.median,
-             "high_ms": 1e3 * t.high, "steps": t.count, "losses_apart": apart[e],
+    return [{"workload": name, "engine": e, "best_ms": 1e3 * t.best, "low_ms": 1e3 * t.low,
+             "median_ms": 1e3 * t.median, "high_ms": 1e3 * t.high, "steps": t.count, "losses_apart": apart[e],
              "ratio": t.median / reference.median if reference else None,
              "ratio_of_best": t.best / reference.best if reference else None} for e, t in times.items()]
 
@@ -47,11 +50,12 @@ def _workload(name: str, engines: Sequence[str], rounds: int, threads: int) -> l
 def _check_losses(name: str, losses: dict[str, list[float]]) -> dict[str, float]:
     """How far each engine's first losses are from those of the first engine."""
     first = next(iter(losses.values()))
-    apart = {e: max(abs(a - b) / abs(b) for a, b in zip(found, first, strict=True)) for e, found in losses.items()}
+    apart = {e: max(abs(a - b) / abs(b) for a, b in zip(found, first, strict=True))
+             for e, found in losses.items()}
     for engine, distance in apart.items():
         if not distance <= LOSSES_AGREE:
-            raise Disagreement(f"{name}: the first losses of {engine} and {next(iter(losses))} are {distance:.1e} "
-                               f"apart: {losses[engine]}, {first}")
+            raise Disagreement(f"{name}: the first losses of {engine} and {next(iter(losses))} are "
+                               f"{distance:.1e} apart: {losses[engine]}, {first}")
     return apart
 
 
@@ -64,11 +68,12 @@ def _warm_up(steps: dict[str, Step]) -> None:
 def _figures(rows: Sequence[dict[str, Any]]) -> list[Figure]:
     """What each workload is to reach, where the reference engine ran.
 
-    Of the two ratios the larger: other programs on the machine slow the reference down more than graphc, and no target
-    is to be reached by that.
+    Of the two ratios the larger: other programs on the machine slow the reference down more than graphc, and
+    no target is to be reached by that.
     """
     return [Figure(f"{WORKLOADS[r['workload']].title}: {ENGINES[r['engine']].title}",
-                   max(r["ratio"], r["ratio_of_best"]), "x", WORKLOADS[r["workload"]].at_most.get(r["engine"]))
+                   max(r["ratio"], r["ratio_of_best"]), "x",
+                   WORKLOADS[r["workload"]].at_most.get(r["engine"]))
             for r in rows if r["ratio"] is not None and ENGINES[r["engine"]].package == "graphc"]
 
 

@@ -1,4 +1,7 @@
-"""LeNet on real digits with graphc, for what is about learning and not about time: `agreement` and `accuracy`."""
+"""LeNet on real digits with graphc, for what is about learning and not about time.
+
+That is `agreement` and `accuracy`.
+"""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -40,8 +43,12 @@ def training(mode: str, dtype: str = "float32", seed: int = 0) -> Training:
     return Training(model, optimizer, gc.function(step) if mode == "static" else step)
 
 
-def digits(data: str | None, train: bool, dtype: str = "float32", whole_batches: bool = True) -> gc.data.DataLoader:
+def digits(data: str | None, train: bool, dtype: str = "float32",
+           whole_batches: bool = True) -> gc.data.DataLoader:
     """MNIST from the folder ``data``, or the digits that come with graphc; the training part shuffled."""
     transform = gc.data.Compose([gc.data.ToTensor(), gc.data.Lambda(lambda x: x.astype(dtype))])
-    found = gc.data.Digits(train, transform=transform) if data is None else gc.data.MNIST(data, train, transform)
+    if data is None:
+        found: gc.data.LabelledImages = gc.data.Digits(train, transform=transform)
+    else:
+        found = gc.data.MNIST(data, train, transform)
     return gc.data.DataLoader(found, BATCH, shuffle=train, drop_last=whole_batches, seed=0)

@@ -1,7 +1,8 @@
 """The table of workloads: what is trained, on which arrays, and what graphc is to reach. In NumPy only.
 
-A workload knows no engine: it names a model, which each engine writes in its own words (`benchmarks.engines`), and
-gives the weights to start from and the batches. A new workload is one line of WORKLOADS, and a model if it needs one.
+A workload knows no engine: it names a model, which each engine writes in its own words
+(`benchmarks.engines`), and gives the weights to start from and the batches. A new workload is one line of
+WORKLOADS, and a model if it needs one.
 """
 from __future__ import annotations
 
@@ -16,8 +17,9 @@ LEARNING_RATE = 1e-3
 CLASSES = 10
 IMAGE = (1, 28, 28)
 
-#: model -> the shapes of its weights, each followed by a bias of its first extent. lenet: conv 3x3 with padding 1, max
-#: pool 2, conv 5x5, max pool 2, three linear layers, no activations; mlp: three linear layers, ReLU between them.
+#: model -> the shapes of its weights, each followed by a bias of its first extent. lenet: conv 3x3 with
+#: padding 1, max pool 2, conv 5x5, max pool 2, three linear layers, no activations; mlp: three linear layers,
+#: ReLU between them.
 MODELS: dict[str, tuple[tuple[int, ...], ...]] = {
     "lenet": ((6, 1, 3, 3), (16, 6, 5, 5), (120, 400), (84, 120), (10, 84)),
     "mlp": ((512, 784), (512, 512), (10, 512)),
@@ -44,7 +46,10 @@ class Workload:
     at_most: Mapping[str, float] = field(default_factory=dict)
 
     def parameters(self, seed: int = 0) -> list[Array]:
-        """Where each engine starts from, in the order of the model: weight, bias, weight, ... (uniform, by fan-in)."""
+        """Where each engine starts from, in the order of the model: weight, bias, weight, ...
+
+        Uniform, by fan-in.
+        """
         draw = np.random.default_rng(seed)
         out = []
         for shape in MODELS[self.model]:
@@ -60,7 +65,8 @@ class Workload:
 
 
 WORKLOADS: dict[str, Workload] = {
-    "lenet-100": Workload("LeNet, train step, batch 100", "lenet", 100, {"graphc-static": 1.0, "graphc-eager": 2.0}),
+    "lenet-100": Workload("LeNet, train step, batch 100", "lenet", 100,
+                          {"graphc-static": 1.0, "graphc-eager": 2.0}),
     "lenet-1": Workload("LeNet, train step, batch 1", "lenet", 1, {"graphc-static": 0.5}),
     "mlp-128": Workload("MLP 784-512-512-10, train step, batch 128", "mlp", 128),
 }

@@ -1,7 +1,8 @@
 """The table of engines: what runs a workload. A new engine is one line of ENGINES and one module here.
 
-The module has ``training(workload, mode, threads) -> Step``, and is imported when its engine is started: nothing else
-here imports a peer, but for `benchmarks.overhead`. It writes each model of `benchmarks.workloads` as its users would.
+The module has ``training(workload, mode, threads) -> Step``, and is imported when its engine is started:
+nothing else here imports a peer, but for `benchmarks.overhead`. It writes each model of
+`benchmarks.workloads` as its users would.
 """
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from typing import Any
 
 from ..workloads import Workload
 
-#: One call trains on the next batch and gives the loss, as the engine's own scalar with ``.item()``. What it returns is
-#: computed, not promised: an engine that works in the background waits.
+#: One call trains on the next batch and gives the loss, as the engine's own scalar with ``.item()``. What it
+#: returns is computed, not promised: an engine that works in the background waits.
 Step = Callable[[], Any]
 
 REFERENCE = "torch-eager"           # the engine that others are measured against
@@ -22,7 +23,10 @@ REFERENCE = "torch-eager"           # the engine that others are measured agains
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """``package`` is what must be installed, ``module`` the one here that drives it, in one of its ``modes``."""
+    """What runs workloads, in one of its ``modes``.
+
+    ``package`` is what must be installed, ``module`` the one here that drives it.
+    """
     title: str
     package: str
     module: str
@@ -36,7 +40,8 @@ class Engine:
 
     def training(self, workload: Workload, threads: int) -> Step:
         """The workload's train step, at its start: equal weights and batches in each engine."""
-        made: Step = importlib.import_module(f".{self.module}", __name__).training(workload, self.mode, threads)
+        module = importlib.import_module(f".{self.module}", __name__)
+        made: Step = module.training(workload, self.mode, threads)
         return made
 
 
@@ -51,4 +56,5 @@ ENGINES: dict[str, Engine] = {
 def present(names: Sequence[str]) -> tuple[list[str], list[str]]:
     """Those that can run here, and a sentence on each that cannot."""
     reasons = {name: ENGINES[name].missing for name in names}
-    return [n for n, why in reasons.items() if why is None], [why for why in reasons.values() if why is not None]
+    here = [n for n, why in reasons.items() if why is None]
+    return here, [why for why in reasons.values() if why is not None]

@@ -1,4 +1,7 @@
-"""PyTorch: eager, and through torch.compile: forward, loss and backward compiled, the optimiser's step as it is."""
+"""PyTorch: eager, and through torch.compile.
+
+Compiled are forward, loss and backward, the optimiser's step is as it is.
+"""
 from __future__ import annotations
 
 from itertools import cycle
@@ -37,7 +40,8 @@ def training(workload: Workload, mode: str, threads: int) -> Step:
         return loss
 
     forward = torch.compile(loss_of) if mode == "compile" else loss_of
-    batches = cycle([(torch.from_numpy(images), torch.from_numpy(labels)) for images, labels in workload.batches()])
+    batches = cycle([(torch.from_numpy(images), torch.from_numpy(labels))
+                     for images, labels in workload.batches()])
 
     def step() -> torch.Tensor:
         optimizer.zero_grad()

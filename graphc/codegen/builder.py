@@ -1,8 +1,8 @@
 """The kernel builder: what op literals and the lowering write loops with.
 
-`Builder` holds scalar and index arithmetic and the statement being written; values appear to an op as accesses
-(`Stored` in a buffer, `Inlined` from its own inputs) with ``at(index)``, ``at_flat(i)`` and ``shape``. An op's template
-never sees a buffer name.
+`Builder` holds scalar and index arithmetic and the statement being written; values appear to an op as
+accesses (`Stored` in a buffer, `Inlined` from its own inputs) with ``at(index)``, ``at_flat(i)`` and
+``shape``. An op's template never sees a buffer name.
 """
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ UNKNOWN_SIZE = 32             # what a size known only at run time counts for in
 
 
 def size_variable(name: str) -> str:
-    """What kernels call a named size: no variable of the builder begins so, whatever users call their sizes."""
+    """What kernels call a named size.
+
+    No variable of the builder begins so, whatever users call their sizes.
+    """
     return f"n_{name}"
 
 
@@ -76,10 +79,11 @@ class Builder:
     def ipow(self, x: Expr, y: Expr) -> Expr:
         """x**y of integers by squaring, exponents below 2^16."""
         result, base = self.const(1, x.dtype), x
+        narrow = x.dtype in ("int8", "uint8")
         for bit in range(16):
-            has = self.ne(self.call("and", y, self.const(1 << min(bit, 6) if x.dtype in ("int8", "uint8") else 1 << bit, x.dtype)),
-                          self.const(0, x.dtype))
-            if x.dtype in ("int8", "uint8") and bit > 6:
+            mask = self.const(1 << min(bit, 6) if narrow else 1 << bit, x.dtype)
+            has = self.ne(self.call("and", y, mask), self.const(0, x.dtype))
+            if narrow and bit > 6:
                 break
             result = self.let(self.select(has, self.mul(result, base), result))
             base = self.let(self.mul(base, base))
@@ -178,7 +182,10 @@ class Builder:
         return found
 
     def wrap_index(self, i: Expr, n: Expr) -> Expr:
-        """A user's index: negative ones from the end; always inside (a run-time check reports those that were not)."""
+        """A user's index: negative ones from the end.
+
+        Always inside; a run-time check reports those that were not.
+        """
         i = self.let(i)
         i = self.select(self.lt(i, self.index(0)), ir.iadd(i, n), i)
         return self.let(self._clamp(i, n))
@@ -187,8 +194,12 @@ class Builder:
         """``i`` within 0..n; 0 when n is 0 (an empty buffer still has an element that may be read)."""
         return self.maximum(self.minimum(i, ir.isub(n, 1)), self.index(0))
 
-    def guarded(self, inside: Expr, at: Any, index: Sequence[Expr], shape: Sequence[Expr], otherwise: Expr) -> Expr:
-        """``at(index)`` where ``inside`` holds, else ``otherwise``; the index is clamped, so every load is in bounds."""
+    def guarded(self, inside: Expr, at: Any, index: Sequence[Expr], shape: Sequence[Expr],
+                otherwise: Expr) -> Expr:
+        """``at(index)`` where ``inside`` holds, else ``otherwise``.
+
+        The index is clamped, so every load is in bounds.
+        """
         if isinstance(inside, Const):
             return at(list(index)) if inside.value else otherwise
         if any(self.known(n) == 0 for n in shape):
@@ -242,7 +253,10 @@ class Builder:
 
     @contextmanager
     def loop(self, start: Expr, stop: Expr) -> Iterator[Expr]:
-        """A serial loop; gives its variable. A loop known to run once is no loop, one known not to run is left out."""
+        """A serial loop; gives its variable.
+
+        A loop known to run once is no loop, one known not to run is left out.
+        """
         span = ir.isub(stop, start) if isinstance(stop, Const) else None
         if span == Const(1, "int64"):
             yield start
@@ -260,8 +274,10 @@ class Builder:
         out.set(init)
         return out
 
-    def gemm(self, m: Any, n: Any, k: Any, a: ir.Operand, b: ir.Operand, c: ir.Operand, accumulate: bool = False) -> None:
-        self.emit(ir.Gemm(m, n, k, _operand(a), _operand(b), _operand(c), accumulate, a.dtype))  # type: ignore[attr-defined]
+    def gemm(self, m: Any, n: Any, k: Any, a: ir.Operand, b: ir.Operand, c: ir.Operand,
+             accumulate: bool = False) -> None:
+        dtype = a.dtype  # type: ignore[attr-defined]
+        self.emit(ir.Gemm(m, n, k, _operand(a), _operand(b), _operand(c), accumulate, dtype))
 
     def typical(self, size: Size) -> int:
         """A size with `UNKNOWN_SIZE` for what is known only at run time."""
@@ -343,7 +359,7 @@ class Stored(Access):
     buffer: str
     shape: list[Expr]
     dtype: str
-    base: Expr = field(default_factory=lambda: Const(0, "int64"))      # where this chunk's slice of scratch begins
+    base: Expr = field(default_factory=lambda: Const(0, "int64"))   # where this chunk's scratch begins
     loads: list[Expr] = field(default_factory=list)
 
     def at(self, index: Sequence[Expr]) -> Expr:

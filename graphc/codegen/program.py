@@ -1,8 +1,8 @@
-"""Compiled programs: groups lowered and compiled, a memory plan per set of sizes, and a table that one native call walks.
+"""Compiled programs: groups lowered and compiled, and a table that one native call walks.
 
-A `CompiledProgram` is made once per Program and target. For each assignment of its named sizes it keeps a `Plan`
-(offsets in one arena, extents, chunks); a run takes an `Instance` of it (an arena and a table of its own), so runs may
-overlap. A new size makes a new plan and compiles nothing.
+A `CompiledProgram` is made once per Program and target. For each assignment of its named sizes it keeps a
+`Plan` (offsets in one arena, extents, chunks); a run takes an `Instance` of it (an arena and a table of its
+own), so runs may overlap. A new size makes a new plan and compiles nothing.
 """
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import time
 from bisect import insort
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,8 @@ def evaluate_expr(e: ir.Expr, env: Mapping[str, int]) -> int:
         return env[e.name]
     if isinstance(e, ir.Call):
         a, b = (evaluate_expr(x, env) for x in e.args)
-        return {"add": a + b, "sub": a - b, "mul": a * b, "floordiv": a // b if b else 0, "mod": a % b if b else 0,
+        return {"add": a + b, "sub": a - b, "mul": a * b,
+                "floordiv": a // b if b else 0, "mod": a % b if b else 0,
                 "minimum": min(a, b), "maximum": max(a, b)}[e.op]
     raise InternalError(f"not a size: {e!r}")
 
@@ -80,8 +82,8 @@ def evaluate_expr(e: ir.Expr, env: Mapping[str, int]) -> int:
 def code_form(kernel: ir.Kernel) -> tuple[ir.Kernel, tuple[str | int, ...]]:
     """The kernel as it is compiled, and the values of its size arguments.
 
-    Its extent and chunks are the plan's business, and a product's sizes become arguments: so all updates of parameters,
-    and all products, are one kernel each.
+    Its extent and chunks are the plan's business, and a product's sizes become arguments: so all updates of
+    parameters, and all products, are one kernel each.
     """
     constants: dict[int, str] = {}
 
@@ -96,12 +98,13 @@ def code_form(kernel: ir.Kernel) -> tuple[ir.Kernel, tuple[str | int, ...]]:
         def operand(o: ir.Operand) -> ir.Operand:
             return replace(o, offset=ir.map_expr(o.offset, lift), ld=ir.map_expr(o.ld, lift))
         body = tuple(s if not isinstance(s, ir.Gemm) else replace(
-            s, m=ir.map_expr(s.m, lift), n=ir.map_expr(s.n, lift), k=ir.map_expr(s.k, lift), a=operand(s.a), b=operand(s.b),
-            c=operand(s.c)) for s in body)
+            s, m=ir.map_expr(s.m, lift), n=ir.map_expr(s.n, lift), k=ir.map_expr(s.k, lift),
+            a=operand(s.a), b=operand(s.b), c=operand(s.c)) for s in body)
     used = {e.name for e in ir.walk_exprs(body) if isinstance(e, ir.Var)}
     names = tuple(n for n in kernel.sizes if n in used)
     buffers = tuple(replace(b, size=ir.const(1)) if b.size is not None else b for b in kernel.buffers)
-    form = replace(kernel, buffers=buffers, sizes=(*names, *constants.values()), extent=ir.const(1), grain=ir.const(1), body=body)
+    form = replace(kernel, buffers=buffers, sizes=(*names, *constants.values()),
+                   extent=ir.const(1), grain=ir.const(1), body=body)
     return form, (*names, *constants)
 
 
@@ -123,7 +126,7 @@ class CompiledProgram:
         self.slots: list[Slot] = []
         self.constants: list[Array] = []
         self._slot_of: dict[Any, int] = {}
-        self.direct: dict[int, int] = {}                # output slot roles are fixed first: updates written in place
+        self.direct: dict[int, int] = {}        # output slot roles are fixed first: updates written in place
         groups, self.n_check_groups = self._checks_first()
         self.groups: list[tuple[Node, ...]] = [tuple(g.nodes) for g in groups]
         lowered = self._lower(groups)
@@ -137,7 +140,7 @@ class CompiledProgram:
         self.compile_seconds = time.perf_counter() - start
         if config.dump:
             for k in self.kernels:
-                code = hashlib.sha256(k.source.encode()).hexdigest()[:8]        # one name may stand for several kernels
+                code = hashlib.sha256(k.source.encode()).hexdigest()[:8]    # several kernels may share a name
                 write_atomically(f"{config.dump}/kernels/{k.name}_{code}.py", k.source)
 
     @property
@@ -167,7 +170,8 @@ class CompiledProgram:
             for n in g.nodes:
                 for v in n.inputs:
                     reads[id(storage_of(v, self.fusion.stored).node)] = i
-        argument_of = {id(n.attrs["state"]): Value(n, 0) for n in self.program.arguments if "state" in n.attrs}
+        argument_of = {id(n.attrs["state"]): Value(n, 0) for n in self.program.arguments
+                       if "state" in n.attrs}
         outputs = {(id(v.node), v.index) for v in self.program.outputs}
         made = {(id(v.node), v.index): i for i, g in enumerate(groups) for v in g.roots}
         in_place: dict[int, dict[Value, Value]] = {}
@@ -190,7 +194,9 @@ class CompiledProgram:
             try:
                 out.append(lower_group(g, self.fusion.stored, in_place.get(i)))
             except InPlaceConflict:
-                for k in [k for k, home in self.direct.items() if home == i and self.program.updates[k].value in in_place[i]]:
+                updates = self.program.updates
+                for k in [k for k, home in self.direct.items()
+                          if home == i and updates[k].value in in_place[i]]:
                     del self.direct[k]
                 out.append(lower_group(g, self.fusion.stored))
         return out
@@ -205,17 +211,17 @@ class CompiledProgram:
         """Arguments, outputs and updates get their slots before anything else."""
         program = self.program
         for i, n in enumerate(program.arguments):
-            self._slot((id(n), 0), lambda i=i, n=n: Slot("argument", i, n.avals[0].shape, None, n.avals[0].dtype))  # type: ignore[misc]
+            self._slot((id(n), 0), partial(Slot, "argument", i, n.avals[0].shape, None, n.avals[0].dtype))
         for k in self.direct:
-            u = program.updates[k]
-            self._slot((id(u.value.node), u.value.index), lambda k=k, u=u: Slot("target", k, u.value.aval.shape, None, u.value.aval.dtype))  # type: ignore[misc]
+            v = program.updates[k].value
+            self._slot((id(v.node), v.index), partial(Slot, "target", k, v.aval.shape, None, v.aval.dtype))
         self.copied_outputs: list[tuple[int, Value]] = []          # outputs that another slot already holds
         for i, v in enumerate(program.outputs):
             key = (id(v.node), v.index)
             if key in self._slot_of or is_argument(v.node) or is_buffer_constant(v.node):
                 self.copied_outputs.append((i, v))
             else:
-                self._slot(key, lambda i=i, v=v: Slot("output", i, v.aval.shape, None, v.aval.dtype))  # type: ignore[misc]
+                self._slot(key, partial(Slot, "output", i, v.aval.shape, None, v.aval.dtype))
 
     def _value_slot(self, v: Value) -> int:
         def make() -> Slot:
@@ -239,12 +245,14 @@ class CompiledProgram:
                     if isinstance(binding, Value):
                         slots.append(self._value_slot(binding))
                     elif isinstance(binding, Temporary):
-                        slots.append(self._slot(("temporary", g, binding.name), lambda t=binding, d=dtype: Slot("arena", -1, None, t.size, d)))  # type: ignore[misc]
+                        make = partial(Slot, "arena", -1, None, binding.size, dtype)
+                        slots.append(self._slot(("temporary", g, binding.name), make))
                     else:
-                        size = b.size
-                        slots.append(self._slot(("scratch", at, b.name), lambda s=size, d=dtype, a=at: Slot("arena", -1, None, s, d, a)))  # type: ignore[misc]
+                        make = partial(Slot, "arena", -1, None, b.size, dtype, at)
+                        slots.append(self._slot(("scratch", at, b.name), make))
                 self.steps.append(Step(low.kernel, tuple(slots), forms[at][1], entries[at]))
-                self.kernels.append(KernelInfo(low.kernel.name, sources[at], seconds[at], low.nodes, low.kernel))
+                kernel = low.kernel
+                self.kernels.append(KernelInfo(kernel.name, sources[at], seconds[at], low.nodes, kernel))
                 at += 1
 
     def _compile(self, kernels: list[ir.Kernel]) -> tuple[list[Any], list[str], list[float]]:
@@ -253,7 +261,8 @@ class CompiledProgram:
             return list(loaded), [e.source for e in loaded], [0.0] * len(kernels)
         from .compile import compile_kernels
         compiled = compile_kernels(kernels)
-        return [k.address for k in compiled], [k.source for k in compiled], [k.compile_seconds for k in compiled]
+        return ([k.address for k in compiled], [k.source for k in compiled],
+                [k.compile_seconds for k in compiled])
 
     # ------------------------------------------------------------ running
 
@@ -271,7 +280,8 @@ class CompiledProgram:
                         del self._plans[next(iter(self._plans))]
         return found
 
-    def run(self, arguments: Sequence[Array], targets: Sequence[Array], env: Mapping[str, int]) -> tuple[list[Array], int | None]:
+    def run(self, arguments: Sequence[Array], targets: Sequence[Array],
+            env: Mapping[str, int]) -> tuple[list[Array], int | None]:
         """Run once; see `graphc.static.interpret.Interpreted.run`."""
         plan = self.plan(env)
         instance = plan.acquire()
@@ -298,7 +308,8 @@ class Plan:
         if shape is not None:
             return math.prod(shape)
         assert slot.size is not None
-        chunks = 1 if slot.scratch_of < 0 else -(-self.extents[slot.scratch_of] // self.grains[slot.scratch_of])
+        at = slot.scratch_of
+        chunks = 1 if at < 0 else -(-self.extents[at] // self.grains[at])
         return max(0, evaluate_expr(slot.size, self.env)) * max(1, chunks)
 
     def _place(self) -> tuple[dict[int, int], int, int]:
@@ -344,7 +355,10 @@ class Plan:
         return offsets, top, peak
 
     def room(self, slot: int) -> int:
-        """Elements that may be read: an empty value has one along each empty axis, where clamped indices point."""
+        """Elements that may be read.
+
+        An empty value has one along each empty axis, where clamped indices point.
+        """
         shape = self.shapes[slot]
         return max(1, self.counts[slot]) if shape is None else math.prod(max(1, n) for n in shape)
 
@@ -401,8 +415,9 @@ class Instance:
         self.last: list[Any] = [None] * (len(program.program.arguments) + len(program.program.updates))
         direct = set(program.direct)
         self.copied_updates = [(k, u.value) for k, u in enumerate(program.program.updates) if k not in direct]
-        self.checks = [program._slot_of[(id(c.value.node), c.value.index)] if (id(c.value.node), c.value.index) in program._slot_of
-                       else c.value for c in program.program.checks]
+        slot_of = program._slot_of
+        self.checks = [slot_of.get((id(c.value.node), c.value.index), c.value)
+                       for c in program.program.checks]
         if program.target == "python":
             self._start = self._call_python
         else:
@@ -420,8 +435,9 @@ class Instance:
             bufs = np.array([slot_base + item * s for s in step.slots] or [0], np.int64)
             sizes = np.array([n if isinstance(n, int) else plan.env[n] for n in step.sizes] or [0], np.int64)
             self._keep += [bufs, sizes]
-            chunks = -(-plan.extents[t] // plan.grains[t])
-            table[t] = (step.entry, _address(bufs), _address(sizes), plan.extents[t], plan.grains[t], chunks > 1)
+            extent, grain = plan.extents[t], plan.grains[t]
+            chunks = -(-extent // grain)
+            table[t] = (step.entry, _address(bufs), _address(sizes), extent, grain, chunks > 1)
         self.table = table
         k = program.n_check_steps
         self._early = bind_program(table[:k], k) if k else None
@@ -446,13 +462,14 @@ class Instance:
 
     def _set(self, slot: int, array: Array) -> None:
         if not array.size:
-            array = np.zeros(self.plan.room(slot), array.dtype)            # what clamped indices of an empty value read
+            array = np.zeros(self.plan.room(slot), array.dtype)     # what clamped indices read instead
             self._keep_empty[slot] = array
         self.slots[slot] = _address(array)
         if self.compiled.target == "python":
             self.views[slot] = array.reshape(-1)
 
-    def _value(self, v: Value, arguments: Sequence[Array], outputs: Sequence[Array], targets: Sequence[Array]) -> Array:
+    def _value(self, v: Value, arguments: Sequence[Array], outputs: Sequence[Array],
+               targets: Sequence[Array]) -> Array:
         """The array that holds a root of the program after (or, for arguments, before) the run."""
         program = self.compiled
         node = v.node

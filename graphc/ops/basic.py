@@ -124,5 +124,6 @@ def together(name: str, *operands: Any) -> tuple[Tensor, ...]:
 
 def _number(array: Array, others: list[Any]) -> Tensor:
     """A number beside ``others``: in a graph a literal, so that kernels have it in their code."""
-    recorder = record.current_recorder() or next((t._node.node.graph for t in others if getattr(t, "_data", t) is None), None)
+    symbols = (t for t in others if getattr(t, "_data", t) is None)
+    recorder = record.current_recorder() or next((t._node.node.graph for t in symbols), None)
     return as_tensor(array) if recorder is None else symbol(recorder.constant(array))

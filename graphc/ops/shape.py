@@ -416,9 +416,10 @@ def stack(tensors: Sequence[Any], dim: int = 0, *, axis: int | None = None) -> T
     at = normalize_axis("stack", dim if axis is None else axis, first.ndim + 1)
     for t in tensors:
         shape = as_tensor(t).shape
-        if len(shape) != first.ndim or any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(shape, first.shape)):
-            raise record.located(ShapeError(f"stack: shapes {format_shape(first.shape)} and "
-                                            f"{format_shape(as_tensor(t).shape)} differ"))
+        if len(shape) != first.ndim or any(
+                isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(shape, first.shape)):
+            raise record.located(ShapeError(
+                f"stack: shapes {format_shape(first.shape)} and {format_shape(shape)} differ"))
     return concatenate([unsqueeze(t, at) for t in tensors], at)
 
 

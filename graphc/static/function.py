@@ -325,7 +325,8 @@ class Function(Generic[R]):
                 seeded = random.state._data.copy()
                 result = self.body(*new_args, **new_kwargs)
                 if random.state._data[0] != seeded[0] or random.state._data[1] < seeded[1]:
-                    raise ModeError("function: manual_seed() inside would act while tracing only; call it outside")
+                    raise ModeError("function: manual_seed() inside would act while tracing only; "
+                                    "call it outside")
             outputs: list[Any] = []
             structure = _flatten(result, outputs)
             with trace:

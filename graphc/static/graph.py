@@ -29,7 +29,7 @@ from ..core.errors import (
     ShapeError,
 )
 from ..core.node import Node, Value
-from ..core.op import Op
+from ..core.op import Op, Trait
 from ..core.storage import Storage
 from ..core.tensor import Buffer, Parameter, Tensor, as_tensor, symbol
 from ..ops.basic import cast_op, constant_op, full_value
@@ -102,7 +102,7 @@ class _Scopes(threading.local):
     entered: tuple[Any, ...] = ()
 
     def __init__(self) -> None:
-        self.latest: dict[State, Node] = {}      # the updates that ``after`` brings about: of each state the last
+        self.latest: dict[State, Node] = {}      # updates that ``after`` brings about: of each state the last
 
 
 def closure(nodes: Iterable[Node]) -> dict[int, Node]:
@@ -379,8 +379,8 @@ class Graph:
                              "another graph; a graph updates its own variables only")
         if node.op is not read_op:
             raise GraphError(
-                f"assign: {node.name} (made at {', '.join(node.origins)}) is not a variable but the result of "
-                f"{node.op.name}; assign to a Variable, a Parameter or a Buffer")
+                f"assign: {node.name} (made at {', '.join(node.origins)}) is not a variable but the result "
+                f"of {node.op.name}; assign to a Variable, a Parameter or a Buffer")
         return cast(State, node.attrs["state"])
 
     def assign(self, variable: Tensor, value: Any, name: str | None = None) -> Tensor:

@@ -55,20 +55,21 @@ def bind_sizes(feeds: Sequence[Node], arrays: Sequence[Array]) -> dict[str, int]
         for axis, (size, n) in enumerate(zip(sizes, shape)):
             if isinstance(size, int):
                 if size != n:
-                    raise _misfit(node, shape, f"axis {axis} is {size}, not {n}; None or a name in the "
-                                               "placeholder's shape lets it vary")
+                    raise _misfit(node, shape, (
+                        f"axis {axis} is {size}, not {n}; "
+                        "None or a name in the placeholder's shape lets it vary"))
                 continue
             name = single_name(size)
             if name is None:
                 composed.append((node, shape, axis, size, n))
             elif env.setdefault(name, n) != n:
-                raise _misfit(node, shape, f"axis {axis}: {name} is {env[name]} in this run, "
-                                           "and one name has one value")
+                raise _misfit(node, shape, (
+                    f"axis {axis}: {name} is {env[name]} in this run, and one name has one value"))
     for node, shape, axis, size, n in composed:
         missing = names(size) - env.keys()
         if missing:
-            raise _misfit(node, shape, f"axis {axis}: no placeholder of this run has "
-                                       f"{', '.join(sorted(missing))} as a size by itself")
+            alone = ", ".join(sorted(missing))
+            raise _misfit(node, shape, f"axis {axis}: no placeholder of this run has {alone} as a size by itself")
         if evaluate(size, env) != n:
             raise _misfit(node, shape, f"axis {axis}: {size} is {evaluate(size, env)} in this run")
     return env

@@ -29,7 +29,8 @@ def invoke(tmp_path: Path, *arguments: str) -> tuple[dict[str, Any], str]:
 
 
 def test_steps(tmp_path: Path) -> None:
-    found, shown = invoke(tmp_path, "steps", *GRAPHC, "--workload", "lenet-1", "--workload", "mlp-128", "--rounds", "1")
+    found, shown = invoke(tmp_path, "steps", *GRAPHC, "--workload", "lenet-1", "--workload", "mlp-128",
+                          "--rounds", "1")
     rows = found["results"][0]["rows"]
     assert [(r["workload"], r["engine"]) for r in rows] == [
         (w, e) for w in ("lenet-1", "mlp-128") for e in ("graphc-eager", "graphc-static")]
@@ -71,7 +72,8 @@ def test_overhead(tmp_path: Path) -> None:
 
 
 def test_startup(tmp_path: Path) -> None:
-    found, _ = invoke(tmp_path, "startup", "--engine", "graphc-static", "--workload", "lenet-1", "--repeats", "1")
+    found, _ = invoke(tmp_path, "startup", "--engine", "graphc-static", "--workload", "lenet-1",
+                      "--repeats", "1")
     imported, first = found["results"][0]["rows"]
     assert (imported["what"], first["what"], first["engine"]) == ("import", "lenet-1", "graphc-static")
     assert 0 < first["import"] + first["step"] < first["seconds"]
@@ -110,7 +112,8 @@ def test_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             return result.Result(name, result.table(name, ("",), ()), (Figure(f"of {name}", 1.0, "x", 2.0),))
         monkeypatch.setattr(f"benchmarks.{name}.run", stub)
     found, shown = invoke(tmp_path, "all", "--quick")
-    assert [r["command"] for r in found["results"]] == ["overhead", "startup", "steps", "agreement", "accuracy"]
+    assert [r["command"] for r in found["results"]] == [
+        "overhead", "startup", "steps", "agreement", "accuracy"]
     assert all(f"of {r['command']}" in shown for r in found["results"])
     assert found["machine"]["packages"]["numpy"] == np.__version__
 
@@ -140,7 +143,8 @@ def test_spread() -> None:
 
 
 def test_a_fresh_process_counts_from_its_start() -> None:
-    code = "import json, time; time.sleep(0.05); print('noise'); print(json.dumps({'at': time.monotonic(), 'x': 1}))"
+    code = ("import json, time; time.sleep(0.05); print('noise'); "
+            "print(json.dumps({'at': time.monotonic(), 'x': 1}))")
     found = fresh_process(["-c", code])
     assert found["x"] == 1 and 0.05 < found["seconds"] < 30
     with pytest.raises(ChildFailed, match="ValueError: told"):

@@ -1,8 +1,9 @@
-"""Everything the documents say in code is run: their Python blocks, their links, and the doctests of the package.
+"""Everything the documents say in code is run.
 
-A ``python`` block of a document runs after the ones above it, in one namespace and one process per document, in an
-empty folder. A ``text`` block right below it is what it prints (``...`` stands for anything). A block under
-``<!-- no-run -->`` is skipped. Graphs that name no target are interpreted, so that only what shows kernels compiles.
+Their Python blocks, their links, and the doctests of the package. A ``python`` block of a document runs after
+the ones above it, in one namespace and one process per document, in an empty folder. A ``text`` block right
+below it is what it prints (``...`` stands for anything). A block under ``<!-- no-run -->`` is skipped. Graphs
+that name no target are interpreted, so that only what shows kernels compiles.
 """
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-MODULES = sorted(p.relative_to(ROOT) for p in ROOT.glob("graphc/**/*.py") if ">>> " in p.read_text(encoding="utf-8"))
+MODULES = sorted(p.relative_to(ROOT) for p in ROOT.glob("graphc/**/*.py")
+                 if ">>> " in p.read_text(encoding="utf-8"))
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 SKIP = "<!-- no-run -->"
 
@@ -38,7 +40,7 @@ class Block:
 # ---------------------------------------------------------------- reading documents
 
 def fences(text: str) -> Iterator[tuple[str, int, str, str]]:
-    """(language, first line of code, code, what stands between it and the block before) of each fenced block."""
+    """Each fenced block: (language, first line of code, code, what stands between it and the one before)."""
     between, at = "", 0
     for m in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         between, at = text[at:m.start()], m.end()
@@ -83,7 +85,8 @@ def name_of(path: Path) -> str:
 def run_apart(path: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a document in a process of its own: documents register ops, set options and start threads."""
     search = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    return subprocess.run([sys.executable, __file__, str(path)], cwd=folder, env={**os.environ, "PYTHONPATH": search},
+    return subprocess.run([sys.executable, __file__, str(path)], cwd=folder,
+                          env={**os.environ, "PYTHONPATH": search},
                           capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -99,7 +102,10 @@ def test_links_resolve(path: Path) -> None:
     for target in links(path.read_text(encoding="utf-8")):
         file, _, anchor = target.partition("#")
         to = path.parent / file if file else path
-        if not to.exists() or (anchor and to.suffix == ".md" and anchor not in anchors(to.read_text(encoding="utf-8"))):
+        there = to.exists()
+        if there and anchor and to.suffix == ".md":
+            there = anchor in anchors(to.read_text(encoding="utf-8"))
+        if not there:
             missing.append(target)
     assert not missing
 
@@ -107,7 +113,8 @@ def test_links_resolve(path: Path) -> None:
 def links(text: str) -> list[str]:
     """The targets of links and pictures, without those on the web."""
     prose = re.sub(r"^```.*?^```$|`[^`\n]*`", "", text, flags=re.MULTILINE | re.DOTALL)
-    return [t for t in re.findall(r"\]\(([^)\s]+)\)", prose) if "://" not in t and not t.startswith("mailto:")]
+    targets = re.findall(r"\]\(([^)\s]+)\)", prose)
+    return [t for t in targets if "://" not in t and not t.startswith("mailto:")]
 
 
 def anchors(text: str) -> set[str]:
@@ -131,7 +138,8 @@ def test_architecture_tells_what_each_file_is_for() -> None:
     text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`(\w+\.py)`", text))
     rooms = ("core", "ops", "eager", "static", "codegen")
-    assert not {f.name for room in rooms for f in ROOT.glob(f"graphc/{room}/**/*.py")} - named - {"__init__.py"}
+    there = {f.name for room in rooms for f in ROOT.glob(f"graphc/{room}/**/*.py")}
+    assert not there - named - {"__init__.py"}
 
 
 def test_guide_tells_every_setting() -> None:

@@ -60,8 +60,7 @@ def test_linear_and_outer() -> None:
 
 @pytest.mark.parametrize("options", [
     {}, {"stride": 2}, {"padding": 1}, {"stride": (2, 1), "padding": (0, 2)}, {"dilation": 2},
-    {"stride": 3, "padding": 2, "dilation": (2, 1)}],
-    ids=str)
+    {"stride": 3, "padding": 2, "dilation": (2, 1)}], ids=str)
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_conv2d(options: dict[str, Any], groups: int) -> None:
     x, w, b = data(2, 4, 7, 8), data(8, 4 // groups, 3, 2), data(8)
