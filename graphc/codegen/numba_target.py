@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import gc
 import operator
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -92,7 +93,7 @@ def translate(kernels: Mapping[str, Kernel]) -> list[Translated]:
     CompileError
         Numba or LLVM rejects the emitted source; the message holds the source.
     """
-    with _gc_paused(), ThreadPoolExecutor(1, "graphc-llvm") as llvm:
+    with _gc_paused(), _quick_switches(), ThreadPoolExecutor(1, "graphc-llvm") as llvm:
         started = [llvm.submit(_finish, *_front(kernel, key)) for key, kernel in kernels.items()]
         return [future.result() for future in started]
 
@@ -125,6 +126,17 @@ def _gc_paused() -> Iterator[None]:
             gc.enable()
 
 
+@contextmanager
+def _quick_switches() -> Iterator[None]:
+    """LLVM's thread wants the GIL for a moment after each call: it should not wait 5 ms for it each time."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(min(interval, 2e-4))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
+
+
 def _front(kernel: Kernel, key: str) -> tuple[str, str, str, str, float]:
     """Numba's part: (name, key, source, LLVM IR, seconds)."""
     start = time.perf_counter()
@@ -152,6 +164,13 @@ def _finish(name: str, key: str, source: str, text: str, seconds: float) -> Tran
 
 # ---------------------------------------------------------------- Numba's front end
 
+@cache
+def _module_header() -> tuple[str, str]:
+    """Target triple and data layout of every module."""
+    empty = cpu_target.target_context.codegen()._create_empty_module("")
+    return str(empty.triple), str(empty.data_layout)
+
+
 class _Library:
     """What Numba's lowering asks of a code library: a place for one LLVM module."""
 
@@ -160,7 +179,8 @@ class _Library:
         self.module: ir.Module | None = None
 
     def create_ir_module(self, name: str) -> ir.Module:
-        self.module = self.codegen._create_empty_module(name)
+        self.module = ir.Module(name)
+        self.module.triple, self.module.data_layout = _module_header()
         return self.module
 
     def add_ir_module(self, module: ir.Module) -> None:
@@ -188,6 +208,21 @@ def _contexts() -> tuple[Any, Any]:
     return typing_context, target_context
 
 
+_abi_sizes: dict[str, int] = {}
+
+
+def _abi_size(context: Any, t: ir.Type) -> int:
+    """The size of an LLVM type, asked once.
+
+    Numba asks LLVM anew for each variable, which takes 0.1 ms, and longer while LLVM's lock is held by the
+    thread that is optimising the kernel before.
+    """
+    name = str(t)
+    if name not in _abi_sizes:
+        _abi_sizes[name] = context.get_abi_sizeof(t)
+    return _abi_sizes[name]
+
+
 def _lower(kernel: Kernel, source: str, symbol: str) -> str:
     """LLVM IR with the function of ``source`` and its trampoline ``symbol``."""
     function = function_of(source, f"<graphc {kernel.name} {symbol[7:19]}>")
@@ -197,6 +232,7 @@ def _lower(kernel: Kernel, source: str, symbol: str) -> str:
     with global_compiler_lock, ConfigStack().enter(flags):
         typing_context, target_context = _contexts()
         context = compiler._make_subtarget(target_context, flags)
+        context.get_abi_sizeof = lambda t: _abi_size(target_context, t)
         identity = bytecode.FunctionIdentity.from_function(function)
         function_ir = interpreter.Interpreter(identity).interpret(bytecode.ByteCode(identity))
         postproc.PostProcessor(function_ir).run()

@@ -112,6 +112,9 @@ def zeros_of(x: Tensor) -> Tensor:
 
 def together(name: str, *operands: Any) -> tuple[Tensor, ...]:
     """The operands as tensors of their common dtype (numbers are weak)."""
+    first = operands[0]
+    if all(isinstance(x, Tensor) and x.dtype == first.dtype for x in operands):   # most often, and 8 us less
+        return operands
     kinds = "".join(k for k in map(scalar_kind, operands) if k)
     tensors = [x for x in operands if scalar_kind(x) is None]
     for x in tensors:

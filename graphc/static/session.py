@@ -69,7 +69,8 @@ def bind_sizes(feeds: Sequence[Node], arrays: Sequence[Array]) -> dict[str, int]
         missing = names(size) - env.keys()
         if missing:
             alone = ", ".join(sorted(missing))
-            raise _misfit(node, shape, f"axis {axis}: no placeholder of this run has {alone} as a size by itself")
+            raise _misfit(node, shape, (
+                f"axis {axis}: no placeholder of this run has {alone} as a size by itself"))
         if evaluate(size, env) != n:
             raise _misfit(node, shape, f"axis {axis}: {size} is {evaluate(size, env)} in this run")
     return env

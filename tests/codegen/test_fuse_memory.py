@@ -41,9 +41,19 @@ GROUPS: list[tuple[str, Callable[..., Any], list[tuple[Any, ...]], list[str]]] =
     ("a chain of maps", lambda a: gc.tanh(a * 2.0 + 1.0) - a, [("n",)], ["map sub"]),
     ("views into their user", lambda a: gc.exp(a.T[::-1]).reshape(-1) + 1.0, [(3, 4)], ["map add"]),
     ("maps in front of a fold", lambda a: (gc.exp(a) * 2.0).sum(1), [("n", 8)], ["fold sum"]),
-    ("folds that read the same", lambda a: [a.sum(1), (a * a).sum(1), a.amax(1)], [("n", 8)], ["fold sum+sum+amax"]),
+    (
+        "folds that read the same",
+        lambda a: [a.sum(1), (a * a).sum(1), a.amax(1)],
+        [("n", 8)],
+        ["fold sum+sum+amax"],
+    ),
     ("folds of other axes", lambda a: [a.sum(0), a.sum(1)], [("n", 8)], ["fold sum", "fold sum"]),
-    ("a fold of a fold", lambda a: (a - a.mean(1, keepdim=True)).sum(1), [("n", 8)], ["fold sum", "fold sum"]),
+    (
+        "a fold of a fold",
+        lambda a: (a - a.mean(1, keepdim=True)).sum(1),
+        [("n", 8)],
+        ["fold sum", "fold sum"],
+    ),
     ("siblings", lambda a: [a + 1.0, gc.exp(a), a * 2.0], [("n",)], ["map add+exp+mul"]),
     ("strangers", lambda a, b: [a + 1.0, b * 2.0], [("n",), ("n",)], ["map add", "map mul"]),
     ("other sizes", lambda a, b: [a + 1.0, b * 2.0], [("n",), ("m",)], ["map add", "map mul"]),
@@ -54,7 +64,12 @@ GROUPS: list[tuple[str, Callable[..., Any], list[tuple[Any, ...]], list[str]]] =
         [(4, 4), (4, 4)],
         ["map exp", "loops matmul", "map add"],
     ),
-    ("dear work that stretches is stored", lambda a, b: gc.exp(a) + b, [(4,), (300, 4)], ["map exp", "map add"]),
+    (
+        "dear work that stretches is stored",
+        lambda a, b: gc.exp(a) + b,
+        [(4,), (300, 4)],
+        ["map exp", "map add"],
+    ),
     ("cheap work that stretches is not", lambda a, b: -a + b, [(4,), (300, 4)], ["map add"]),
     ("random numbers are drawn once", lambda a: [(r := gc.rand(4)) + a, r.sum()], [(4,)], []),
     ("constants are in the code", lambda a: a * 2.0 + gc.zeros(4), [(4,)], ["map add"]),
@@ -62,7 +77,9 @@ GROUPS: list[tuple[str, Callable[..., Any], list[tuple[Any, ...]], list[str]]] =
 
 
 @pytest.mark.parametrize("name, make, shapes, want", GROUPS, ids=[g[0] for g in GROUPS])
-def test_what_shares_a_kernel(name: str, make: Callable[..., Any], shapes: list[Any], want: list[str]) -> None:
+def test_what_shares_a_kernel(
+    name: str, make: Callable[..., Any], shapes: list[Any], want: list[str]
+) -> None:
     f = fuse(program(make, *shapes))
     got = shape_of(f)
     if name.startswith("random"):
@@ -83,7 +100,8 @@ def test_groups_cover_the_program_and_come_in_order() -> None:
             assert group.needs <= made and len(group.nodes) <= fusing.MAX_GROUP
             made |= {id(v.node) for v in group.roots}
             covered |= {id(n) for n in group.nodes}
-        assert covered == {id(n) for n in p.nodes() if not fusing.is_argument(n) and not fusing.is_buffer_constant(n)}
+        kernels = (n for n in p.nodes() if not fusing.is_argument(n) and not fusing.is_buffer_constant(n))
+        assert covered == set(map(id, kernels))
         assert {id(v.node) for v in p.roots if id(v.node) in covered} <= made
 
 
@@ -132,11 +150,7 @@ def test_five_thousand_ops_in_reasonable_time() -> None:
     groups = fuse(p).groups
     assert len(p.nodes()) > 8000 and max(len(group.nodes) for group in groups) <= fusing.MAX_GROUP
     assert time.perf_counter() - begin < 15
-    small = optimize(
-        build_program(
-            g, [g.by_name["tanh_300"] and gc.core.tensor.symbol(gc.core.node.Value(g.by_name["tanh_300"], 0))._node]
-        )
-    )
+    small = optimize(build_program(g, [gc.core.node.Value(g.by_name["tanh_300"], 0)]))
     c = CompiledProgram(small, "python")
     assert len(c.steps) > 15 and c.plan({"n": 7}).arena_bytes <= 256 * 8  # buffers are used again and again
 
@@ -275,7 +289,9 @@ def test_any_name_for_a_size(target: str) -> None:
             name: gc.placeholder("float32", (name, 3), name=name)
             for name in (SIZE_NAMES if target == "python" else SIZE_NAMES[:7])
         }
-        outs = {name: [gc.softmax(x, 1), x.sum(0), x.T @ x, gc.tanh(x) * 2.0 + x[:, :1]] for name, x in xs.items()}
+        outs = {
+            name: [gc.softmax(x, 1), x.sum(0), x.T @ x, gc.tanh(x) * 2.0 + x[:, :1]] for name, x in xs.items()
+        }
     got = gc.Session(g, target).run(outs, {name: np.ones((k + 1, 3)) for k, name in enumerate(xs)})
     for k, name in enumerate(xs):
         assert np.allclose(got[name][2], k + 1) and got[name][3].shape == (k + 1, 3)
@@ -301,7 +317,8 @@ def test_any_name_for_a_node(target: str) -> None:
     got = s.run(values, data)
     assert np.allclose(got[0::2], 2 * np.tanh(1)) and len({v.name for v in values}) == len(values)
     for v in values[1::2]:
-        assert s.run(v.name).tolist() == [4] and s.run(gc.Session(g, target).graph.get(v.name)).tolist() == [8]
+        assert s.run(v.name).tolist() == [4]
+        assert s.run(gc.Session(g, target).graph.get(v.name)).tolist() == [8]
 
 
 @pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz's dot is not installed")
@@ -320,7 +337,9 @@ def test_dot_takes_any_name() -> None:
         dot.tape_to_dot(tape, NASTY[2]),
         dot.nodes_to_dot(p.nodes(), "groups", clusters),
     ):
-        done = subprocess.run(["dot", "-Tcanon"], input=text.encode(), capture_output=True, timeout=60, check=False)
+        done = subprocess.run(
+            ["dot", "-Tcanon"], input=text.encode(), capture_output=True, timeout=60, check=False
+        )
         assert done.returncode == 0 and not done.stderr, done.stderr.decode()[:500]
 
 

@@ -54,7 +54,8 @@ def test_lowering(name: str) -> None:
     if UPDATE:
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    assert text == path.read_text(encoding="utf-8"), f"not what {path.name} says; if on purpose, GRAPHC_UPDATE_GOLDEN=1"
+    golden = path.read_text(encoding="utf-8")
+    assert text == golden, f"not what {path.name} says; if on purpose, GRAPHC_UPDATE_GOLDEN=1"
 
 
 def test_there_is_a_golden_text_for_each() -> None:

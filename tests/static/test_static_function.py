@@ -67,7 +67,9 @@ def test_axes_that_change_together_and_apart() -> None:
     assert len(f.traces) == 3
 
 
-@pytest.mark.parametrize("sizes", [[(3, 3), (4, 4), (5, 1), (1, 5), (1, 1), (6, 6)], [(2, 1), (3, 1), (3, 3)]])
+@pytest.mark.parametrize(
+    "sizes", [[(3, 3), (4, 4), (5, 1), (1, 5), (1, 1), (6, 6)], [(2, 1), (3, 1), (3, 3)]]
+)
 def test_a_size_of_one_broadcasts_as_in_eager_mode(sizes: list[tuple[int, int]]) -> None:
     f = gc.function(lambda x, y: (x + y).squeeze() * 1.0)
     for n, m in sizes:
@@ -132,11 +134,8 @@ def test_what_else_makes_a_trace() -> None:
     ]
     for k, (args, kwargs) in enumerate(calls * 2):
         want, got = np.asarray(body(*args, **kwargs)), np.asarray(f(*args, **kwargs))
-        assert np.array_equal(got, want, equal_nan=True) and np.array_equal(np.signbit(got), np.signbit(want)), (
-            k,
-            got,
-            want,
-        )
+        assert np.array_equal(got, want, equal_nan=True), (k, got, want)
+        assert np.array_equal(np.signbit(got), np.signbit(want)), (k, got, want)
         assert got.dtype == want.dtype
     assert len(f.traces) == 11  # an array is as good as a tensor of its kind
 
@@ -147,7 +146,9 @@ def test_structure_and_names_are_part_of_the_signature() -> None:
 
     f, (a, b, c) = gc.function(nested), (gc.tensor([v]) for v in (1.0, 2.0, 3.0))
     assert f([a, b], [c]).item() == 321 and f(a, [b, c]).item() == 321 and f([c, b], [a]).item() == 123
-    named = gc.function(lambda x, p=None, q=None: x + (10 if p is not None else 0) + (100 if q is not None else 0))
+    named = gc.function(
+        lambda x, p=None, q=None: x + (10 if p is not None else 0) + (100 if q is not None else 0)
+    )
     assert named(a, p=a).item() == 11 and named(a, q=a).item() == 101
     minus = gc.function(lambda x, y: x - y)
     assert minus(x=a, y=c).item() == -2 and minus(y=c, x=a).item() == -2 and minus(y=a, x=c).item() == 2
@@ -170,7 +171,9 @@ def test_objects_are_held_and_told_apart() -> None:
 
 
 def test_results_keep_their_structure() -> None:
-    f = gc.function(lambda x: (None, 3, 2.5, True, "ok", {"a": x, "b": (x * 2, 1)}, [x], Pair(x, 7), x.shape[0]))
+    f = gc.function(
+        lambda x: (None, 3, 2.5, True, "ok", {"a": x, "b": (x * 2, 1)}, [x], Pair(x, 7), x.shape[0])
+    )
     for n in (2, 3, 4):
         got = f(gc.ones(n))
         assert got[:5] == (None, 3, 2.5, True, "ok") and type(got[1]) is int and type(got[3]) is bool
@@ -287,7 +290,9 @@ def views_of_views(x: Any) -> Any:
     return x + a.sum() + b.sum() * 100.0 + c * 1000.0
 
 
-@pytest.mark.parametrize("body", [rows, scaled, through_a_row, through_views, a_copy_is_no_view, views_of_views])
+@pytest.mark.parametrize(
+    "body", [rows, scaled, through_a_row, through_views, a_copy_is_no_view, views_of_views]
+)
 @each_target
 def test_writes_in_place(body: Callable[[Any], Any], target: str) -> None:
     gc.config.target = target
@@ -352,13 +357,16 @@ def test_data_of_parameters_as_in_2017() -> None:
         (lambda p, x: x.add_(gc.ones(2, 1)), gc.ShapeError, r"\(2, 1\)"),
     ],
 )
-def test_writes_that_eager_mode_refuses_too(write: Callable[..., Any], kind: type[Exception], say: str) -> None:
+def test_writes_that_eager_mode_refuses_too(
+    write: Callable[..., Any], kind: type[Exception], say: str
+) -> None:
     p = nn.Parameter(np.ones(1))
     for body in (lambda x: write(p, x), gc.function(lambda x: write(p, x))):
         with pytest.raises(Exception) as caught:
             body(t(1.0))
         assert isinstance(caught.value, gc.GraphcError)
-    assert isinstance(caught.value, kind) and re.search(say, str(caught.value)) and re.search(HERE, str(caught.value))
+    assert isinstance(caught.value, kind)
+    assert re.search(say, str(caught.value)) and re.search(HERE, str(caught.value))
     assert p.tolist() == [1]
 
 
@@ -539,7 +547,7 @@ def test_one_tensor_twice_unused_results_and_repeated_backward() -> None:
 
 
 def test_the_gradient_sees_what_the_call_saw() -> None:
-    """Random numbers and state that the call itself changed are those of the call, not those of the moment."""
+    """Random numbers and state that the call changed are those of the call, not those of the moment."""
     gc.manual_seed(0)
     f, x = gc.function(lambda x: nn.functional.dropout(x, 0.5)), gc.ones(64, requires_grad=True)
     first, second = f(x), f(x)

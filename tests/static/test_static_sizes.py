@@ -17,9 +17,9 @@ HERE = re.escape(__file__)
 rng = np.random.default_rng(3)
 TABLE = rng.standard_normal((7, 4))
 WEIGHT = rng.standard_normal((3, 2, 3, 3)) * 0.3
-IDS = rng.integers(0, 7, 64)
 
-# What models do with shapes; x is (n, 4), img is (n, 2, 6, 6), y is (n, 4) too. Eager mode says what is right.
+# What models do with shapes; x is (n, 4), img is (n, 2, 6, 6), y is (n, 4) too. Eager mode says what is
+# right.
 SHAPES: dict[str, Callable[[Any, Any, Any], Any]] = {
     "reshape -1": lambda x, y, img: x.reshape(-1, 2, 2),
     "reshape rest": lambda x, y, img: x.reshape(2, -1, 2),
@@ -76,7 +76,8 @@ EVEN = {"reshape rest"}
 
 def data(n: int) -> dict[str, Any]:
     r = np.random.default_rng(n)
-    return {"x": r.standard_normal((n, 4)), "y": r.standard_normal((n, 4)), "img": r.standard_normal((n, 2, 6, 6))}
+    x, y, img = (r.standard_normal(shape) for shape in ((n, 4), (n, 4), (n, 2, 6, 6)))
+    return {"x": x, "y": y, "img": img}
 
 
 def compiled_kernels() -> int:
@@ -207,7 +208,10 @@ CONFLICTS: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "a slice beyond": (lambda: (place("a", "n")[:4], {"a": ones(3)}), ["index", "n >= 4", "n is 3"]),
     "an index beyond": (lambda: (place("a", "n")[-3], {"a": ones(2)}), ["index", "n >= 3"]),
     "concatenated": (
-        lambda: (gc.concatenate([place("a", None, 2), place("b", None, 2)], 1), {"a": ones((1, 2)), "b": ones((2, 2))}),
+        lambda: (
+            gc.concatenate([place("a", None, 2), place("b", None, 2)], 1),
+            {"a": ones((1, 2)), "b": ones((2, 2))},
+        ),
         ["concatenate", "d[01] == d[01]"],
     ),
     "losses do not broadcast": (
@@ -242,7 +246,8 @@ def test_sizes_that_agree_pass() -> None:
     def make() -> Any:
         a, b, c = place("a", None), place("b", None), place("c", gc.dim("k") * 2 + 1)
         k = place("k", "k")
-        return [a + b, a[:2], c[1:] * gc.concatenate([k, k])], {"a": ones(3), "b": ones(3), "c": ones(5), "k": ones(2)}
+        results = [a + b, a[:2], c[1:] * gc.concatenate([k, k])]
+        return results, {"a": ones(3), "b": ones(3), "c": ones(5), "k": ones(2)}
 
     assert [len(r) for r in run(make)] == [3, 2, 4]
 
@@ -275,13 +280,15 @@ def test_gradients_over_names(target: str) -> None:
     with gc.Graph() as g:
         x = gc.placeholder("float64", ("n", 4), name="x")
         w = gc.constant(TABLE)
-        loss = (gc.tanh(gc.concatenate([x, x[::-1]]) @ w.T).mean(0) ** 2).sum() + x.reshape(-1, 2).amax(1).mean()
+        head = (gc.tanh(gc.concatenate([x, x[::-1]]) @ w.T).mean(0) ** 2).sum()
+        loss = head + x.reshape(-1, 2).amax(1).mean()
         (grad,) = gc.gradients(loss, x)
         (again,) = gc.gradients((grad * grad).sum(), x)
     s = gc.Session(g, target)
     for n in (4, 1, 6):
         a = gc.tensor(data(n)["x"], requires_grad=True)
-        e = (gc.tanh(gc.concatenate([a, a[::-1]]) @ TABLE.T).mean(0) ** 2).sum() + a.reshape(-1, 2).amax(1).mean()
+        e = (gc.tanh(gc.concatenate([a, a[::-1]]) @ TABLE.T).mean(0) ** 2).sum()
+        e = e + a.reshape(-1, 2).amax(1).mean()
         (first,) = gc.autograd.grad(e, a, create_graph=True)
         (second,) = gc.autograd.grad((first * first).sum(), a)
         got = s.run([grad, again], {x: data(n)["x"]})

@@ -140,7 +140,10 @@ IN_PLACE: dict[str, Callable[[Any, Any], Any]] = {
 
 @each_target
 def test_writes_in_place_keep_old_reads_first(target: str) -> None:
-    """Each hazard on a Variable of its own, the old value fetched, read by another kernel, and the new one fetched."""
+    """Each hazard on a Variable of its own.
+
+    The old value is fetched, read by another kernel, and the new one fetched.
+    """
     rng = np.random.default_rng(0)
     start = {name: rng.integers(-4, 5, (4, 4)).astype(np.float64) for name in IN_PLACE}
     other = rng.integers(-4, 5, (4, 4)).astype(np.float64)
@@ -159,7 +162,8 @@ def test_writes_in_place_keep_old_reads_first(target: str) -> None:
         s = gc.Session(g, target)
         now = dict(start)
         for _ in range(2):
-            new = {name: rule(gc.tensor(now[name]), gc.tensor(other)).numpy() for name, rule in IN_PLACE.items()}
+            eager = {k: rule(gc.tensor(now[k]), gc.tensor(other)) for k, rule in IN_PLACE.items()}
+            new = {name: y.numpy() for name, y in eager.items()}
             for f, got in zip(fetches, s.run(fetches, {x: other}), strict=True):
                 for name in got or ():
                     want = new[name] if f is ups else now[name] if f is vs else (now[name].T * 3).sum(1)
@@ -201,7 +205,8 @@ def test_a_failing_check_leaves_all_state_alone(target: str) -> None:
         for bad in ([0, 3], [-4, 0]):
             with pytest.raises(gc.GraphcError, match=rf"index at {HERE}:\d+.*nothing was updated"):
                 s.run(fetches, {i: bad})
-    assert p.detach().numpy().tolist() == before.tolist() and p.version == version and draws == gc.initial_seed()
+    assert p.detach().numpy().tolist() == before.tolist() and p.version == version
+    assert draws == gc.initial_seed()
     assert s.run(v).tolist() == [1, 1, 1] and state.numpy().tolist() == drawn
     assert s.run([picked, *ups], {i: [-3, 2]})[0].tolist() == [1, 1]
 
@@ -311,7 +316,10 @@ class Both:
     "name, options", [("SGD", {"lr": 0.1, "momentum": 0.9}), ("Adam", {"lr": 0.05})], ids=["sgd", "adam"]
 )
 def test_half_eager_half_static(name: str, options: dict[str, Any], target: str) -> None:
-    """Momentum, moments, step counts, the learning rate and the dropout masks are shared: the curve shows no seam."""
+    """Momentum, moments, step counts, the learning rate and the dropout masks are shared.
+
+    The curve shows no seam.
+    """
     rng = np.random.default_rng(4)
     data = [(rng.standard_normal((4 + k % 3, 3)), rng.standard_normal((4 + k % 3, 2))) for k in range(24)]
     modes = ["eager", "graph", "traced", "graph", "eager", "traced"]
@@ -372,7 +380,9 @@ def test_runs_at_the_same_time_draw_different_numbers() -> None:
         r = gc.rand(4)
     s, got = gc.Session(g, "interpret"), []
     s.run(r)
-    threads = [threading.Thread(target=lambda: got.extend(tuple(s.run(r)) for _ in range(50))) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: got.extend(tuple(s.run(r)) for _ in range(50))) for _ in range(4)
+    ]
     for t in threads:
         t.start()
     for t in threads:
