@@ -1,8 +1,11 @@
 """graphc: one array frontend, run eagerly with autograd or as a static graph compiled to Numba kernels."""
+from typing import TYPE_CHECKING
+
 from . import autograd as autograd
 from . import cuda as cuda
 from . import eager as eager
 from . import nn as nn
+from . import ops as _ops
 from . import optim as optim
 from .core import record
 from .core.aval import Aval as Aval
@@ -40,7 +43,7 @@ from .core.errors import (
     ShapeError,
 )
 from .core.random import initial_seed, manual_seed
-from .core.record import eagerly, enable_grad, no_grad, record_sources
+from .core.record import Executor, eagerly, enable_grad, no_grad, record_sources
 from .core.tensor import Buffer, Parameter, Tensor, as_tensor, from_numpy, tensor
 from .ops import *  # noqa: F403
 from .static import (
@@ -61,8 +64,87 @@ from .static import (
     placeholder,
 )
 
+__all__ = [
+    "ArgumentError",
+    "AutogradError",
+    "Aval",
+    "AxisError",
+    "Buffer",
+    "Comparison",
+    "CompileError",
+    "DTypeError",
+    "DataError",
+    "DeviceError",
+    "Dim",
+    "FeedError",
+    "FetchError",
+    "Graph",
+    "GraphError",
+    "GraphcError",
+    "InternalError",
+    "ModeError",
+    "Parameter",
+    "Program",
+    "ScriptError",
+    "Session",
+    "ShapeError",
+    "Tensor",
+    "Variable",
+    "as_tensor",
+    "assign",
+    "assign_add",
+    "assign_sub",
+    "autograd",
+    "bool_",
+    "compare",
+    "config",
+    "constant",
+    "control_dependencies",
+    "cuda",
+    "data",
+    "dim",
+    "eager",
+    "eagerly",
+    "enable_grad",
+    "float32",
+    "float64",
+    "from_numpy",
+    "function",
+    "get_num_threads",
+    "global_variables_initializer",
+    "gradients",
+    "group",
+    "initial_seed",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "manual_seed",
+    "models",
+    "name_scope",
+    "nn",
+    "no_grad",
+    "optim",
+    "placeholder",
+    "record_sources",
+    "report",
+    "set_num_threads",
+    "tensor",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+]
+__all__ += _ops.__all__
 
-def _codegen():  # type: ignore[no-untyped-def]
+
+if TYPE_CHECKING:                   # what __getattr__ imports on first use
+    from . import data, models, report
+    from .codegen.threads import get_num_threads, set_num_threads
+    from .report import Comparison, compare  # type: ignore[no-redef]
+
+
+def _codegen() -> Executor:
     from .codegen.port import Codegen
     return Codegen()
 

@@ -22,45 +22,24 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+from ..core.config import available_cpus, config
 from ..core.errors import ArgumentError
 
 _LIBRARY = {"darwin": "libtbb.12.dylib", "win32": "tbb12.dll"}.get(sys.platform, "libtbb.so.12")
 _OLDEST_INTERFACE = 12060                                       # TBB 2021.6, what tbbpool was built against
 
 _lock = threading.Lock()
-_num_threads: int | None = None
-
-
-def available_cores() -> int:
-    """The cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
 
 def get_num_threads() -> int:
-    """The number of threads of a parallel region; GRAPHC_NUM_THREADS, or one per available core, at first.
-
-    Raises
-    ------
-    ArgumentError
-        GRAPHC_NUM_THREADS is not a positive integer.
-    """
-    global _num_threads
-    if _num_threads is None:
-        text = os.environ.get("GRAPHC_NUM_THREADS", "")
-        if text and not (text.isdecimal() and int(text) > 0):
-            raise ArgumentError(f"GRAPHC_NUM_THREADS={text!r}: expected a positive integer")
-        _num_threads = int(text) if text else available_cores()
-    return _num_threads
+    """The number of threads of a parallel region: GRAPHC_NUM_THREADS, or one per available core, at first."""
+    return config.num_threads
 
 
 def set_num_threads(n: int) -> None:
     """Use ``n`` threads from the next run on. Results do not depend on it."""
-    global _num_threads
     if n < 1:
         raise ArgumentError(f"set_num_threads({n}): expected a positive integer")
-    _num_threads = int(n)
+    config.num_threads = int(n)
 
 
 def parallel_for_address() -> int | None:
@@ -84,7 +63,7 @@ def _pool() -> ModuleType | None:
 
 
 def _launch(pool: ModuleType) -> None:
-    ctypes.CFUNCTYPE(None, ctypes.c_int)(pool.launch_threads)(available_cores())
+    ctypes.CFUNCTYPE(None, ctypes.c_int)(pool.launch_threads)(available_cpus())
 
 
 def _candidates() -> Iterator[str]:

@@ -5,12 +5,20 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+def positive(text: str) -> int:
+    """A positive integer."""
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
 #: environment variable -> (setting, how it is read, what it does)
 VARIABLES: dict[str, tuple[str, Any, str]] = {
     "GRAPHC_TARGET": (
         "target", str, "default target of a Session or function: cpu, python or interpret"),
     "GRAPHC_NUM_THREADS": (
-        "num_threads", int, "threads that kernels may use; default: the CPUs of this process"),
+        "num_threads", positive, "threads that kernels may use; default: the CPUs of this process"),
     "GRAPHC_DUMP": (
         "dump", str, "a directory: every program writes its graph, its passes and its kernels there"),
     "GRAPHC_CACHE": (
@@ -20,16 +28,21 @@ VARIABLES: dict[str, tuple[str, Any, str]] = {
 }
 
 
-def _available_cpus() -> int:
+_READS = {str: "text", int: "an integer", positive: "a positive integer"}
+
+
+def available_cpus() -> int:
+    """The CPUs this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
 
 @dataclass
 class Config:
     """The settings in force; assign to change them."""
     target: str = "cpu"
-    num_threads: int = field(default_factory=_available_cpus)
+    num_threads: int = field(default_factory=available_cpus)
     dump: str = ""
     cache: str = ""
     cache_bytes: int = 256 << 20
@@ -44,7 +57,7 @@ class Config:
                     setattr(self, setting, read(text))
                 except ValueError:
                     from .errors import ArgumentError
-                    raise ArgumentError(f"{variable}={text!r}: expected {read.__name__}") from None
+                    raise ArgumentError(f"{variable}={text!r}: expected {_READS[read]}") from None
         return self
 
 

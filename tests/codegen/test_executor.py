@@ -10,6 +10,7 @@ import pytest
 from graphc.codegen import executor, threads
 from graphc.codegen.compile import compile_kernels
 from graphc.codegen.loopir import Buffer, For, Kernel, Load, Store, Var, call, const, verify
+from graphc.core.config import Config, config
 from graphc.core.errors import ArgumentError
 
 
@@ -136,15 +137,14 @@ def test_an_empty_program_and_bad_tables() -> None:
 
 
 def test_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "_num_threads", None)
-    monkeypatch.setenv("GRAPHC_NUM_THREADS", "3")
+    monkeypatch.setattr(config, "num_threads", 3)
     assert threads.get_num_threads() == 3
     threads.set_num_threads(1)
-    assert threads.get_num_threads() == 1
-    monkeypatch.setattr(threads, "_num_threads", None)
-    monkeypatch.setenv("GRAPHC_NUM_THREADS", "many")
-    with pytest.raises(ArgumentError, match="GRAPHC_NUM_THREADS='many'"):
-        threads.get_num_threads()
+    assert threads.get_num_threads() == config.num_threads == 1
+    assert Config().load({"GRAPHC_NUM_THREADS": "5"}).num_threads == 5
+    for text in ("many", "0", "-2"):
+        with pytest.raises(ArgumentError, match=f"GRAPHC_NUM_THREADS='{text}'"):
+            Config().load({"GRAPHC_NUM_THREADS": text})
     with pytest.raises(ArgumentError, match="positive"):
         threads.set_num_threads(0)
 
