@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+
 def positive(text: str) -> int:
     """A positive integer."""
     value = int(text)
