@@ -443,7 +443,7 @@ def test_the_setting_comes_from_the_environment() -> None:
     from graphc.core.config import Config
 
     assert Config().load({"GRAPHC_CHECK": "2", "GRAPHC_DUMP": "there"}).check == 2
-    with pytest.raises(gc.ArgumentError, match="GRAPHC_CHECK='two': expected int"):
+    with pytest.raises(gc.ArgumentError, match="GRAPHC_CHECK='two': expected an integer"):
         Config().load({"GRAPHC_CHECK": "two"})
 
 
