@@ -1,4 +1,4 @@
-"""LeNet on real digits with graphc, for what is about learning and not about time.
+"""graphc's train step, and LeNet on real digits for what is about learning and not about time.
 
 That is `agreement` and `accuracy`.
 """
@@ -26,11 +26,8 @@ class Training:
     step: Callable[[Any, Any], Any]
 
 
-def training(mode: str, dtype: str = "float32", seed: int = 0) -> Training:
-    """From the same weights in each mode."""
-    gc.manual_seed(seed)
-    model = LeNet().to(dtype=dtype)
-    optimizer = optim.SGD(model.parameters(), lr=LEARNING_RATE)
+def train_step(model: nn.Module, optimizer: optim.Optimizer, mode: str) -> Callable[[Any, Any], Any]:
+    """``step(images, labels) -> loss``: the step that every benchmark takes."""
     criterion = nn.CrossEntropyLoss(reduction="sum")
 
     def step(images: gc.Tensor, labels: gc.Tensor) -> gc.Tensor:
@@ -40,7 +37,15 @@ def training(mode: str, dtype: str = "float32", seed: int = 0) -> Training:
         optimizer.step()
         return loss
 
-    return Training(model, optimizer, gc.function(step) if mode == "static" else step)
+    return gc.function(step) if mode == "static" else step
+
+
+def training(mode: str, dtype: str = "float32", seed: int = 0) -> Training:
+    """From the same weights in each mode."""
+    gc.manual_seed(seed)
+    model = LeNet().to(dtype=dtype)
+    optimizer = optim.SGD(model.parameters(), lr=LEARNING_RATE)
+    return Training(model, optimizer, train_step(model, optimizer, mode))
 
 
 def digits(data: str | None, train: bool, dtype: str = "float32",

@@ -144,8 +144,6 @@ class Builder:
             out = ir.iadd(ir.imul(out, n), i)
         return out
 
-    flatten_expr = flatten
-
     def unravel(self, flat: Expr, shape: Sequence[Any]) -> list[Expr]:
         """The index of a flat position."""
         sizes = self._sizes_of(shape)
@@ -360,7 +358,6 @@ class Stored(Access):
     shape: list[Expr]
     dtype: str
     base: Expr = field(default_factory=lambda: Const(0, "int64"))   # where this chunk's scratch begins
-    loads: list[Expr] = field(default_factory=list)
 
     def at(self, index: Sequence[Expr]) -> Expr:
         if len(index) != len(self.shape):
@@ -368,9 +365,7 @@ class Stored(Access):
         return self.at_flat(self.b.flatten(index, self.shape))
 
     def at_flat(self, flat: Expr) -> Expr:
-        where = ir.iadd(self.base, flat)
-        self.loads.append(where)
-        return Load(self.buffer, where, self.dtype)
+        return Load(self.buffer, ir.iadd(self.base, flat), self.dtype)
 
     def store_flat(self, flat: Expr, value: Expr) -> None:
         self.b.emit(ir.Store(self.buffer, ir.iadd(self.base, flat), value))

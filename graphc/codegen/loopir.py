@@ -26,7 +26,7 @@ Buffers never alias: a value updated in place is ONE buffer with role ``"inout"`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Union
 
 from ..core.errors import InternalError
@@ -147,7 +147,6 @@ class Kernel:
     extent: Expr
     grain: Expr
     body: tuple[Stmt, ...]
-    cost: float = field(default=1.0, compare=False)   # rough work per element of extent, in flops or bytes
 
     def __str__(self) -> str:
         return print_kernel(self)

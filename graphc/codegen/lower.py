@@ -18,7 +18,7 @@ from ..static.passes.fold import literal
 from ..static.printer import short_origin
 from . import loopir as ir
 from .builder import Access, Builder, Stored, unsupported
-from .fuse import Group, is_argument, is_buffer_constant, storage_of
+from .fuse import Group, storage_of
 from .loopir import Expr, Kernel, Var
 
 LANES = 64                  # partial results of a long float reduction: two 512-bit registers a cycle
@@ -100,7 +100,6 @@ class _Writer:
         self.bindings: list[Binding] = []
         self.roles: list[str] = []
         self.scratch: list[tuple[str, str, Expr]] = []
-        self.done: dict[Any, Expr] = {}
 
     # ------------------------------------------------------------ buffers
 
@@ -117,7 +116,7 @@ class _Writer:
         elif role != "in":
             self.roles[self.bindings.index(home)] = role
         shape = [self.b.size(s) for s in value.aval.shape]
-        return Stored(self.b, found.buffer, shape, found.dtype, loads=found.loads)
+        return Stored(self.b, found.buffer, shape, found.dtype)
 
     def output(self, value: Value) -> Stored:
         source = self.in_place.get(value)
@@ -128,8 +127,7 @@ class _Writer:
             found = self.buffers[key]
             self.roles[self.bindings.index(source)] = "inout"
             return Stored(self.b, found.buffer, [self.b.size(s) for s in value.aval.shape], found.dtype)
-        out = self.stored(value, "out")
-        return out
+        return self.stored(value, "out")
 
     def access(self, value: Value) -> Access:
         if id(value.node) in self.inside:
@@ -140,7 +138,7 @@ class _Writer:
 
     def compute(self, value: Value, index: tuple[Expr, ...]) -> Expr:
         node = value.node
-        if is_argument(node) or is_buffer_constant(node) or id(node) not in self.inside:
+        if id(node) not in self.inside:
             return self._load(self.stored(value, "in").at(index))
         key = (id(node), value.index, index)
         found = self._known(key)
@@ -164,7 +162,7 @@ class _Writer:
 
     def compute_flat(self, value: Value, flat: Expr) -> Expr:
         node = value.node
-        if is_argument(node) or is_buffer_constant(node) or id(node) not in self.inside:
+        if id(node) not in self.inside:
             return self._load(self.stored(value, "in").at_flat(flat))
         key = (id(node), value.index, flat)
         found = self._known(key)
@@ -503,25 +501,19 @@ class OpKernels(Builder):
     def __post_init__(self) -> None:
         Builder.__init__(self)
         self._bindings: list[Binding] = []
-        self._roles: list[str] = []
-        self._accesses: list[Stored] = []
         self._scratch: list[tuple[str, str, Expr]] = []
-        self._temporaries: list[Temporary] = []
 
     def bind(self, value: Value | Temporary, role: str, shape: Sequence[Any], dtype: str) -> Stored:
         home = storage_of(value, self.in_memory) if isinstance(value, Value) and role == "in" else value
         if role == "in" and home in self._bindings:
             return Stored(self, f"p{self._bindings.index(home)}", [self.size(s) for s in shape], dtype)
         self._bindings.append(home)
-        self._roles.append(role)
         return Stored(self, f"p{len(self._bindings) - 1}", [self.size(s) for s in shape], dtype)
 
     def temporary(self, dtype: str, size: Expr) -> Stored:
         """A buffer for results that one parallel region hands to the next."""
-        t = Temporary(f"t{len(self._temporaries)}", dtype, size)
-        self._temporaries.append(t)
+        t = Temporary(f"t{len(self._bindings)}", dtype, size)
         self._bindings.append(t)
-        self._roles.append("inout")
         return Stored(self, f"p{len(self._bindings) - 1}", [size], dtype)
 
     def scratch(self, dtype: str, size: Expr) -> Stored:

@@ -41,7 +41,7 @@ from ..core.errors import CompileError
 from . import blas, native
 from .compile import entry_symbol, uses_blas
 from .emit import CODES, emit_source, kernel_key
-from .loopir import Buffer, Kernel, Store, Var, const, verify
+from .loopir import Kernel, verify
 from .python_target import function_of
 
 _Type = Any                                                     # a Numba type
@@ -106,12 +106,6 @@ def llvm_ir(kernel: Kernel) -> str:
 def assembly(kernel: Kernel) -> str:
     """The assembly text of a kernel."""
     return native.emit_assembly(native.optimise(llvm_ir(kernel)))
-
-
-def warmup() -> None:
-    """Start Numba and LLVM (0.3 s, once per process), so that the first kernel is as cheap as the next."""
-    _front(Kernel("warmup", (Buffer("p", "float32", "out"),), (), const(1), const(1),
-                  (Store("p", Var("begin"), const(0.0, "float32")),)), "warmup")
 
 
 @contextmanager

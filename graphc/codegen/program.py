@@ -444,10 +444,9 @@ class Instance:
         self._late = bind_program(table[k:], n - k) if n > k else None
 
     def _call_native(self, early: bool) -> None:
-        from .threads import get_num_threads
         call = self._early if early else self._late
         if call is not None:
-            call(get_num_threads())
+            call(config.num_threads)
 
     def _call_python(self, early: bool) -> None:
         program, plan = self.compiled, self.plan

@@ -756,7 +756,7 @@ def expand(kernel: Kernel) -> Kernel:
     mutable = frozenset(s.name for s in walk_stmts(kernel.body) if isinstance(s, Set))
     block = Block(taken, mutable, {})
     return Kernel(kernel.name, kernel.buffers, kernel.sizes, kernel.extent, kernel.grain,
-                  _expand_body(block, kernel.body), kernel.cost)
+                  _expand_body(block, kernel.body))
 
 
 def _is_math(e: Expr) -> bool:

@@ -110,7 +110,7 @@ def _index_add_loops(k: Any, inputs: Any, outputs: Any, axes: tuple[int, ...], s
                     target.append(k.let(k.wrap_index(i, out.shape[a])))
                 else:
                     target.append(next(others))
-            at = k.let(k.flatten_expr(target, out.shape))
+            at = k.let(k.flatten(target, out.shape))
             out.store_flat(at, k.add(out.at_flat(at), g.at_flat(flat)))
 
 
