@@ -63,8 +63,10 @@ class Function(Generic[R]):
                 leaves[k] = x.astype(x.dtype.newbyteorder("="))
         traced, sizes = self._find(structure, leaves) or self._trace(structure, leaves)
         result = self._run(traced, sizes, [x for x in leaves if is_array(x)])
-        if not kwargs and _Quick.takes(traced, args):
-            self._quick = (_Quick(traced, args), *self._quick)[:MAX_QUICK]
+        if not kwargs and not traced.only_long:
+            traced.only_long = not _Quick.takes(traced, args)
+            if not traced.only_long:
+                self._quick = (_Quick(traced, args), *self._quick)[:MAX_QUICK]
         return cast(R, result)
 
     @property

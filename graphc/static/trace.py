@@ -175,6 +175,7 @@ class Traced:
     feeds: tuple[int, ...]                        # the array arguments that the program takes, in its order
     differentiable: tuple[Tensor, ...] = ()       # eager leaves that results may be differentiated by
     pullback: Callable[..., list[Any]] | None = None
+    only_long: bool = False                       # calls cannot go the short way, see `function._Quick`
 
     def match(self, structure: Any, leaves: list[Any]) -> dict[Dim, int] | None:
         """The named sizes when a call fits this trace and what it relied on still holds, else None."""
