@@ -32,6 +32,11 @@ def size_variable(name: str) -> str:
     return f"n_{name}"
 
 
+def typical(size: Size) -> int:
+    """A size with `UNKNOWN_SIZE` for what is known only at run time."""
+    return size if isinstance(size, int) else evaluate(size, dict.fromkeys(names(size), UNKNOWN_SIZE))
+
+
 class Builder:
     """Scalar expressions, index expressions, and the statements of the kernel being written."""
 
@@ -39,6 +44,7 @@ class Builder:
         self._blocks: list[list[ir.Stmt]] = []
         self._memos: list[dict[Any, Expr]] = []
         self._names = itertools.count()
+        self._definitions: dict[str, Expr] = {}
         self.sizes: dict[str, None] = {}
 
     # ------------------------------------------------------------ scalars
@@ -138,11 +144,20 @@ class Builder:
         return out
 
     def flatten(self, index: Sequence[Expr], shape: Sequence[Any]) -> Expr:
-        """The row-major flat index."""
+        """The row-major flat index; ``(x // n) * n + x % n`` is ``x`` again."""
         out: Expr = Const(0, "int64")
         for i, n in zip(index, self._sizes_of(shape)):
-            out = ir.iadd(ir.imul(out, n), i)
+            high, low = self.definition(out), self.definition(i)
+            if isinstance(high, Call) and isinstance(low, Call) and (high.op, low.op) == ("floordiv", "mod") \
+                    and high.args == low.args and low.args[1] == n:
+                out = low.args[0]
+            else:
+                out = ir.iadd(ir.imul(out, n), i)
         return out
+
+    def definition(self, e: Expr) -> Expr:
+        """What a variable was bound to by `let`; else ``e`` itself."""
+        return self._definitions.get(e.name, e) if isinstance(e, Var) else e
 
     def unravel(self, flat: Expr, shape: Sequence[Any]) -> list[Expr]:
         """The index of a flat position."""
@@ -234,6 +249,7 @@ class Builder:
                 return memo[e]
         name = self.fresh("v")
         self.emit(ir.Let(name, e))
+        self._definitions[name] = e
         self._memos[-1][e] = out = Var(name, e.dtype)
         return out
 
@@ -278,8 +294,7 @@ class Builder:
         self.emit(ir.Gemm(m, n, k, _operand(a), _operand(b), _operand(c), accumulate, dtype))
 
     def typical(self, size: Size) -> int:
-        """A size with `UNKNOWN_SIZE` for what is known only at run time."""
-        return size if isinstance(size, int) else evaluate(size, dict.fromkeys(names(size), UNKNOWN_SIZE))
+        return typical(size)
 
     def grain(self, work: float, multiple: int = 1) -> Expr:
         """How many indices of ``work`` operations each make a chunk, a multiple of ``multiple``."""

@@ -134,8 +134,18 @@ def _arg_fold(better: str, start: Callable[..., Any]) -> Fold:
         if x.dtype[0] == "f":
             wins = b.lor(wins, b.land(b.isnan(x), b.lnot(b.isnan(s[0]))))
         return b.select(wins, x, s[0]), b.select(wins, position, s[1])
+
+    def merge(b: Any, s: Any, t: Any) -> Any:
+        # an earlier one of equals wins; a start value is never ahead of an element, since its position is 0
+        equal = b.eq(s[0], t[0])
+        wins = b.call(better, t[0], s[0])
+        if s[0].dtype[0] == "f":
+            wins = b.lor(wins, b.land(b.isnan(t[0]), b.lnot(b.isnan(s[0]))))
+            equal = b.lor(equal, b.land(b.isnan(t[0]), b.isnan(s[0])))
+        wins = b.lor(wins, b.land(equal, b.lt(t[1], s[1])))
+        return b.select(wins, t[0], s[0]), b.select(wins, t[1], s[1])
     return Fold(lambda b, dtype: (start(b, "int8" if dtype == "bool" else dtype), b.const(0, "int64")), step,
-                finish=lambda b, s: s[1])
+                finish=lambda b, s: s[1], merge=merge)
 
 
 def _arg(name: str, run: Callable[..., Array], fold: Fold) -> Op:
