@@ -19,7 +19,8 @@ from ..core.config import config
 from ..core.files import write_atomically
 
 _MAGIC = b"graphc-object-1\n"
-_SOURCES = ("emit.py", "native.py", "numba_target.py", "loopir.py")
+_SOURCES = ("emit.py", "native.py", "numba_target.py", "loopir.py",
+            "simd/build.py", "simd/form.py", "simd/machine.py")
 _PRUNE_EVERY = 64                     # writes between two looks at the size
 
 
