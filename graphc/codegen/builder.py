@@ -19,6 +19,7 @@ from ..core.dims import Dim, Size, evaluate, names
 from ..core.errors import CompileError, InternalError
 from . import loopir as ir
 from .loopir import Call, Const, Expr, Load, Var
+from .simd import machine, tiling
 
 CHUNK_WORK = 40_000.0         # scalar operations that make a chunk worth handing to another thread
 UNKNOWN_SIZE = 32             # what a size known only at run time counts for in estimates
@@ -292,6 +293,25 @@ class Builder:
              accumulate: bool = False) -> None:
         dtype = a.dtype  # type: ignore[attr-defined]
         self.emit(ir.Gemm(m, n, k, _operand(a), _operand(b), _operand(c), accumulate, dtype))
+
+    def axis(self, extent: Expr | int, a: Expr | int = 0, b: Expr | int = 0, c: Expr | int = 0) -> ir.Axis:
+        """An axis of a contraction, with its strides in the operands."""
+        return ir.Axis(*(self.index(e) if isinstance(e, int) else e for e in (extent, a, b, c)))
+
+    def contraction(self, rows: Sequence[ir.Axis], columns: Sequence[ir.Axis], lane: ir.Axis,
+                    loops: Sequence[ir.Axis], dtype: str) -> tiling.Contraction:
+        """C[rows, columns, lane] = the sum over ``loops`` of A[rows, loops] * B[columns, loops, lane]."""
+        return tiling.Contraction(tuple(rows), tuple(columns), lane, tuple(loops), dtype)
+
+    def cost(self, what: tiling.Contraction) -> float:
+        """Vector multiplications at the core's peak that one full vector of results costs per element reduced."""
+        return what.cost(machine.host())
+
+    def contract(self, what: tiling.Contraction, a: tuple[Stored, Expr], b: tuple[Stored, Expr],
+                 c: tuple[Stored, Expr], accumulate: bool = False) -> None:
+        """The contraction by register tiles, operands given as (buffer, where it begins)."""
+        at_a, at_b, at_c = (ir.Place(s.buffer, self.let(ir.iadd(s.base, at))) for s, at in (a, b, c))
+        tiling.write(self, what, machine.host(), at_a, at_b, at_c, accumulate)
 
     def typical(self, size: Size) -> int:
         return typical(size)

@@ -89,7 +89,7 @@ class OpKernels(Builder):
         used = {s.buffer for s in ir.walk_stmts(tuple(body)) if isinstance(s, ir.Store)}
         read = {e.buffer for e in ir.walk_exprs(tuple(body)) if isinstance(e, ir.Load)}
         for s in ir.walk_stmts(tuple(body)):
-            if isinstance(s, ir.Gemm):
+            if isinstance(s, (ir.Gemm, ir.Tile)):
                 read |= {s.a.buffer, s.b.buffer}
                 used.add(s.c.buffer)
         node = self.group.nodes[-1]

@@ -16,14 +16,18 @@ from ..core.errors import CompileError
 _lock = threading.RLock()                                       # the engine and the caches below
 
 
-def optimise(llvm_ir: str) -> ll.ModuleRef:
-    """Parse, verify (LLVM aborts the process on IR that it does not like), optimise at O3; no fast-math."""
+def optimise(llvm_ir: str, unroll: bool = True) -> ll.ModuleRef:
+    """Parse, verify (LLVM aborts the process on IR that it does not like), optimise at O3; no fast-math.
+
+    Without ``unroll`` loops stay as they are written.
+    """
     with _lock:
         machine = host_machine()
         module = ll.parse_assembly(llvm_ir)
         module.verify()
         options = ll.create_pipeline_tuning_options(speed_level=3)
         options.slp_vectorization = True
+        options.loop_unrolling = unroll
         builder = ll.create_pass_builder(machine, options)
         builder.getModulePassManager().run(module, builder)
         return module

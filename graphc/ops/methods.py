@@ -13,7 +13,7 @@ from ..core.errors import ArgumentError, DeviceError, GraphcError
 from ..core.fast import binary
 from ..core.op import Op
 from ..core.tensor import Tensor, as_tensor
-from . import basic, compose, conv, create, index, linalg  # noqa: F401
+from . import basic, compose, conv, create, index, linalg, pool  # noqa: F401
 from . import elementwise as e
 from . import reduce as r
 from . import shape as s
