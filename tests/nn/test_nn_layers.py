@@ -150,6 +150,8 @@ FUNCTIONS: dict[str, Any] = {
     "one_hot-auto": lambda F, t: F.one_hot(t(WORDS)),
     "pad": lambda F, t: F.pad(t(IMAGES), (1, 2, 0, 3), "constant", 4.0),
     "relu": lambda F, t: F.relu(t(ROWS)),
+    "scaled_dot_product_attention": lambda F, t: F.scaled_dot_product_attention(
+        t(IMAGES), t(IMAGES[:, :, ::-1].copy()), t(IMAGES), is_causal=True),
     "silu": lambda F, t: F.silu(t(ROWS)),
     "tanh": lambda F, t: F.tanh(t(ROWS)),
     "sigmoid": lambda F, t: F.sigmoid(t(ROWS)),
