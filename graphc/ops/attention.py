@@ -247,23 +247,30 @@ def scaled_dot_product_attention(query: Any, key: Any, value: Any, attn_mask: An
         if q.ndim and not isinstance(q.shape[-1], int):
             raise record.located(ArgumentError(f"{name}: E is the named size {q.shape[-1]}; pass scale="))
         scale = 1 / math.sqrt(max(q.shape[-1], 1)) if q.ndim else 1.0
-    mask = () if attn_mask is None else (_as_mask(attn_mask, q),)
-    attrs = {"causal": bool(is_causal), "scale": float(scale)}
+    return attention(q, k, v, attn_mask, dropout_p, is_causal, scale)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Any, dropout_p: float, causal: bool,
+              scale: float) -> Tensor:
+    """`scaled_dot_product_attention` of operands with a batch, of one dtype; a mask may be causal too."""
+    masks = () if mask is None else (_as_mask(mask, q),)
+    attrs = {"causal": bool(causal), "scale": float(scale)}
     if dropout_p > 0:
-        return _with_dropout(q, k, v, mask, dropout_p, attrs)
-    return record.apply(masked_attention_op if mask else attention_op, q, k, v, *mask, **attrs)[0]
+        _check("scaled_dot_product_attention", *(t.aval for t in (q, k, v, *masks)))
+        return matmul(dropout(probabilities(q, k, mask, causal, scale), dropout_p), v)
+    out: Tensor = record.apply(masked_attention_op if masks else attention_op, q, k, v, *masks, **attrs)[0]
+    return out
+
+
+def probabilities(q: Tensor, k: Tensor, mask: Any, causal: bool, scale: float) -> Any:
+    """The matrix ``softmax(scale q k' + mask)``, in memory; rows without a key are 0."""
+    s: Any = _scores(q, k, () if mask is None else (_as_mask(mask, q),), causal, scale)
+    top = amax(s.detach(), -1, keepdim=True)
+    e: Any = exp(s - where(top == -math.inf, 0.0, top))
+    total = sum(e, -1, keepdim=True)
+    return e / where(total == 0, 1.0, total)
 
 
 def _as_mask(mask: Any, q: Tensor) -> Tensor:
     mask = as_tensor(mask)
     return cast(mask, q.dtype) if mask.dtype.kind == "f" else mask
-
-
-def _with_dropout(q: Tensor, k: Tensor, v: Tensor, mask: tuple[Tensor, ...], p: float,
-                  attrs: dict[str, Any]) -> Tensor:
-    _check("scaled_dot_product_attention", *(t.aval for t in (q, k, v, *mask)))
-    s: Any = _scores(q, k, mask, **attrs)
-    top = amax(s.detach(), -1, keepdim=True)
-    e: Any = exp(s - where(top == -math.inf, 0.0, top))
-    total = sum(e, -1, keepdim=True)
-    return matmul(dropout(e / where(total == 0, 1.0, total), p), v)

@@ -155,3 +155,82 @@ def test_calls_are_checked(options: Any, error: type[Exception], says: str) -> N
     with gc.Graph(), pytest.raises(gc.ArgumentError, match="pass scale="):
         x = gc.placeholder("float32", ("b", "n", "e"))
         F.scaled_dot_product_attention(x, x, x)
+
+
+# ---------------------------------------------------------------- the layers
+
+PADDING = np.zeros((3, 6), bool)
+PADDING[0, 4:] = PADDING[2, :1] = True
+LATER = np.triu(np.ones((5, 6), bool), 1)
+HEADS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "plain": ({}, {}),
+    "batch first": ({"batch_first": True}, {}),
+    "no bias": ({"bias": False}, {"average_attn_weights": False}),
+    "other features": ({"kdim": 6, "vdim": 2}, {}),
+    "no weights": ({}, {"need_weights": False}),
+    "padding": ({"batch_first": True}, {"key_padding_mask": PADDING}),
+    "padding, no weights": ({}, {"key_padding_mask": PADDING, "need_weights": False}),
+    "mask": ({}, {"attn_mask": LATER, "need_weights": False}),
+    "both": ({}, {"attn_mask": LATER, "key_padding_mask": np.arange(6) >= np.array([[6], [4], [2]])}),
+    "both, no weights": ({}, {"attn_mask": LATER, "key_padding_mask": PADDING[::-1].copy(),
+                              "need_weights": False, "is_causal": True}),
+    "causal": ({}, {"attn_mask": LATER, "is_causal": True, "need_weights": False}),
+    "added masks": ({"batch_first": True}, {"attn_mask": data(6, 5, 6), "key_padding_mask": data(3, 6)}),
+}
+
+
+@pytest.mark.parametrize("case", HEADS)
+@pytest.mark.parametrize("batched", [True, False])
+def test_multihead_attention_as_pytorchs(torch: Any, case: str, batched: bool) -> None:
+    options, call = HEADS[case]
+    gc.manual_seed(3)
+    mine = gc.nn.MultiheadAttention(4, 2, **options).double()
+    theirs = torch.nn.MultiheadAttention(4, 2, **options).double()
+    assert list(mine.state_dict()) == list(theirs.state_dict())
+    with gc.no_grad():
+        for p in mine.parameters():
+            p.add_(0.05)
+    theirs.load_state_dict({k: torch.tensor(v) for k, v in mine.state_dict().items()})
+    arrays = [data(3, n, d) for n, d in ((5, 4), (6, options.get("kdim", 4)), (6, options.get("vdim", 4)))]
+    if not batched:
+        arrays = [a[0] for a in arrays]
+        call = {k: v[0] if k == "key_padding_mask" else v[:2] if np.ndim(v) == 3 else v
+                for k, v in call.items()}
+    elif "batch_first" not in options:
+        arrays = [a.swapaxes(0, 1).copy() for a in arrays]
+    xs, txs = [gc.tensor(a, requires_grad=True) for a in arrays], [torch.tensor(a, requires_grad=True)
+                                                                  for a in arrays]
+
+    def given(tensor: Any) -> dict[str, Any]:
+        return {k: tensor(v) if isinstance(v, np.ndarray) else v for k, v in call.items()}
+    (out, weights), (tout, tweights) = mine(*xs, **given(gc.tensor)), theirs(*txs, **given(torch.tensor))
+    seed = data(*out.shape)
+    out.backward(gc.tensor(seed))
+    tout.backward(torch.tensor(seed))
+    pairs = [(out.detach(), tout.detach()), *((x.grad, t.grad) for x, t in zip(xs, txs, strict=True)),
+             *((p.grad, t.grad) for p, t in zip(mine.parameters(), theirs.parameters(), strict=True))]
+    assert (weights is None) == (tweights is None)
+    if weights is not None:
+        pairs.append((weights.detach(), tweights.detach()))
+    for a, b in pairs:
+        np.testing.assert_allclose(a, b.numpy(), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("target", ["interpret", "cpu"])
+def test_a_transformer_trains_alike_in_both_modes(target: str) -> None:
+    def train(compiled: bool) -> list[float]:
+        gc.manual_seed(5)
+        layer = gc.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, activation="gelu", norm_first=True,
+                                              batch_first=True)
+        optimizer = gc.optim.SGD(layer.parameters(), lr=0.1)
+
+        def step(x: Any) -> Any:
+            optimizer.zero_grad()
+            loss = ((layer(x, is_causal=True) - x.flip(-1)) ** 2).mean()
+            loss.backward()
+            optimizer.step()
+            return loss
+        run = gc.function(step, target=target) if compiled else step
+        return [run(x).item() for x in batches]
+    batches = [gc.tensor(data(3, 7, 8).astype(np.float32)) for _ in range(4)]
+    np.testing.assert_allclose(train(True), train(False), rtol=1e-4)
