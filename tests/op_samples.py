@@ -86,6 +86,7 @@ ULPS = dict.fromkeys((
 SPREAD = dict.fromkeys((
     "sum", "prod", "matmul", "conv2d", "conv2d_dx", "conv2d_dw", "avg_pool2d", "avg_unpool2d",
     "max_unpool2d", "index_add"), 16)
+SPREAD |= dict.fromkeys(("attention", "masked_attention", "attention_back", "masked_attention_back"), 64)
 
 
 # ---------------------------------------------------------------- data
@@ -537,6 +538,50 @@ for _name in ("max_pool2d", "avg_pool2d"):
         ((_data((2, 2, 5, 6)),), {"kernel": (2, 2), "stride": (2, 2), "padding": (2, 2)}, gc.ShapeError,
          rf"{_name}.*padding"),
         ((_data((2, 2, 5, 6), BOOL),), _POOL[0], gc.DTypeError, f"{_name}.*bool"))
+
+_data = Data("attention")
+_FULL, _CAUSAL, _AGAINST = ({"causal": c, "scale": s} for c, s in ((False, 0.5), (True, 0.7), (False, -0.4)))
+
+
+def _attention(front: tuple[int, ...], length: int, keys: int, depth: int, width: int, dtype: Any = F64,
+               mask: Array | None = None, attrs: dict[str, Any] = _FULL, **fields: Any) -> None:
+    """Samples of the forward op and of the backward op on what it gives."""
+    masks = () if mask is None else (mask,)
+    name = "masked_attention" if masks else "attention"
+    q, k, v = (_data((*front, *s), dtype) for s in ((length, depth), (keys, depth), (keys, width)))
+    out, lse = gc.ops.attention.attention_op.run(q, k, v, *masks, **attrs)
+    g = _data(out.shape, dtype)
+    good(name, Sample((q, k, v, *masks), attrs, **fields))
+    good(f"{name}_back", Sample((q, k, v, g, lse, (g * out).sum(-1), *masks), attrs,
+                                **{"order": 1, **fields}))
+
+
+for _d in FLOATS:
+    _attention((2,), 3, 4, 2, 3, _d)
+    _attention((2,), 3, 4, 2, 3, _d, attrs=_CAUSAL)
+    _attention((2,), 4, 3, 2, 2, _d, _data((4, 3), _d))
+    _attention((2,), 3, 4, 2, 2, _d, np.array([[1, 1, 0, 1], [1, 0, 0, 0], [0, 1, 1, 0]], bool))
+_attention((1, 2), 4, 2, 3, 1, attrs=_CAUSAL)
+_attention((2,), 2, 3, 2, 2, attrs=_AGAINST)
+_attention((2, 1), 1, 1, 1, 1)
+_attention((0,), 3, 4, 2, 3)
+_attention((2,), 0, 4, 2, 3)
+_attention((2,), 3, 0, 2, 3, grad=False, label="no keys")
+_attention((2, 2), 2, 3, 2, 2, mask=_data((2, 1, 1, 3)))
+_attention((2,), 3, 4, 2, 2, mask=_data((3, 1)) > 3, grad=False, label="nothing takes part")
+_attention((2,), 2, 3, 2, 2, mask=np.array([0.0, -math.inf, 0.0]), grad=False, label="minus infinity")
+_attention((1,), 3, 3, 2, 2, F32, np.ones((3, 1), bool), _CAUSAL)
+_q, _k, _v = _data((2, 3, 4)), _data((2, 5, 4)), _data((2, 5, 3))
+for _name, _masks in (("attention", ()), ("masked_attention", (np.ones((3, 5), bool),))):
+    bad(_name,
+        ((_q, _data((2, 5, 3)), _v, *_masks), _FULL, gc.ShapeError, r"\(2, 3, 4\).*\(2, 5, 3\).*E is 4"),
+        ((_q, _k, _data((2, 4, 3)), *_masks), _FULL, gc.ShapeError, r"\(2, 5, 4\).*\(2, 4, 3\).*S is 5"),
+        ((_q, _data((1, 5, 4)), _v, *_masks), _FULL, gc.ShapeError, r"\(2, 3, 4\).*\(1, 5, 4\).*batch is 2"),
+        ((_q[0], _k[0], _v[0], *_masks), _FULL, gc.ShapeError, r"\(3, 4\).*three or more"),
+        ((_q, _k, _v.astype(F32), *_masks), _FULL, gc.DTypeError, "attention: query float64.*value float32"))
+bad("masked_attention", ((_q, _k, _v, _data((3, 4))), _FULL, gc.ShapeError, r"\(3, 4\) and \(2, 3, 5\)"),
+    ((_q, _k, _v, _data((2, 2, 3, 5))), _FULL, gc.ShapeError, r"\(2, 2, 3, 5\)"),
+    ((_q, _k, _v, _data((3, 5), I64)), _FULL, gc.DTypeError, "mask is bool.*int64"))
 
 # Ops of graphs that are not functions of arrays: inputs, state and updates. tests/static has their tests.
 STRUCTURE = {"placeholder", "read", "assign", "group"}

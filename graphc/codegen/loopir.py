@@ -374,11 +374,17 @@ def walk_stmts(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
 def walk_exprs(body: tuple[Stmt, ...]) -> Iterator[Expr]:
     """Every expression of a body, each before its parts."""
     for s in walk_stmts(body):
-        stack = list(stmt_exprs(s))
-        while stack:
-            e = stack.pop()
-            yield e
-            stack.extend(subexprs(e))
+        for e in stmt_exprs(s):
+            yield from subtree(e)
+
+
+def subtree(e: Expr) -> Iterator[Expr]:
+    """An expression, then its parts."""
+    stack = [e]
+    while stack:
+        e = stack.pop()
+        yield e
+        stack.extend(subexprs(e))
 
 
 def map_expr(e: Expr, f: Callable[[Expr], Expr]) -> Expr:

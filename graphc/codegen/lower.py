@@ -61,13 +61,26 @@ class OpKernels(Builder):
         Builder.__init__(self)
         self._bindings: list[Binding] = []
         self._scratch: list[tuple[str, str, Expr]] = []
+        self._read_only: set[str] = set()
+
+    def let(self, e: Expr) -> Expr:
+        """As in `Builder`, but what these loops write is read anew: a store may lie in between."""
+        if isinstance(e, (ir.Const, Var)) or all(
+                x.buffer in self._read_only for x in ir.subtree(e) if isinstance(x, ir.Load)):
+            return super().let(e)
+        name = self.fresh("v")
+        self.emit(ir.Let(name, e))
+        return Var(name, e.dtype)
 
     def bind(self, value: Value | Temporary, role: str, shape: Sequence[Any], dtype: str) -> Stored:
         home = storage_of(value, self.in_memory) if isinstance(value, Value) and role == "in" else value
         if role == "in" and home in self._bindings:
             return Stored(self, f"p{self._bindings.index(home)}", [self.size(s) for s in shape], dtype)
         self._bindings.append(home)
-        return Stored(self, f"p{len(self._bindings) - 1}", [self.size(s) for s in shape], dtype)
+        name = f"p{len(self._bindings) - 1}"
+        if role == "in":
+            self._read_only.add(name)
+        return Stored(self, name, [self.size(s) for s in shape], dtype)
 
     def temporary(self, dtype: str, size: Expr) -> Stored:
         """A buffer for results that one parallel region hands to the next."""

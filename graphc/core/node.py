@@ -81,11 +81,18 @@ class Context:
 
     Attributes, input shapes, and the inputs and outputs it declared.
     """
-    __slots__ = ("attrs", "inputs", "outputs", "shapes")
+    __slots__ = ("_made", "attrs", "inputs", "outputs", "shapes")
 
     def __init__(self, attrs: Mapping[str, Any], shapes: tuple[Any, ...], inputs: tuple[Any, ...],
                  outputs: tuple[Any, ...]) -> None:
         self.attrs, self.shapes, self.inputs, self.outputs = attrs, shapes, inputs, outputs
+        self._made: Any = None
+
+    def once(self, make: Callable[[], Any]) -> Any:
+        """What several rules of one call share, made by the first of them."""
+        if self._made is None:
+            self._made = make()
+        return self._made
 
     @property
     def x(self) -> Any:

@@ -11,6 +11,7 @@ from ..core.dims import format_shape, size_of
 from ..core.errors import ArgumentError, DTypeError, ModeError, ShapeError
 from ..core.tensor import Tensor, as_tensor
 from ..ops import compose, index, shape
+from ..ops.attention import scaled_dot_product_attention
 from ..ops.basic import detach
 from ..ops.compose import dropout, elu, gelu, layer_norm, leaky_relu, log_softmax, silu, softmax, softplus
 from ..ops.conv import conv2d
@@ -42,6 +43,7 @@ __all__ = [
     "one_hot",
     "pad",
     "relu",
+    "scaled_dot_product_attention",
     "sigmoid",
     "silu",
     "softmax",

@@ -48,6 +48,10 @@ LAYERS: dict[str, tuple[str, dict[str, Any], np.ndarray]] = {
     "embedding": ("Embedding", {"num_embeddings": 7, "embedding_dim": 3}, WORDS),
     "embedding-padded": ("Embedding", {"num_embeddings": 7, "embedding_dim": 3, "padding_idx": -2}, WORDS),
 }
+for _case, _options in {"": {"activation": "gelu", "batch_first": True}, "-pre-norm": {"norm_first": True},
+                        "-no-bias": {"bias": False, "norm_first": True}}.items():
+    _options = {"d_model": 8, "nhead": 2, "dim_feedforward": 5, "dropout": 0.0, **_options}
+    LAYERS[f"transformer{_case}"] = "TransformerEncoderLayer", _options, IMAGES[0]
 ONE_HOT = np.eye(6)[[0, 5, 2, 2, 1]]
 LOSSES: dict[str, tuple[str, np.ndarray, np.ndarray]] = {
     "cross-entropy": ("CrossEntropyLoss", ROWS, np.array([0, 5, 2, 2, 1])),
@@ -150,6 +154,8 @@ FUNCTIONS: dict[str, Any] = {
     "one_hot-auto": lambda F, t: F.one_hot(t(WORDS)),
     "pad": lambda F, t: F.pad(t(IMAGES), (1, 2, 0, 3), "constant", 4.0),
     "relu": lambda F, t: F.relu(t(ROWS)),
+    "scaled_dot_product_attention": lambda F, t: F.scaled_dot_product_attention(
+        t(IMAGES), t(IMAGES[:, :, ::-1].copy()), t(IMAGES), is_causal=True),
     "silu": lambda F, t: F.silu(t(ROWS)),
     "tanh": lambda F, t: F.tanh(t(ROWS)),
     "sigmoid": lambda F, t: F.sigmoid(t(ROWS)),
@@ -236,6 +242,10 @@ def test_evaluation_of_batch_norm_differentiates_twice() -> None:
     (lambda: nn.LayerNorm(3, eps=0), "LayerNorm: eps"),
     (lambda: nn.BatchNorm2d(3, momentum=2), "BatchNorm2d: momentum"),
     (lambda: nn.GELU("fast"), "approximate"),
+    (lambda: nn.MultiheadAttention(8, 3), "num_heads = 3"),
+    (lambda: nn.MultiheadAttention(8, 2, dropout=2), "MultiheadAttention: dropout"),
+    (lambda: nn.MultiheadAttention(8, 2, add_zero_attn=True), "add_zero_attn"),
+    (lambda: nn.TransformerEncoderLayer(8, 2, activation="swish"), "activation.*swish"),
 ])
 def test_arguments_are_checked_by_name(make: Any, names: str) -> None:
     with pytest.raises(gc.ArgumentError, match=names) as caught:
@@ -261,6 +271,8 @@ def test_arguments_are_checked_by_name(make: Any, names: str) -> None:
     (lambda: nn.MSELoss()(gc.ones(2), gc.ones(3)), gc.ShapeError, r"\(2,\).*\(3,\)"),
     (lambda: nn.L1Loss()(gc.ones(2), gc.ones(2, 2)), gc.ShapeError, r"\(2,\).*\(2, 2\)"),
     (lambda: nn.BCEWithLogitsLoss()(gc.ones(2), gc.ones(1)), gc.ShapeError, r"\(2,\).*\(1,\)"),
+    (lambda: nn.MultiheadAttention(8, 2)(*(gc.ones(3, 2, n) for n in (8, 8, 4))), gc.ShapeError,
+     r"value \(3, 2, 4\); expected \(tokens, batch"),
     (lambda: F.pad(gc.ones(2, 2), (1, 1), "reflect"), gc.ArgumentError, "constant"),
 ])
 def test_calls_are_checked(call: Any, error: type[Exception], says: str) -> None:

@@ -25,6 +25,31 @@ def data(*shape: int) -> Array:
 
 X, W, G = data(4, 4, 16, 17), data(6, 2, 3, 3), data(4, 6, 16, 17)
 BEST, WON = get_op("max_pool2d").run(X, **POOL)
+
+
+def attention(length: int, keys: int, depth: int, width: int, causal: bool = False, scale: float = 0.3,
+              mask: tuple[Array, ...] = (), back: bool = False) -> tuple[tuple[Array, ...], dict[str, Any]]:
+    """A call over several blocks of queries and keys, or that of its backward op."""
+    attrs = {"causal": causal, "scale": scale}
+    q, k, v = data(2, 3, length, depth), data(2, 3, keys, depth), data(2, 3, keys, width)
+    if not back:
+        return (q, k, v, *mask), attrs
+    out, lse = get_op("attention").run(q, k, v, *mask, **attrs)
+    g = data(*out.shape)
+    return (q, k, v, g, lse, (g * out).sum(-1), *mask), attrs
+
+
+BLOCKS: list[dict[str, Any]] = [
+    {"length": 128, "keys": 256, "depth": 8, "width": 8},
+    {"length": 150, "keys": 301, "depth": 7, "width": 3, "scale": -0.2},
+    {"length": 150, "keys": 301, "depth": 16, "width": 5, "causal": True},
+    {"length": 301, "keys": 140, "depth": 16, "width": 5, "causal": True},
+    {"length": 70, "keys": 130, "depth": 300, "width": 40}]
+NOT_ALL = RNG.random((2, 1, 70, 270)) < 0.4
+NOT_ALL[1, 0, 5] = False
+MASKED: list[dict[str, Any]] = [
+    {"length": 70, "keys": 270, "depth": 8, "width": 4, "mask": (m,)}
+    for m in (NOT_ALL, NOT_ALL[0, 0], NOT_ALL[:, :, :1], data(70, 270), data(2, 3, 70, 1), data(1, 270))]
 LARGE: dict[str, list[tuple[tuple[Array, ...], dict[str, Any]]]] = {
     "conv2d": [((X, W), CONV), ((np.asfortranarray(X), W[::-1]), CONV)],
     "conv2d_dx": [((G, W), {**CONV, "size": (16, 17)})],
@@ -39,6 +64,10 @@ LARGE: dict[str, list[tuple[tuple[Array, ...], dict[str, Any]]]] = {
                ((data(5, 20, 40), data(40, 7)), {"ta": False, "tb": False}),
                ((data(64, 40).T, data(64, 3)), {"ta": False, "tb": False}),
                ((data(1, 2048), data(2048, 3)), {"ta": False, "tb": False})],
+    "attention": [attention(**case) for case in BLOCKS],
+    "attention_back": [attention(**case, back=True) for case in BLOCKS],
+    "masked_attention": [attention(**case) for case in MASKED],
+    "masked_attention_back": [attention(**case, back=True) for case in MASKED],
     "erf": [((data(50, 60),), {}), ((data(50, 60).T,), {})],
 }
 
