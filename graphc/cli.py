@@ -1,9 +1,10 @@
-"""The command line: ``graphc compare``, ``graphc dump``, ``graphc info``.
+"""The command line: ``graphc compare``, ``dump``, ``explain``, ``info``, ``cache``.
 
 What they do is in graphc.report.
 """
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -13,10 +14,12 @@ from typing import Any, TypeVar
 import click
 
 from .core.errors import GraphcError
+from .core.record import not_the_user
 
 F = TypeVar("F", bound=Callable[..., Any])
 _TARGETS = ("cpu", "python", "interpret")            # as graphc.static.session.TARGETS; held by a test
 _TRACEBACK = "graphc.traceback"
+not_the_user(f"{Path(click.__file__).parent}{os.sep}")
 
 
 class Commands(click.Group):
@@ -34,8 +37,7 @@ class Commands(click.Group):
 
 def _message(error: GraphcError) -> str:
     """The message, without a line that is this command line's and not the user's."""
-    ours = error.at is not None and error.at.startswith((str(Path(click.__file__).parent), "<unknown>"))
-    return str(error).removesuffix(f"\n  at {error.at}") if ours else str(error)
+    return str(error).removesuffix("\n  at <unknown>")
 
 
 def _note_traceback(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -130,6 +132,22 @@ def dump(model: str, batch_size: int | None, seed: int, target: str | None, data
     """
     from .report.dump import dump as run
     _print(run(model, out, kind, seed, target, batch_size, data, dtype))
+
+
+@main.command()
+@_common
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def explain(model: str, batch_size: int | None, seed: int, target: str | None, data: str | None,
+            dtype: str | None, as_json: bool) -> None:
+    """Show what one training step had traced and compiled and why, which nodes share a kernel and why
+    others do not, and the memory it takes.
+    """
+    from .report.explain import explain as run
+    found = run(model, seed, target, batch_size, data, dtype)
+    if as_json:
+        click.echo(found.to_json())
+    else:
+        _print(found)
 
 
 @main.command()

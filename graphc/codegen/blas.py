@@ -18,7 +18,6 @@ import ctypes
 import importlib.util
 import os
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,13 +25,14 @@ from functools import cache
 from pathlib import Path
 
 from ..core.errors import CompileError
+from ..core.threads import fork_safe_lock
 from . import native
 
 _LIBRARY = {"darwin": "libscipy_openblas.dylib", "win32": "libscipy_openblas.dll"}.get(
     sys.platform, "libscipy_openblas.so")
 _AVX512 = frozenset(("avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512cd"))
 
-_lock = threading.Lock()
+_lock = fork_safe_lock()
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ import numpy as np
 
 from ..core.config import config
 from ..core.files import write_atomically
+from . import native
 from .image import Image
 
 _MAGIC = b"graphc-entry-2\n"
@@ -60,7 +61,6 @@ def fingerprint() -> str:
     """What object code depends on besides its key."""
     from importlib.metadata import version
 
-    from . import native
     digest = hashlib.sha256()
     for part in (version("numba"), version("llvmlite"), native.cpu_name(), *sorted(native.cpu_features())):
         digest.update(part.encode() + b"\0")

@@ -4,12 +4,13 @@ Numba (0.3 s to import and start) is loaded only when a kernel is in neither pla
 """
 from __future__ import annotations
 
+import concurrent.futures.thread  # noqa: F401  before `building`: its lock is an inner one
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from ..core import events
-from ..core.threads import fork_safe_lock
+from ..core.threads import held_across_fork
 from . import blas, cache, native
 from .emit import emit_source, kernel_key
 from .loopir import Gemm, Kernel, walk_stmts
@@ -41,7 +42,7 @@ class CompiledKernel:
 
 
 _addresses: dict[str, int] = {}                 # of all code that this process has loaded
-_lock = fork_safe_lock()
+building = held_across_fork()      # programs are built inside, kernels compiled and loaded
 
 
 def compile_kernels(kernels: Sequence[Kernel]) -> list[CompiledKernel]:
@@ -59,7 +60,7 @@ def compile_kernels(kernels: Sequence[Kernel]) -> list[CompiledKernel]:
     seconds: dict[str, float] = {}
     origins: dict[str, Literal["disk", "compiled"]] = {}
     if any(key not in _addresses for key in keys):
-        with _lock:
+        with building:
             wanted = {key: k for key, k in zip(keys, kernels) if key not in _addresses}
             for key, kernel in wanted.items():
                 if _load(key, uses_blas(kernel)):
@@ -80,7 +81,7 @@ def compile_kernels(kernels: Sequence[Kernel]) -> list[CompiledKernel]:
 def load_kernels(keys: Iterable[str], with_blas: bool) -> dict[str, int] | None:
     """The addresses of compiled kernels by key; None unless this process or the disk has all of them."""
     keys = tuple(keys)
-    with _lock:
+    with building:
         found = all(key in _addresses or _load(key, with_blas) for key in keys)
     return {key: _addresses[key] for key in keys} if found else None
 

@@ -5,15 +5,15 @@ stays for the life of the process.
 """
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from functools import cache
 
 import llvmlite.binding as ll
 
 from ..core.errors import CompileError
+from ..core.threads import held_across_fork
 
-_lock = threading.RLock()                                       # the engine and the caches below
+_lock = held_across_fork()                                      # the engine and the caches below
 
 
 def optimise(llvm_ir: str, unroll: bool = True) -> ll.ModuleRef:

@@ -15,10 +15,10 @@ import numpy as np
 from ..core.config import config
 from ..core.dims import evaluate_shape
 from .builder import size_variable
+from .executor import BUSY, COLUMNS, FAILED, OK, Call, Operand
 from .image import Array, Image, evaluate_expr
 
 ALIGN = 64
-OK, BUSY, FAILED = -1, -2, 1 << 20      # codes of a run, see `executor.Call`
 WORTH_A_THREAD = 0.25           # of a chunk's work: less is not run side by side with other steps
 
 
@@ -36,6 +36,7 @@ class Plan:
 
     def __init__(self, image: Image, entries: Sequence[Any], env: Mapping[str, int], python: bool) -> None:
         self.image, self.entries, self.python = image, entries, python
+        self.sizes_text = ", ".join(f"{name} = {n}" for name, n in env.items()) or "no named sizes"
         self.env = {**env, **{size_variable(name): n for name, n in env.items()}}
         self.dtypes = [np.dtype(s.dtype) for s in image.slots]
         self.shapes = [None if s.shape is None else evaluate_shape(s.shape, env) for s in image.slots]
@@ -206,7 +207,6 @@ class Instance:
         self.call = self._python(plan) if plan.python else self._native(plan)
 
     def _native(self, plan: Plan) -> Any:
-        from .executor import COLUMNS, Call, Operand
         image = plan.image
         slots = np.zeros(max(1, len(image.slots)), np.int64)
         for s, view in self.views.items():
@@ -257,4 +257,4 @@ class Instance:
         return call
 
 
-__all__ = ["BUSY", "FAILED", "OK", "Plan", "standard"]
+__all__ = ["Plan", "standard"]

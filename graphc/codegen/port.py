@@ -16,6 +16,7 @@ from ..static.graph import placeholder_op
 from ..static.key import program_key
 from ..static.program import Program, freeze_attrs
 from . import cache
+from .compile import building
 from .program import CompiledProgram, Optimize
 
 Array = np.ndarray[Any, Any]
@@ -31,7 +32,8 @@ class Codegen:
     def build(self, program: Program, target: str, optimize: Optimize) -> CompiledProgram:
         """Passes run only where the disk cache has no image of the program, and when somebody looks."""
         keeps = target == "cpu" and not config.dump and not config.check and cache.root() is not None
-        return CompiledProgram(program, target, optimize, (program_key(program) or "") if keeps else "")
+        with building:
+            return CompiledProgram(program, target, optimize, (program_key(program) or "") if keeps else "")
 
     def call_op(self, op: Op, arrays: tuple[Array, ...], attrs: dict[str, Any]) -> Any:
         """Run one op on arrays through its compiled kernel.

@@ -7,7 +7,6 @@ program and the code of its kernels, neither passes nor fusion nor lowering run:
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,13 +20,15 @@ from ..core.config import config
 from ..core.errors import InternalError
 from ..core.files import write_atomically
 from ..core.node import Node, Value
+from ..core.threads import fork_safe_lock
 from ..static.program import Program, toposort
 from . import cache, compile, python_target, vmath
 from . import loopir as ir
+from .executor import FAILED, copy_entry
 from .fuse import Fusion, Group, fuse, is_argument, is_buffer_constant, storage_of
 from .image import COPY_BYTES, Array, Image, Slot, Step, n_bytes
 from .lower import InPlaceConflict, Lowered, Temporary, lower_group
-from .plan import FAILED, Plan, standard
+from .plan import Plan, standard
 
 MAX_PLANS = 64              # sets of sizes whose plans are kept; of more, the first made goes
 MAX_IDLE_BYTES = 1 << 28    # and as long as the arenas of all plans are larger than this
@@ -104,7 +105,7 @@ class CompiledProgram:
         start = time.perf_counter()
         self.recorded, self.target, self._optimize = program, target, optimize
         self._plans: dict[tuple[int, ...], Plan] = {}
-        self._lock = threading.Lock()
+        self._lock = fork_safe_lock()
         found = _from_disk(stored_as) if stored_as else None
         self.origin = "disk" if found else "compiled"
         if found is not None:
@@ -150,6 +151,11 @@ class CompiledProgram:
         return self.image.steps
 
     @property
+    def plans(self) -> tuple[Plan, ...]:
+        """The plans made so far, one per set of sizes."""
+        return tuple(self._plans.values())
+
+    @property
     def arena_bytes(self) -> int:
         """The largest arena of the plans made so far."""
         return max((p.arena_bytes for p in self._plans.values()), default=0)
@@ -159,7 +165,6 @@ class CompiledProgram:
     def _copy_entry(self) -> Any:
         if self.target == "python":
             return _copy_in_python
-        from .executor import copy_entry
         return copy_entry()
 
     def plan(self, env: Mapping[str, int]) -> Plan:
@@ -174,8 +179,7 @@ class CompiledProgram:
                     found = Plan(self.image, self.entries, sizes, self.target == "python")
                     self._plans[key] = found
                     self._drop_plans()
-                    named = ", ".join(f"{name} = {n}" for name, n in sizes.items())
-                    events.note("plan", named or "no named sizes",
+                    events.note("plan", found.sizes_text,
                                 f"new sizes: {found.arena_bytes:,} bytes for intermediate values",
                                 time.perf_counter() - start)
         return found
@@ -210,7 +214,6 @@ def _from_disk(name: str) -> tuple[Image, list[Any]] | None:
     addresses = compile.load_kernels({s.key for s in image.steps if s.key}, image.uses_blas)
     if addresses is None:
         return None
-    from .executor import copy_entry
     return image, [addresses[s.key] if s.key else copy_entry() for s in image.steps]
 
 

@@ -16,7 +16,6 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
-import threading
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -24,11 +23,12 @@ from types import ModuleType
 
 from ..core.config import available_cpus, config
 from ..core.errors import ArgumentError
+from ..core.threads import fork_safe_lock
 
 _LIBRARY = {"darwin": "libtbb.12.dylib", "win32": "tbb12.dll"}.get(sys.platform, "libtbb.so.12")
 _OLDEST_INTERFACE = 12060                                       # TBB 2021.6, what tbbpool was built against
 
-_lock = threading.Lock()
+_lock = fork_safe_lock()
 
 def get_num_threads() -> int:
     """The number of threads of a parallel region: GRAPHC_NUM_THREADS, or one per available core, at first."""

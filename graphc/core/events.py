@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .errors import NoCompileError
+from .threads import fork_safe_lock
 
 Kind = Literal["trace", "program", "kernel", "plan"]
 KEPT = 10_000                       # events; of more, the oldest go
@@ -67,7 +68,7 @@ class Events(tuple[Event, ...]):
 _events: deque[Event] = deque(maxlen=KEPT)
 _scopes = 0
 _thread = threading.local()
-_lock = threading.Lock()
+_lock = fork_safe_lock()
 
 
 def note(kind: Kind, name: str, reason: str, seconds: float) -> None:

@@ -19,9 +19,10 @@ from typing import Any, Protocol, TypeVar
 
 from .errors import GraphcError, InternalError
 from .op import Op
+from .threads import fork_safe_lock
 
 F = TypeVar("F", bound=Callable[..., Any])
-_NOT_THE_USER = (f"{Path(__file__).resolve().parent.parent}{os.sep}", "<frozen")
+_NOT_THE_USER: tuple[str, ...] = (f"{Path(__file__).resolve().parent.parent}{os.sep}", "<frozen")
 _STDLIB = f"{Path(os.__file__).parent}{os.sep}"
 
 
@@ -66,7 +67,7 @@ modes = _Modes()
 recording_scopes = 0
 no_grad_scopes = 0
 source_scopes = 0
-_lock = threading.Lock()
+_lock = fork_safe_lock()
 
 _eager: Callable[[Op, tuple[Any, ...], dict[str, Any]], Any] | None = None
 _executor: Executor | Callable[[], Executor] | None = None
@@ -207,6 +208,13 @@ def record_sources() -> Iterator[None]:
         modes.sources = outer
         with _lock:
             source_scopes -= 1
+
+
+def not_the_user(folder: str) -> None:
+    """Code in ``folder`` is not the user's: `user_line` passes over it."""
+    global _NOT_THE_USER
+    if folder not in _NOT_THE_USER:
+        _NOT_THE_USER += (folder,)
 
 
 def user_line() -> str:

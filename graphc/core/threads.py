@@ -1,4 +1,9 @@
-"""Locks that a child process after fork finds open, whoever held them in the parent."""
+"""Locks and fork: a child has one thread, and nobody would ever open a lock that another thread held.
+
+`fork_safe_lock` is made anew in the child, for short sections whose data a child may find half changed, and
+for those that run a user's code. `held_across_fork` makes fork wait until the section is left, for state that
+must be whole: the compiler's.
+"""
 from __future__ import annotations
 
 import os
@@ -35,6 +40,27 @@ def fork_safe_lock() -> ForkSafeLock:
     return ForkSafeLock()
 
 
+def held_across_fork() -> threading.RLock:
+    """A reentrant lock for a module: fork waits for it.
+
+    Of several, those made later are taken first: make an inner one before an outer one.
+    """
+    lock, held = threading.RLock(), list[bool]()
+
+    def acquire() -> None:
+        lock.acquire()
+        held.append(True)
+
+    def release() -> None:
+        if held:                            # else it was made while a fork was waiting for another one
+            held.pop()
+            lock.release()
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=acquire, after_in_parent=release, after_in_child=release)
+    return lock
+
+
 def _renew_all() -> None:
     for lock in list(_locks):
         lock.renew()
@@ -43,4 +69,4 @@ def _renew_all() -> None:
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_all)
 
-__all__ = ["ForkSafeLock", "fork_safe_lock"]
+__all__ = ["ForkSafeLock", "fork_safe_lock", "held_across_fork"]

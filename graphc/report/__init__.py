@@ -1,11 +1,12 @@
 """What looks at both modes from outside.
 
-`compare` trains a model in each, `dump` writes what each made of it. Nothing else in graphc imports this
-package, but for the command line.
+`compare` trains a model in each, `dump` writes what each made of it, `explain` says what was compiled and
+why. Nothing else in graphc imports this package, but for the command line.
 """
 from __future__ import annotations
 
 from .compare import Comparison, compare
 from .dump import Dump, dump
+from .explain import Explanation, explain
 
-__all__ = ["Comparison", "Dump", "compare", "dump"]
+__all__ = ["Comparison", "Dump", "Explanation", "compare", "dump", "explain"]

@@ -32,6 +32,7 @@ from ..core.node import Node, Value
 from ..core.op import Op, Trait
 from ..core.storage import Storage
 from ..core.tensor import Buffer, Parameter, Tensor, as_tensor, symbol
+from ..core.threads import fork_safe_lock
 from ..ops.basic import cast_op, constant_op, full_value
 
 
@@ -141,7 +142,7 @@ class Graph:
 
     def __post_init__(self) -> None:
         self._scopes = _Scopes()
-        self._lock = threading.RLock()
+        self._lock = fork_safe_lock()
         self._fresh = 0
         self._counts: dict[str, int] = {}
 

@@ -24,7 +24,8 @@ def short_origin(node: Node) -> str:
     parts = []
     for origin in node.origins:
         path, _, line = origin.rpartition(":")
-        parts.append(f"{Path(path).name}:{line}")
+        if path:                                                # else it is not known
+            parts.append(f"{Path(path).name}:{line}")
     return ", ".join(dict.fromkeys(parts))
 
 

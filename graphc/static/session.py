@@ -1,7 +1,6 @@
 """Session: runs fetches of a graph. Programs are built and compiled once per set of fetches."""
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from ..core.errors import (
 from ..core.node import Node, Value
 from ..core.storage import Storage
 from ..core.tensor import Tensor
+from ..core.threads import fork_safe_lock
 from .graph import Graph, State, group_op, placeholder_op
 from .interpret import Interpreted
 from .passes import optimize
@@ -234,7 +234,7 @@ class Session:
         self.graph, self.target = graph, target
         self._store: dict[State, Storage] = {}
         self._prepared: dict[Any, Prepared] = {}
-        self._lock = threading.RLock()
+        self._lock = fork_safe_lock()
         self._closed = False
 
     def __enter__(self) -> Session:
