@@ -11,15 +11,14 @@ from dataclasses import dataclass, field
 
 from ..core.dims import size_of
 from ..core.node import Node, Value
-from ..core.op import Fold
-from .builder import Builder
-from .schedule import depths, is_long
+from .schedule import SHORT, depths, is_long
 from .space import (
     FoldKind,
     Reading,
     Space,
     flat_source,
     fold_kind,
+    fold_of,
     fold_space,
     is_fold,
     map_space,
@@ -62,7 +61,6 @@ class RowFusion:
         self.why: dict[tuple[int, int], str] = {}                # pair of groups -> why they are apart
         self._reads: dict[tuple[Space, int], list[Reading | None]] = {}       # what was asked before
         self._kinds: dict[tuple[Space, int], FoldKind | None] = {}
-        self._partial: dict[tuple[int, bool], bool] = {}
 
     # ------------------------------------------------------------ joining
 
@@ -79,7 +77,7 @@ class RowFusion:
         for key in _outside(group):
             self.readers.setdefault(key, []).append(number)
         group.space = None if self._may_not(group) else self.fits(group.nodes, group.roots)[0]
-        if group.kind == "fold" and group.space is not None and not _too_few_rows(group):
+        if group.kind == "fold" and group.space is not None and not (_few_rows(group) or _stretched(group)):
             group.kind = "rows"
         for other in near:
             if other in self.groups:
@@ -202,7 +200,7 @@ class RowFusion:
                 return f"{n.name} reduces other axes"
             if kind != "row":
                 final.add(id(n))
-            if (kind != "row" or is_long(space)) and not self._mergeable(n, kind == "column"):
+            if (kind != "row" or is_long(space)) and fold_of(n).merge is None:
                 return f"{n.name} has no partial results"
         return self._misplaced(space, nodes, roots, final) or _too_deep(space, nodes)
 
@@ -210,16 +208,6 @@ class RowFusion:
         if (space, id(n)) not in self._kinds:
             self._kinds[space, id(n)] = fold_kind(space, n)
         return self._kinds[space, id(n)]
-
-    def _mergeable(self, n: Node, one: bool) -> bool:
-        """Whether partial results of a fold can be joined; with ``one``, in buffers of the result's dtype."""
-        if (id(n), one) not in self._partial:
-            lower = n.op.lower
-            assert isinstance(lower, Fold)
-            state = lower.init(Builder(), n.inputs[0].aval.dtype.name)
-            single = len(state) == 1 and state[0].dtype == n.avals[0].dtype.name
-            self._partial[id(n), one] = lower.merge is not None and (single or not one)
-        return self._partial[id(n), one]
 
     def _misplaced(self, space: Space, nodes: Sequence[Node], roots: Sequence[Value],
                    final: set[int]) -> str | None:
@@ -303,9 +291,22 @@ def _too_deep(space: Space, nodes: Sequence[Node]) -> str | None:
     return None
 
 
-def _too_few_rows(g: Group) -> bool:
+def _few_rows(g: Group) -> bool:
     """Columns of a few rows are better split over chunks than the rows are."""
     assert g.space is not None
     columns = all(is_fold(v.node) and fold_kind(g.space, v.node) == "column" for v in g.roots)
     rows = size_of(g.space.kept)
     return columns and isinstance(rows, int) and rows < FEW_ROWS
+
+
+def _stretched(g: Group) -> bool:
+    """Short rows of values stretched along the results: results side by side make the better inner loop."""
+    assert g.space is not None
+    row = size_of(g.space.row)
+    shape, axis = g.roots[0].node.inputs[0].aval.shape, g.roots[0].node.attrs["axis"]
+    kept = [a for a in range(len(shape)) if a not in axis]
+    if not (isinstance(row, int) and row < SHORT and kept and shape[kept[-1]] != 1):
+        return False
+    beside = kept[-1] - len(shape)                      # the axis of neighbouring results, from the end
+    return any(n.avals[0].shape == shape and v.aval.shape and (
+        len(v.aval.shape) < -beside or v.aval.shape[beside] == 1) for n in g.nodes for v in n.inputs)

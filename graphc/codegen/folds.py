@@ -28,9 +28,8 @@ class FoldWriter(Writer):
         first = self.group.roots[0].node
         shape, axis = first.inputs[0].aval.shape, first.attrs["axis"]
         kept = tuple(i for i in range(len(shape)) if i not in axis)
-        last_kept = bool(kept) and kept[-1] == len(shape) - 1
-        columns = last_kept and bool(axis) and not (isinstance(shape[-1], int) and shape[-1] < 4)
-        if columns and all(one_state(v, self) for v in self.group.roots):
+        width = shape[kept[-1]] if kept and axis else 1
+        if not (isinstance(width, int) and width < 4) and all(one_state(v, self) for v in self.group.roots):
             return self._columns(shape, axis, kept)
         return self._one_by_one(shape, axis, kept)
 
@@ -78,7 +77,7 @@ class FoldWriter(Writer):
     def _columns(self, shape: Shape, axis: tuple[int, ...], kept: tuple[int, ...]) -> Lowered:
         """Results of the last axis side by side: for each reduced index, one vector loop over them."""
         b = self.b
-        outer, width = tuple(shape[k] for k in kept[:-1]), b.size(shape[-1])
+        outer, width = tuple(shape[k] for k in kept[:-1]), b.size(shape[kept[-1]])
         rows = b.product(outer)
         n_rows = b.known(rows)
         by_columns = n_rows is not None and n_rows < 8            # few rows: split the columns over chunks
@@ -101,7 +100,7 @@ class FoldWriter(Writer):
         outs = [self.stored(v, "out") for v in self.group.roots]
         folds: list[Fold] = [v.node.op.lower for v in self.group.roots]
         index: dict[int, Expr] = dict(zip(kept[:-1], b.unravel(r, tuple(shape[k] for k in kept[:-1]))))
-        base = b.let(ir.imul(r, b.size(shape[-1])))
+        base = b.let(ir.imul(r, b.size(shape[kept[-1]])))
         for v, f, out in zip(self.group.roots, folds, outs):
             with b.loop(start, stop) as j:
                 out.store_flat(ir.iadd(base, j), f.init(b, v.node.inputs[0].aval.dtype.name)[0])

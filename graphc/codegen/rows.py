@@ -10,27 +10,20 @@ from collections.abc import Callable, Sequence, Set
 
 from ..core.errors import InternalError
 from ..core.node import Node, Value
-from ..core.op import Fold
 from . import loopir as ir
 from .builder import Builder, Mutable, Stored
+from .folds import one_state
 from .fuse import Group
 from .loopir import Expr, Var
-from .schedule import SPLIT, Schedule, Sweep, is_long, schedule
-from .space import Space, flat_source, fold_kind, is_fold
+from .schedule import SHORT, SPLIT, Schedule, Sweep, is_long, schedule
+from .space import Space, flat_source, fold_kind, fold_of, is_fold
 from .writer import Lowered, Temporary, Writer
 
-LANES = 64                  # partial results of a long cheap fold: two 512-bit registers a cycle
-FEW_LANES = 16              # of a fold with much work on each element
+LANES = 64                  # partial results of a cheap fold: four 512-bit registers
+FEW_LANES = 16              # of folds with much work on each element
 HEAVY = 16.0                # that much work
-SHORT = 32                  # elements of a row below which it is folded one by one
 CHUNKS = 64                 # at most so many partial results of all rows
 OUTSIDE = Var("outside")    # the index of a block of the row while no sweep is under way
-
-
-def fold_of(n: Node) -> Fold:
-    lower = n.op.lower
-    assert isinstance(lower, Fold)
-    return lower
 
 
 def merge(b: Builder, n: Node, s: list[Expr], t: list[Expr]) -> list[Expr]:
@@ -274,22 +267,25 @@ class RowWriter(Writer):
                 take(lane, b.let(ir.iadd(done, lane)))
 
         self._nest(self._row_blocks[:-1], row)
-        return {id(f): self._join_lanes(f, partials[id(f)], lanes) for f in folds}
+        return self._join_lanes(folds, partials, lanes)
 
-    def _join_lanes(self, f: Node, partials: list[Stored], lanes: int) -> list[Expr]:
+    def _join_lanes(self, folds: Sequence[Node], partials: dict[int, list[Stored]],
+                    lanes: int) -> dict[int, list[Expr]]:
+        """Partial results joined: four chains side by side, then their ends."""
         b = self.b
-        if lanes > FEW_LANES:
-            with b.loop(b.index(1), b.index(lanes // FEW_LANES)) as other, \
-                    b.loop(b.index(0), b.index(FEW_LANES)) as lane:
-                far = ir.iadd(ir.imul(other, FEW_LANES), lane)
-                joined = merge(b, f, [s.at_flat(lane) for s in partials], [s.at_flat(far) for s in partials])
-                for s, e in zip(partials, [b.let(e) for e in joined]):
+        with b.loop(b.index(1), b.index(lanes // 4)) as other, b.loop(b.index(0), b.index(4)) as lane:
+            far = b.let(ir.iadd(ir.imul(other, 4), lane))
+            for f in folds:
+                mine = partials[id(f)]
+                joined = merge(b, f, [s.at_flat(lane) for s in mine], [s.at_flat(far) for s in mine])
+                for s, e in zip(mine, [b.let(e) for e in joined] if len(mine) > 1 else joined):
                     s.store_flat(lane, e)
-        states = [[s.at_flat(b.index(k)) for s in partials] for k in range(min(lanes, FEW_LANES))]
-        while len(states) > 1:
-            half = len(states) // 2
-            states = [[b.let(e) for e in merge(b, f, s, t)] for s, t in zip(states[:half], states[half:])]
-        return states[0]
+        found = {}
+        for f in folds:
+            ends = [[s.at_flat(b.index(k)) for s in partials[id(f)]] for k in range(4)]
+            halves = [[b.let(e) for e in merge(b, f, ends[k], ends[k + 2])] for k in range(2)]
+            found[id(f)] = [b.let(e) for e in merge(b, f, *halves)]
+        return found
 
     # ------------------------------------------------------------ one long row
 
@@ -346,7 +342,7 @@ class RowWriter(Writer):
             joined = merge(b, f, [s.at_flat(lane) for s in lanes], [s.at_flat(i) for s in parts])
             for s, e in zip(lanes, [b.let(e) for e in joined]):
                 s.store_flat(lane, e)
-        return self._join_lanes(f, lanes, FEW_LANES)
+        return self._join_lanes([f], {id(f): lanes}, FEW_LANES)[id(f)]
 
     def temporary(self, t: Temporary, role: str = "out") -> Stored:
         self.bindings.append(t)
@@ -362,7 +358,7 @@ class _Parts:
         self.width = writer.b.product(writer.space.row)
         self.columns = [f for f in folds if fold_kind(writer.space, f) == "column"]
         self.totals = [f for f in folds if f not in self.columns]
-        self.buffers: dict[int, Stored] = {}
+        self.buffers: dict[int, list[Stored]] = {}          # of a column fold: its state, for each place
         self.temporaries: dict[int, list[Temporary]] = {}
         self.states: dict[int, list[Mutable]] = {}
 
@@ -370,26 +366,34 @@ class _Parts:
         """Accumulators of a chunk, at their start."""
         w, b = self.w, self.w.b
         for k, f in enumerate(self.columns):
-            init, = w._init(f)
+            inits = w._init(f)
             if self.single:
-                self.buffers[id(f)] = out = w.stored(Value(f, 0), "out")
+                self.buffers[id(f)] = self._accumulators(w, f, self.width)
             else:
-                t = Temporary(f"c{k}", init.dtype, ir.imul(self.chunks, self.width))
-                self.temporaries[id(f)] = [t]
-                out = w.temporary(t)
-                out.base = b.let(ir.imul(Var("chunk"), self.width))
-                self.buffers[id(f)] = out
+                size = ir.imul(self.chunks, self.width)
+                self.temporaries[id(f)] = [Temporary(f"c{k}_{i}", e.dtype, size) for i, e in enumerate(inits)]
+                self.buffers[id(f)] = [w.temporary(t) for t in self.temporaries[id(f)]]
+                for out in self.buffers[id(f)]:
+                    out.base = b.let(ir.imul(Var("chunk"), self.width))
             with b.loop(b.index(0), self.width) as j:
-                out.store_flat(j, init)
+                for out, e in zip(self.buffers[id(f)], inits):
+                    out.store_flat(j, e)
         for f in self.totals:
             self.states[id(f)] = [b.variable(e) for e in w._init(f)]
 
+    @staticmethod
+    def _accumulators(w: RowWriter, f: Node, size: Expr) -> list[Stored]:
+        """Where the states of a column fold are: in its result, if that can hold them, else in scratch."""
+        if one_state(Value(f, 0), w):
+            return [w.stored(Value(f, 0), "out")]
+        return [w.scratch_buffer(e.dtype, size) for e in w._init(f)]
+
     def take_column(self, f: Node, x: Expr, place: Expr) -> None:
-        w = self.w
-        out = self.buffers[id(f)]
-        row = w.space.flat(w.b, w.at, "row")
-        new, = fold_of(f).step(w.b, [out.at_flat(place)], x, row)
-        out.store_flat(place, new)
+        b, outs = self.w.b, self.buffers[id(f)]
+        row = self.w.space.flat(b, self.w.at, "row")
+        new = list(fold_of(f).step(b, [out.at_flat(place) for out in outs], x, row))
+        for out, e in zip(outs, [b.let(e) for e in new] if len(new) > 1 else new):
+            out.store_flat(place, e)
 
     def merge(self, f: Node, state: list[Expr]) -> None:
         """The result of one row into the chunk's."""
@@ -420,15 +424,20 @@ class _Parts:
                 w.temporary(t).store_flat(Var("chunk"), e)
         if self.single:
             for f in self.columns:
-                self._finish_columns(w, f, self.buffers[id(f)], b.index(0), self.width)
+                self._finish_columns(w, f, self.buffers[id(f)], b.index(0), self.width, b.index(0))
 
     @staticmethod
-    def _finish_columns(w: RowWriter, f: Node, out: Stored, start: Expr, stop: Expr) -> None:
-        probe = Var("x", out.dtype)
+    def _finish_columns(w: RowWriter, f: Node, states: list[Stored], start: Expr, stop: Expr,
+                        origin: Expr) -> None:
+        """Results from states, which stand from ``origin`` on; nothing to do where they are the same."""
+        probe = Var("x", states[0].dtype)
         finish = fold_of(f).finish
-        if finish(w.b, [probe]) != probe:
-            with w.b.loop(start, stop) as j:
-                out.store_flat(j, finish(w.b, [out.at_flat(j)]))
+        if one_state(Value(f, 0), w) and finish(w.b, [probe]) == probe:
+            return
+        out = w.stored(Value(f, 0), "out")
+        with w.b.loop(start, stop) as j:
+            at = ir.isub(j, origin)
+            out.store_flat(j, finish(w.b, [s.at_flat(at) for s in states]))
 
     def join(self) -> Lowered:
         """The kernel that makes results of the chunks' parts."""
@@ -437,8 +446,9 @@ class _Parts:
         b.sizes.update(self.w.b.sizes)
         with b.block() as body:
             w.note()
+            grain = b.grain(CHUNKS * float(len(self.columns)), 64)
             for f in self.columns:
-                self._join_columns(w, f)
+                self._join_columns(w, f, grain)
             with b.block() as once:
                 for f in self.totals:
                     sources = [w.temporary(t, "in") for t in self.temporaries[id(f)]]
@@ -452,22 +462,24 @@ class _Parts:
                     b.emit(s)
         if not self.columns:
             return w.finish(body, b.index(1), b.index(1), "fold_join")
-        work = CHUNKS * float(len(self.columns))
         extent = b.maximum(self.width, b.index(1)) if self.totals else self.width
-        return w.finish(body, extent, b.grain(work, 64), "fold_join")
+        return w.finish(body, extent, grain, "fold_join")
 
-    def _join_columns(self, w: RowWriter, f: Node) -> None:
+    def _join_columns(self, w: RowWriter, f: Node, grain: Expr) -> None:
         b = w.b
-        source = w.temporary(self.temporaries[id(f)][0], "in")
-        out = w.stored(Value(f, 0), "out")
-        init, = w._init(f)
+        sources = [w.temporary(t, "in") for t in self.temporaries[id(f)]]
+        states = self._accumulators(w, f, grain)
+        origin = b.index(0) if one_state(Value(f, 0), w) else Var("begin")
         stop = b.minimum(Var("end"), self.width) if self.totals else Var("end")
         with b.loop(Var("begin"), stop) as j:
-            out.store_flat(j, init)
+            for s, e in zip(states, w._init(f)):
+                s.store_flat(ir.isub(j, origin), e)
         with b.loop(b.index(0), self.chunks) as i:
             base = b.let(ir.imul(i, self.width))
             with b.loop(Var("begin"), stop) as j:
-                far = source.at_flat(ir.iadd(base, j))
-                joined, = merge(b, f, [out.at_flat(j)], [far])
-                out.store_flat(j, joined)
-        self._finish_columns(w, f, out, Var("begin"), stop)
+                at = b.let(ir.isub(j, origin))
+                far = [s.at_flat(ir.iadd(base, j)) for s in sources]
+                joined = merge(b, f, [s.at_flat(at) for s in states], far)
+                for s, e in zip(states, [b.let(e) for e in joined] if len(joined) > 1 else joined):
+                    s.store_flat(at, e)
+        self._finish_columns(w, f, states, Var("begin"), stop, origin)
