@@ -35,7 +35,7 @@ class FoldWriter(Writer):
 
     def _work(self, shape: Shape, axis: tuple[int, ...]) -> float:
         reduced = self.b.estimate(*(self.b.size(shape[a]) for a in axis))
-        return reduced * max(1.0, sum(n.op.cost for n in self.group.nodes))
+        return reduced * self.work_of_element()
 
     def _loops(self, axes: Sequence[int], shape: Shape, index: dict[int, Expr],
                inside: Callable[[], None]) -> None:

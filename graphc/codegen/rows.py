@@ -127,8 +127,7 @@ class RowWriter(Writer):
 
     def _grain(self, joined: bool) -> Expr:
         b = self.b
-        work = b.estimate(b.product(self.space.row)) * max(1.0, sum(n.op.cost for n in self.group.nodes))
-        grain = b.grain(work)
+        grain = b.grain(b.estimate(b.product(self.space.row)) * self.work_of_element())
         if not joined:
             return grain
         rows = b.product(self.space.kept)

@@ -28,6 +28,8 @@ class Temporary:
     size: Expr
 
 
+VECTOR = 4.0                # scalar operations that a vector unit does in the time of one, roughly
+
 Binding = Value | Temporary | None          # what a kernel's buffer is: a value, a temporary, or scratch
 
 
@@ -172,6 +174,14 @@ class Writer:
             if n.op.name != "constant":
                 self.b.emit(ir.Note(f"{n.name} = {n.op.name}   {short_origin(n)}"))
 
+    def work_of_element(self) -> float:
+        """Scalar operations for each element, as if `VECTOR` took the time of one.
+
+        Values of one element are computed once in each chunk, outside its loops.
+        """
+        shapes = ((n.avals[0].size, n.op.cost) for n in self.group.nodes)
+        return max(VECTOR, sum(cost for size, cost in shapes if size != 1)) / VECTOR
+
     def finish(self, body: Sequence[ir.Stmt], extent: Expr, grain: Expr, prefix: str) -> Lowered:
         for value, source in self.in_place.items():
             self._check_in_place(value, source, body)
@@ -204,7 +214,7 @@ class MapWriter(Writer):
     def lower(self) -> Lowered:
         """Every root stored at each index of the common space."""
         b, shape = self.b, self.group.roots[0].aval.shape
-        work = sum(n.op.cost for n in self.group.nodes)
+        work = self.work_of_element()
         flat = self._flat()
         with b.block() as body:
             self.note()
@@ -215,20 +225,20 @@ class MapWriter(Writer):
             else:
                 outer, inner = _split_rows(shape)
                 extent = b.product(outer)
-                per_index = max(work, 1.0) * b.estimate(b.product(inner))
+                per_index = work * b.estimate(b.product(inner))
                 with b.loop(Var("begin"), Var("end")) as row:
                     front = b.unravel(row, outer)
-                    base = b.let(ir.imul(row, b.product(inner)))
-                    self._inner(front, base, inner)
+                    self._inner(front, shape)
         return self.finish(body, extent, b.grain(per_index), "map")
 
-    def _inner(self, front: list[Expr], base: Expr, inner: Shape) -> None:
+    def _inner(self, front: list[Expr], shape: Shape) -> None:
         b = self.b
-        if not inner:
-            self._store(base, [self.compute(v, tuple(front)) for v in self.group.roots])
+        if len(front) == len(shape):
+            self._store(b.flatten(front, shape), [self.compute(v, tuple(front)) for v in self.group.roots])
             return
-        with b.loop(b.index(0), b.size(inner[0])) as j:
-            self._store(ir.iadd(base, j), [self.compute(v, (*front, j)) for v in self.group.roots])
+        with b.loop(b.index(0), b.size(shape[-1])) as j:
+            index = (*front, j)
+            self._store(b.flatten(index, shape), [self.compute(v, index) for v in self.group.roots])
 
     def _store(self, at: Expr, results: list[Expr]) -> None:
         """All roots at one index.

@@ -86,6 +86,8 @@ HOLDS: list[tuple[str, Callable[..., Any], tuple[Any, ...], list[str]]] = [
     ("|-x| = |x| (not of unsigned integers)", lambda a: gc.abs(-a), (("int8", (12,)),), ["abs"]),
     ("a copy of a value is the value", lambda a: a.clone() + a, (F,), ["add"]),
     ("a detached value is the value", lambda a: a.detach() * a, (F,), ["mul"]),
+    ("one number everywhere, stretched", lambda a: a * gc.broadcast_to(gc.ones(1), (12,)), (F,), []),
+    ("one number everywhere, reshaped", lambda a: a - gc.zeros(3, 4).reshape(12), (F,), []),
     ("reshape of reshape", lambda a: a.reshape(2, 6).reshape(3, 4), (F,), ["reshape"]),
     ("reshape of reshape", lambda a: a.reshape(2, 6).reshape(12), (F,), []),
     (
