@@ -28,6 +28,8 @@ class Temporary:
     size: Expr
 
 
+TILE = 8                    # rows and columns of a tile: lines that fit into one set of a cache
+MOST_PIECES = 24            # loops that one is cut into at most
 VECTOR = 4.0                # scalar operations that a vector unit does in the time of one, roughly
 
 Binding = Value | Temporary | None          # what a kernel's buffer is: a value, a temporary, or scratch
@@ -222,23 +224,69 @@ class MapWriter(Writer):
                 extent, per_index = b.product(shape), work
                 with b.loop(Var("begin"), Var("end")) as i:
                     self._store(i, [self.compute_flat(v, i) for v in self.group.roots])
+            elif self._across(shape):
+                outer = (*shape[:-2], (shape[-2] + TILE - 1) // TILE)
+                extent, per_index = b.product(outer), work * TILE * b.estimate(b.size(shape[-1]))
+                with b.loop(Var("begin"), Var("end")) as block:
+                    self._tiles(b.unravel(block, outer), shape)
             else:
                 outer, inner = _split_rows(shape)
                 extent = b.product(outer)
                 per_index = work * b.estimate(b.product(inner))
                 with b.loop(Var("begin"), Var("end")) as row:
-                    front = b.unravel(row, outer)
-                    self._inner(front, shape)
+                    self._inner(b.unravel(row, outer), shape)
         return self.finish(body, extent, b.grain(per_index), "map")
+
+    def _across(self, shape: Shape) -> bool:
+        """Whether something is read down the columns where it could be read along the rows."""
+        b = self.b
+        few = len(shape) < 2 or any(isinstance(n, int) and n < 4 * TILE for n in shape[-2:])
+        if few or not any(isinstance(m.op.lower, Pull) and m.inputs for m in self.group.nodes):
+            return False
+        with b.block() as body:                                     # written to learn from, and thrown away
+            index = [Var(b.fresh("i")) for _ in shape]
+            for v in self.group.roots:
+                self.compute(v, tuple(index))
+        row, column = index[-2:]
+        loads = [e.index for e in ir.walk_exprs(tuple(body)) if isinstance(e, ir.Load)]
+        return any(b.stride(e, row) == 1 and b.stride(e, column) not in (0, 1) for e in loads)
+
+    def _tiles(self, front: list[Expr], shape: Shape) -> None:
+        """Some rows, tile by tile: what is read across them stays in cache from one row to the next."""
+        b = self.b
+        rows, columns = (b.size(n) for n in shape[-2:])
+        top = b.let(ir.imul(front[-1], TILE))
+        bottom = b.let(b.minimum(ir.iadd(top, TILE), rows))
+        with b.loop(b.index(0), ir.idiv(ir.iadd(columns, TILE - 1), TILE)) as tile:
+            left = b.let(ir.imul(tile, TILE))
+            right = b.let(b.minimum(ir.iadd(left, TILE), columns))
+            with b.loop(top, bottom) as i, b.loop(left, right) as j:
+                index = (*front[:-1], i, j)
+                self._store(b.flatten(index, shape), [self.compute(v, index) for v in self.group.roots])
 
     def _inner(self, front: list[Expr], shape: Shape) -> None:
         b = self.b
         if len(front) == len(shape):
             self._store(b.flatten(front, shape), [self.compute(v, tuple(front)) for v in self.group.roots])
             return
-        with b.loop(b.index(0), b.size(shape[-1])) as j:
-            index = (*front, j)
-            self._store(b.flatten(index, shape), [self.compute(v, index) for v in self.group.roots])
+        n = b.size(shape[-1])
+        bounds = [b.index(0), *(b.index(c) for c in self._cuts(front, n)), n]
+        for start, stop in zip(bounds, bounds[1:]):
+            with b.loop(start, stop) as j:
+                index = (*front, j)
+                self._store(b.flatten(index, shape), [self.compute(v, index) for v in self.group.roots])
+
+    def _cuts(self, front: list[Expr], n: Expr) -> list[int]:
+        """Where to cut the inner loop: padding and joining then ask nothing at each element."""
+        b = self.b
+        guards = (isinstance(m.op.lower, Pull) and not m.op.lower.view and m.inputs for m in self.group.nodes)
+        if b.known(n) is None or not any(guards):
+            return []
+        with b.block(), b.loop(b.index(0), n) as j:                 # written to learn from, and thrown away
+            for v in self.group.roots:
+                self.compute(v, (*front, j))
+        cuts = b.cuts(j)
+        return cuts if len(cuts) < MOST_PIECES else []
 
     def _store(self, at: Expr, results: list[Expr]) -> None:
         """All roots at one index.
