@@ -204,9 +204,16 @@ class RowWriter(Writer):
         if not blocks:
             inside()
             return
-        with self.b.loop(self.b.index(0), self.b.size(self.space.sizes[blocks[0]])) as i:
+
+        def each(i: Expr) -> None:
             self.at[blocks[0]] = i
             self._nest(blocks[1:], inside)
+
+        n = self.b.size(self.space.sizes[blocks[0]])
+        innermost = blocks[0] == len(self.space.sizes) - 1
+        for start, stop in self.pieces(n, each) if innermost else [(self.b.index(0), n)]:
+            with self.b.loop(start, stop) as i:
+                each(i)
         self.at[blocks[0]] = OUTSIDE
 
     @property

@@ -4,7 +4,7 @@ The kernels of folds and rows build on this in `rows.py`.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,6 +184,21 @@ class Writer:
         shapes = ((n.avals[0].size, n.op.cost) for n in self.group.nodes)
         return max(VECTOR, sum(cost for size, cost in shapes if size != 1)) / VECTOR
 
+    def pieces(self, n: Expr, each: Callable[[Expr], object]) -> list[tuple[Expr, Expr]]:
+        """A loop over ``0..n`` in pieces within which padding and joining ask nothing at each element.
+
+        ``each`` writes the loop's body for an index.
+        """
+        b = self.b
+        whole = [(b.index(0), n)]
+        guards = (isinstance(m.op.lower, Pull) and not m.op.lower.view and m.inputs for m in self.group.nodes)
+        if b.known(n) is None or not any(guards):
+            return whole
+        with b.block(), b.loop(b.index(0), n) as i:                 # written to learn from, and thrown away
+            each(i)
+        bounds = [b.index(0), *map(b.index, b.cuts(i)), n]
+        return whole if len(bounds) > MOST_PIECES else list(zip(bounds, bounds[1:]))
+
     def finish(self, body: Sequence[ir.Stmt], extent: Expr, grain: Expr, prefix: str) -> Lowered:
         for value, source in self.in_place.items():
             self._check_in_place(value, source, body)
@@ -269,24 +284,12 @@ class MapWriter(Writer):
         if len(front) == len(shape):
             self._store(b.flatten(front, shape), [self.compute(v, tuple(front)) for v in self.group.roots])
             return
-        n = b.size(shape[-1])
-        bounds = [b.index(0), *(b.index(c) for c in self._cuts(front, n)), n]
-        for start, stop in zip(bounds, bounds[1:]):
-            with b.loop(start, stop) as j:
-                index = (*front, j)
-                self._store(b.flatten(index, shape), [self.compute(v, index) for v in self.group.roots])
+        def each(j: Expr) -> list[Expr]:
+            return [self.compute(v, (*front, j)) for v in self.group.roots]
 
-    def _cuts(self, front: list[Expr], n: Expr) -> list[int]:
-        """Where to cut the inner loop: padding and joining then ask nothing at each element."""
-        b = self.b
-        guards = (isinstance(m.op.lower, Pull) and not m.op.lower.view and m.inputs for m in self.group.nodes)
-        if b.known(n) is None or not any(guards):
-            return []
-        with b.block(), b.loop(b.index(0), n) as j:                 # written to learn from, and thrown away
-            for v in self.group.roots:
-                self.compute(v, (*front, j))
-        cuts = b.cuts(j)
-        return cuts if len(cuts) < MOST_PIECES else []
+        for start, stop in self.pieces(b.size(shape[-1]), each):
+            with b.loop(start, stop) as j:
+                self._store(b.flatten((*front, j), shape), each(j))
 
     def _store(self, at: Expr, results: list[Expr]) -> None:
         """All roots at one index.
