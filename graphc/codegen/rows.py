@@ -23,6 +23,7 @@ LANES = 64                  # partial results of a cheap fold: four 512-bit regi
 FEW_LANES = 16              # of folds with much work on each element
 HEAVY = 16.0                # that much work
 CHUNKS = 64                 # at most so many of a kernel whose chunks have partial or kept rows of their own
+LEAST_ROWS = 16             # of a chunk that has partial results of all rows
 OUTSIDE = Var("outside")    # the index of a block of the row while no sweep is under way
 
 
@@ -107,7 +108,7 @@ class RowWriter(Writer):
         b, plan = self.b, self.plan
         rows = b.product(self.space.kept)
         joined = [n for s in plan.sweeps for n in (*s.columns, *s.totals)] + plan.row_totals
-        extent, grain = rows, self._grain(bool(joined) or any(s.keeps for s in plan.sweeps))
+        extent, grain = rows, self._grain(bool(joined), any(s.keeps for s in plan.sweeps))
         n_rows, n_grain = b.known(rows), b.known(grain)
         single = n_rows is not None and n_grain is not None and 0 < n_rows <= n_grain
         chunks = ir.idiv(ir.iadd(rows, ir.isub(grain, 1)), grain) if not single else b.index(1)
@@ -125,14 +126,15 @@ class RowWriter(Writer):
         kernel = self.finish(body, extent, grain, "fold" if plain else "rows")
         return [kernel, *([] if single or not joined else [parts.join()])]
 
-    def _grain(self, few: bool) -> Expr:
-        """Rows of a chunk; with ``few``, chunks are so few that what each has of its own stays in cache."""
+    def _grain(self, joined: bool, keeps: bool) -> Expr:
+        """Rows of a chunk: enough that what each chunk has of its own is little, and stays in cache."""
         b = self.b
         grain = b.grain(b.estimate(b.product(self.space.row)) * self.work_of_element())
-        if not few:
+        if joined:
+            grain = b.maximum(grain, b.index(LEAST_ROWS))
+        if not (joined or keeps):
             return grain
-        rows = b.product(self.space.kept)
-        return b.maximum(grain, ir.idiv(ir.iadd(rows, CHUNKS - 1), CHUNKS))
+        return b.maximum(grain, ir.idiv(ir.iadd(b.product(self.space.kept), CHUNKS - 1), CHUNKS))
 
     def _row(self, parts: _Parts) -> None:
         """All sweeps of one row."""
