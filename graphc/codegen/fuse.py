@@ -84,9 +84,10 @@ def fuse(program: Program) -> Fusion:
     for g in rows.result():
         loops.add(g)
     groups = loops.result()
-    _keep_inside(program, groups, stored)
-    why = dict(reasons)
-    return Fusion(tuple(groups), frozenset(stored), tuple(reasons), tuple(_pairs(nodes, groups, rows, why)))
+    inside = _keep_inside(program, groups, stored)
+    why = {name: "computed in the kernel of its rows" if name in inside else how for name, how in reasons}
+    pairs = _pairs(nodes, groups, rows, why)
+    return Fusion(tuple(groups), frozenset(stored), tuple(why.items()), tuple(pairs))
 
 
 def _updated(program: Program) -> set[int]:
@@ -94,13 +95,16 @@ def _updated(program: Program) -> set[int]:
     return {id(u.value.node) for u in program.updates}
 
 
-def _keep_inside(program: Program, groups: Sequence[Group], stored: set[int]) -> None:
-    """Values that only their own kernel reads get no buffer after all."""
+def _keep_inside(program: Program, groups: Sequence[Group], stored: set[int]) -> set[str]:
+    """Values that only their own kernel reads get no buffer after all; the names of their nodes."""
     wanted = {id(v.node) for v in program.roots}.union(*(g.needs for g in groups))
+    names: set[str] = set()
     for g in groups:
         if g.kind == "rows":
+            names |= {v.node.name for v in g.roots if id(v.node) not in wanted}
             stored -= {id(v.node) for v in g.roots} - wanted
             g.roots[:] = [v for v in g.roots if id(v.node) in wanted]
+    return names
 
 
 def _pairs(nodes: Sequence[Node], groups: Sequence[Group], rows: Joiner,

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence, Set
 from ..core.errors import InternalError
 from ..core.node import Node, Value
 from . import loopir as ir
-from .builder import Builder, Mutable, Stored
-from .folds import one_state
+from .builder import Stored
 from .fuse import Group
 from .loopir import Expr, Var
+from .parts import CHUNKS, Parts, merge
 from .schedule import SHORT, SPLIT, Schedule, Sweep, is_long, schedule
 from .space import Space, flat_source, fold_kind, fold_of, is_fold
 from .writer import Lowered, Temporary, Writer
@@ -22,16 +22,8 @@ from .writer import Lowered, Temporary, Writer
 LANES = 64                  # partial results of a cheap fold: four 512-bit registers
 FEW_LANES = 16              # of folds with much work on each element
 HEAVY = 16.0                # that much work
-CHUNKS = 64                 # at most so many of a kernel whose chunks have partial or kept rows of their own
 LEAST_ROWS = 16             # of a chunk that has partial results of all rows
 OUTSIDE = Var("outside")    # the index of a block of the row while no sweep is under way
-
-
-def merge(b: Builder, n: Node, s: list[Expr], t: list[Expr]) -> list[Expr]:
-    """Two partial states of a fold as one."""
-    join = fold_of(n).merge
-    assert join is not None
-    return list(join(b, s, t))
 
 
 class RowWriter(Writer):
@@ -112,7 +104,7 @@ class RowWriter(Writer):
         n_rows, n_grain = b.known(rows), b.known(grain)
         single = n_rows is not None and n_grain is not None and 0 < n_rows <= n_grain
         chunks = ir.idiv(ir.iadd(rows, ir.isub(grain, 1)), grain) if not single else b.index(1)
-        parts = _Parts(self, joined, chunks, single)
+        parts = Parts(self, joined, chunks, single)
         with b.block() as body:
             self.note()
             parts.begin()
@@ -136,7 +128,7 @@ class RowWriter(Writer):
             return grain
         return b.maximum(grain, ir.idiv(ir.iadd(b.product(self.space.kept), CHUNKS - 1), CHUNKS))
 
-    def _row(self, parts: _Parts) -> None:
+    def _row(self, parts: Parts) -> None:
         """All sweeps of one row."""
         self._row_values(0)
         for k, sweep in enumerate(self.plan.sweeps):
@@ -156,7 +148,7 @@ class RowWriter(Writer):
             if kind == "row" or (kind is None and self.space.level(v.aval.shape) == "row"):
                 self.stored(v, "out").store_flat(row, self.compute(v, self.index(v)))
 
-    def _sweep(self, sweep: Sweep, parts: _Parts) -> None:
+    def _sweep(self, sweep: Sweep, parts: Parts) -> None:
         folds = [*sweep.folds, *sweep.totals]
         n = self.b.size(self.space.row[-1])
         known = self.b.known(n)
@@ -198,7 +190,7 @@ class RowWriter(Writer):
 
     # ------------------------------------------------------------ folding one row
 
-    def _init(self, n: Node) -> list[Expr]:
+    def init_of(self, n: Node) -> list[Expr]:
         return list(fold_of(n).init(self.b, n.inputs[0].aval.dtype.name))
 
     def _nest(self, blocks: Sequence[int], inside: Callable[[], None]) -> None:
@@ -224,7 +216,7 @@ class RowWriter(Writer):
 
     def _fold_serial(self, folds: Sequence[Node], others: Callable[[], None]) -> dict[int, list[Expr]]:
         b = self.b
-        states = {id(n): [b.variable(e) for e in self._init(n)] for n in folds}
+        states = {id(n): [b.variable(e) for e in self.init_of(n)] for n in folds}
 
         def step() -> None:
             place = self._place(self.at)
@@ -248,10 +240,10 @@ class RowWriter(Writer):
         b, last = self.b, len(self.space.sizes) - 1
         lanes = LANES if work < HEAVY and len(folds) < 5 else FEW_LANES
         size = b.index(lanes)
-        partials = {id(f): [self.scratch_buffer(e.dtype, size) for e in self._init(f)] for f in folds}
+        partials = {id(f): [self.scratch_buffer(e.dtype, size) for e in self.init_of(f)] for f in folds}
         for f in folds:
             with b.loop(b.index(0), b.index(lanes)) as lane:
-                for s, e in zip(partials[id(f)], self._init(f)):
+                for s, e in zip(partials[id(f)], self.init_of(f)):
                     s.store_flat(lane, e)
         whole = b.let(ir.idiv(n, lanes))
 
@@ -304,7 +296,7 @@ class RowWriter(Writer):
         sweep = plan.sweeps[0]
         n = b.product(self.space.row)
         parts = ir.idiv(ir.iadd(n, SPLIT - 1), SPLIT)
-        temporaries = {id(f): [Temporary(f"t{k}_{i}", e.dtype, parts) for i, e in enumerate(self._init(f))]
+        temporaries = {id(f): [Temporary(f"t{k}_{i}", e.dtype, parts) for i, e in enumerate(self.init_of(f))]
                        for k, f in enumerate(sweep.folds)}
         outs = {id(v.node): self.stored(v, "out") for v in sweep.stores}
         last = len(self.space.sizes) - 1
@@ -331,7 +323,7 @@ class RowWriter(Writer):
             self.note()
             for f in sweep.folds:
                 sources = [self.temporary(t, "in") for t in temporaries[id(f)]]
-                state = self._merge_all(f, parts, sources)
+                state = self.merge_all(f, parts, sources)
                 self.results[id(f)] = b.let(fold_of(f).finish(b, state))
             self._row_values(0)
             if len(self.plan.rows) > 1:
@@ -339,12 +331,12 @@ class RowWriter(Writer):
             self._store_row(b.index(0))
         return self.finish(body, b.index(1), b.index(1), "fold_join")
 
-    def _merge_all(self, f: Node, count: Expr, parts: Sequence[Stored]) -> list[Expr]:
+    def merge_all(self, f: Node, count: Expr, parts: Sequence[Stored]) -> list[Expr]:
         """Partial results joined: every sixteenth in one chain, then the chains in a tree."""
         b = self.b
-        lanes = [self.scratch_buffer(e.dtype, b.index(FEW_LANES)) for e in self._init(f)]
+        lanes = [self.scratch_buffer(e.dtype, b.index(FEW_LANES)) for e in self.init_of(f)]
         with b.loop(b.index(0), b.index(FEW_LANES)) as lane:
-            for s, e in zip(lanes, self._init(f)):
+            for s, e in zip(lanes, self.init_of(f)):
                 s.store_flat(lane, e)
         with b.loop(b.index(0), count) as i:
             lane = b.let(ir.imod(i, FEW_LANES))
@@ -357,138 +349,3 @@ class RowWriter(Writer):
         self.bindings.append(t)
         self.roles.append(role)
         return Stored(self.b, f"p{len(self.bindings) - 1}", [t.size], t.dtype)
-
-
-class _Parts:
-    """What a chunk of rows adds to results over all rows, and the kernel that joins it."""
-
-    def __init__(self, writer: RowWriter, folds: Sequence[Node], chunks: Expr, single: bool) -> None:
-        self.w, self.folds, self.chunks, self.single = writer, folds, chunks, single
-        self.width = writer.b.product(writer.space.row)
-        self.columns = [f for f in folds if fold_kind(writer.space, f) == "column"]
-        self.totals = [f for f in folds if f not in self.columns]
-        self.buffers: dict[int, list[Stored]] = {}          # of a column fold: its state, for each place
-        self.temporaries: dict[int, list[Temporary]] = {}
-        self.states: dict[int, list[Mutable]] = {}
-
-    def begin(self) -> None:
-        """Accumulators of a chunk, at their start."""
-        w, b = self.w, self.w.b
-        for k, f in enumerate(self.columns):
-            inits = w._init(f)
-            if self.single:
-                self.buffers[id(f)] = self._accumulators(w, f, self.width)
-            else:
-                size = ir.imul(self.chunks, self.width)
-                self.temporaries[id(f)] = [Temporary(f"c{k}_{i}", e.dtype, size) for i, e in enumerate(inits)]
-                self.buffers[id(f)] = [w.temporary(t) for t in self.temporaries[id(f)]]
-                for out in self.buffers[id(f)]:
-                    out.base = b.let(ir.imul(Var("chunk"), self.width))
-            with b.loop(b.index(0), self.width) as j:
-                for out, e in zip(self.buffers[id(f)], inits):
-                    out.store_flat(j, e)
-        for f in self.totals:
-            self.states[id(f)] = [b.variable(e) for e in w._init(f)]
-
-    @staticmethod
-    def _accumulators(w: RowWriter, f: Node, size: Expr) -> list[Stored]:
-        """Where the states of a column fold are: in its result, if that can hold them, else in scratch."""
-        if one_state(Value(f, 0), w):
-            return [w.stored(Value(f, 0), "out")]
-        return [w.scratch_buffer(e.dtype, size) for e in w._init(f)]
-
-    def take_column(self, f: Node, x: Expr, place: Expr) -> None:
-        b, outs = self.w.b, self.buffers[id(f)]
-        row = self.w.space.flat(b, self.w.at, "row")
-        new = list(fold_of(f).step(b, [out.at_flat(place) for out in outs], x, row))
-        for out, e in zip(outs, [b.let(e) for e in new] if len(new) > 1 else new):
-            out.store_flat(place, e)
-
-    def merge(self, f: Node, state: list[Expr]) -> None:
-        """The result of one row into the chunk's."""
-        b, mine = self.w.b, self.states[id(f)]
-        joined = merge(b, f, [m.get() for m in mine], state)
-        for m, e in zip(mine, [b.let(e) for e in joined]):
-            m.set(e)
-
-    def take(self, f: Node, x: Expr, position: Expr) -> None:
-        """A row value into the chunk's result."""
-        b, mine = self.w.b, self.states[id(f)]
-        new = fold_of(f).step(b, [m.get() for m in mine], x, position)
-        for m, e in zip(mine, [b.let(e) for e in new]):
-            m.set(e)
-
-    def end(self) -> None:
-        """The chunk's results leave: as partial ones, or as they are when there is one chunk."""
-        w, b = self.w, self.w.b
-        for k, f in enumerate(self.totals):
-            state = [m.get() for m in self.states[id(f)]]
-            if self.single:
-                result = fold_of(f).finish(b, state)
-                w.stored(Value(f, 0), "out").store_flat(b.index(0), result)
-                continue
-            parts = [Temporary(f"t{k}_{i}", e.dtype, self.chunks) for i, e in enumerate(state)]
-            self.temporaries[id(f)] = parts
-            for t, e in zip(parts, state):
-                w.temporary(t).store_flat(Var("chunk"), e)
-        if self.single:
-            for f in self.columns:
-                self._finish_columns(w, f, self.buffers[id(f)], b.index(0), self.width, b.index(0))
-
-    @staticmethod
-    def _finish_columns(w: RowWriter, f: Node, states: list[Stored], start: Expr, stop: Expr,
-                        origin: Expr) -> None:
-        """Results from states, which stand from ``origin`` on; nothing to do where they are the same."""
-        probe = Var("x", states[0].dtype)
-        finish = fold_of(f).finish
-        if one_state(Value(f, 0), w) and finish(w.b, [probe]) == probe:
-            return
-        out = w.stored(Value(f, 0), "out")
-        with w.b.loop(start, stop) as j:
-            at = ir.isub(j, origin)
-            out.store_flat(j, finish(w.b, [s.at_flat(at) for s in states]))
-
-    def join(self) -> Lowered:
-        """The kernel that makes results of the chunks' parts."""
-        w = RowWriter(self.w.group, self.w.in_memory)
-        b = w.b
-        b.sizes.update(self.w.b.sizes)
-        with b.block() as body:
-            w.note()
-            grain = b.grain(CHUNKS * float(len(self.columns)), 64)
-            for f in self.columns:
-                self._join_columns(w, f, grain)
-            with b.block() as once:
-                for f in self.totals:
-                    sources = [w.temporary(t, "in") for t in self.temporaries[id(f)]]
-                    state = w._merge_all(f, self.chunks, sources)
-                    result = fold_of(f).finish(b, state)
-                    w.stored(Value(f, 0), "out").store_flat(b.index(0), result)
-            if self.columns and once:
-                b.emit(ir.If(b.eq(Var("begin"), b.index(0)), tuple(once)))
-            else:
-                for s in once:
-                    b.emit(s)
-        if not self.columns:
-            return w.finish(body, b.index(1), b.index(1), "fold_join")
-        extent = b.maximum(self.width, b.index(1)) if self.totals else self.width
-        return w.finish(body, extent, grain, "fold_join")
-
-    def _join_columns(self, w: RowWriter, f: Node, grain: Expr) -> None:
-        b = w.b
-        sources = [w.temporary(t, "in") for t in self.temporaries[id(f)]]
-        states = self._accumulators(w, f, grain)
-        origin = b.index(0) if one_state(Value(f, 0), w) else Var("begin")
-        stop = b.minimum(Var("end"), self.width) if self.totals else Var("end")
-        with b.loop(Var("begin"), stop) as j:
-            for s, e in zip(states, w._init(f)):
-                s.store_flat(ir.isub(j, origin), e)
-        with b.loop(b.index(0), self.chunks) as i:
-            base = b.let(ir.imul(i, self.width))
-            with b.loop(Var("begin"), stop) as j:
-                at = b.let(ir.isub(j, origin))
-                far = [s.at_flat(ir.iadd(base, j)) for s in sources]
-                joined = merge(b, f, [s.at_flat(at) for s in states], far)
-                for s, e in zip(states, [b.let(e) for e in joined] if len(joined) > 1 else joined):
-                    s.store_flat(at, e)
-        self._finish_columns(w, f, states, Var("begin"), stop, origin)
