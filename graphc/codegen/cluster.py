@@ -211,13 +211,14 @@ class RowRule:
             return f"{loops.nodes[-1].op.name} has loops of its own"
         if self._may_not(a) or self._may_not(b):
             return "an update in place"
-        if not any(is_fold(n) for g in (a, b) for n in g.nodes):
+        folds = sum(is_fold(v.node) for g in (a, b) for v in g.roots)           # each fold is stored at first
+        if folds == 0:
             return "no reduction"
+        if folds > MAX_FOLDS:
+            return f"the kernel would have more than {MAX_FOLDS} reductions"
         joined = together(a, b, "rows", self.position)
         if sum(1 for n in joined.nodes if n.inputs and "flat" not in n.op.traits) > MAX_ROWS:
             return f"the kernel would have more than {MAX_ROWS} nodes"
-        if sum(is_fold(n) for n in joined.nodes) > MAX_FOLDS:
-            return f"the kernel would have more than {MAX_FOLDS} reductions"
         joined.space, reason = self.fits(joined.nodes, joined.roots)
         return joined if joined.space is not None else reason
 
