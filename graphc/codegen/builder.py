@@ -46,6 +46,8 @@ class Builder:
         self._memos: list[dict[Any, Expr]] = []
         self._names = itertools.count()
         self._definitions: dict[str, Expr] = {}
+        self._spans: dict[str, tuple[int, int]] = {}        # loop variable -> its range, where that is known
+        self._cuts: dict[str, set[int]] = {}
         self.sizes: dict[str, None] = {}
 
     # ------------------------------------------------------------ scalars
@@ -98,6 +100,62 @@ class Builder:
 
     def lowest(self, dtype: str) -> Expr:
         return self.const(-math.inf if dtype[0] == "f" else np.iinfo(dtype).min, dtype)
+
+    # ------------------------------------------------------------ comparisons of loop variables
+
+    def ge(self, x: Expr, y: Expr) -> Expr:
+        """``x >= y``; decided here where the range of a loop tells."""
+        known = self._at_least(x, y)
+        return ir.call("ge", x, y) if known is None else Const(known, "bool")
+
+    def lt(self, x: Expr, y: Expr) -> Expr:
+        """``x < y``; decided here where the range of a loop tells."""
+        known = self._at_least(x, y)
+        return ir.call("lt", x, y) if known is None else Const(not known, "bool")
+
+    def _at_least(self, x: Expr, y: Expr) -> bool | None:
+        """Whether an index is at least a constant, if its loop's range tells; notes where that changes."""
+        if x.dtype != "int64" or not isinstance(y, Const):
+            return None
+        x = self.definition(x)
+        shift = 0
+        if isinstance(x, Call) and x.op == "add":
+            base, offset = x.args
+            if isinstance(offset, Const):
+                x, shift = base, offset.value
+        if isinstance(x, Const):
+            return bool(x.value + shift >= y.value)
+        if not isinstance(x, Var) or x.name not in self._spans:
+            return None
+        low, high = self._spans[x.name]
+        at = y.value - shift
+        if low < at < high:
+            self._cuts.setdefault(x.name, set()).add(at)
+            return None
+        return bool(low >= at)
+
+    def stride(self, e: Expr, i: Var) -> int | None:
+        """How far an index moves when ``i`` does by one; None where that is no known number."""
+        if e == i:
+            return 1
+        source = self.definition(e)
+        if source is not e:
+            return self.stride(source, i)
+        if not isinstance(e, Call):
+            return 0
+        parts = [self.stride(a, i) for a in e.args]
+        if all(p == 0 for p in parts):
+            return 0
+        if e.op == "add" and None not in parts:
+            return sum(p for p in parts if p is not None)
+        factor = e.args[1]
+        if e.op == "mul" and parts[0] is not None and isinstance(factor, Const):
+            return int(parts[0] * factor.value)
+        return None
+
+    def cuts(self, i: Expr) -> list[int]:
+        """Where a loop is to be cut so that all comparisons of its variable made so far are decided."""
+        return sorted(self._cuts.get(i.name, ())) if isinstance(i, Var) else []
 
     # ------------------------------------------------------------ indices
 
@@ -279,6 +337,8 @@ class Builder:
         var = Var(self.fresh("i"))
         if start == Const(0, "int64"):
             self.extents[var.name] = stop
+        if isinstance(start, Const) and isinstance(stop, Const):
+            self._spans[var.name] = (start.value, stop.value)
         with self.block() as body:
             yield var
         if not (isinstance(span, Const) and span.value <= 0):

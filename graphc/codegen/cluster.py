@@ -6,26 +6,26 @@ nothing else reads never leave the kernel.
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
 from ..core.dims import size_of
 from ..core.node import Node, Value
-from ..core.op import Fold
-from .builder import Builder
-from .schedule import depths, is_long
+from .schedule import SHORT, depths, is_long
 from .space import (
     FoldKind,
     Reading,
     Space,
     flat_source,
     fold_kind,
+    fold_of,
     fold_space,
     is_fold,
     map_space,
     reads,
 )
 
+MAX_GROUP = 48              # nodes of one kernel: compile time grows with them
 MAX_ROWS = 96               # nodes of one kernel over rows, constants and views left out
 MAX_FOLDS = 24              # folds of one kernel
 FEW_ROWS = 64               # fewer rows than this are no reason to give each chunk a partial row of its own
@@ -47,12 +47,17 @@ class Group:
         return f"<{self.kind} {'+'.join(n.op.name for n in self.nodes)}>"
 
 
-class RowFusion:
-    """Joins groups, in the order of the program, into kernels over rows."""
+Rule = Callable[[Group, Group], "Group | str"]              # two groups as one, or why they cannot be
 
-    def __init__(self, position: dict[int, int], alone: Set[int]) -> None:
-        self.position = position                # of each node in the program
-        self.alone = alone                      # nodes whose groups stay as they are
+
+class Joiner:
+    """Joins groups, given in order, by a rule; what is left has an order again.
+
+    Two groups join when they share data, the rule allows it, and no third group has to run between them.
+    """
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
         self.groups: dict[int, Group] = {}      # number of a group -> what it has become
         self.bits: dict[int, int] = {}          # ... the numbers that it is made of, as bits
         self.became: dict[int, int] = {}        # a group that was joined into another -> that one
@@ -60,11 +65,6 @@ class RowFusion:
         self.home: dict[int, int] = {}          # stored node -> number of its group
         self.readers: dict[tuple[int, int], list[int]] = {}      # value from outside a group -> groups
         self.why: dict[tuple[int, int], str] = {}                # pair of groups -> why they are apart
-        self._reads: dict[tuple[Space, int], list[Reading | None]] = {}       # what was asked before
-        self._kinds: dict[tuple[Space, int], FoldKind | None] = {}
-        self._partial: dict[tuple[int, bool], bool] = {}
-
-    # ------------------------------------------------------------ joining
 
     def add(self, group: Group) -> None:
         """Take in the next group, joined with those before it where that is possible."""
@@ -78,9 +78,6 @@ class RowFusion:
         near = self._neighbours(number, direct)
         for key in _outside(group):
             self.readers.setdefault(key, []).append(number)
-        group.space = None if self._may_not(group) else self.fits(group.nodes, group.roots)[0]
-        if group.kind == "fold" and group.space is not None and not _too_few_rows(group):
-            group.kind = "rows"
         for other in near:
             if other in self.groups:
                 reason = self._join(other, number)
@@ -95,33 +92,16 @@ class RowFusion:
         found.pop(number, None)
         return list(found)
 
-    def _may_not(self, g: Group) -> bool:
-        return g.kind == "loops" or any(id(v.node) in self.alone for v in g.roots)
-
     def _join(self, a: int, b: int) -> str | None:
         """Join group ``a`` into ``b``; the reason when that cannot be."""
         ga, gb = self.groups[a], self.groups[b]
-        if self._may_not(ga) or self._may_not(gb):
-            loops = next((g for g in (ga, gb) if g.kind == "loops"), None)
-            return f"{loops.nodes[-1].op.name} has loops of its own" if loops else "an update in place"
-        if not any(is_fold(n) for g in (ga, gb) for n in g.nodes):
-            return "no reduction: joined as maps of equal shape only"
         if ga.early != gb.early:
             return "a run-time check needs one of them first"
-        inside = {id(n): n for n in (*ga.nodes, *gb.nodes)}
-        if sum(1 for n in inside.values() if n.inputs and "flat" not in n.op.traits) > MAX_ROWS:
-            return f"the kernel would have more than {MAX_ROWS} nodes"
-        if sum(is_fold(n) for n in inside.values()) > MAX_FOLDS:
-            return f"the kernel would have more than {MAX_FOLDS} reductions"
         if self._between(a, b):
             return "another kernel runs between them"
-        nodes = sorted(inside.values(), key=lambda n: self.position[id(n)])
-        roots = ga.roots + gb.roots
-        space, reason = self.fits(nodes, roots)
-        if space is None:
-            return reason
-        made = {id(v.node) for v in roots}
-        joined = Group("rows", (), roots, nodes, (ga.needs | gb.needs) - made, ga.early, space)
+        joined = self.rule(ga, gb)
+        if isinstance(joined, str):
+            return joined
         self._replace(a, b, joined)
         return None
 
@@ -177,7 +157,70 @@ class RowFusion:
             number = self.became[number]
         return number
 
-    # ------------------------------------------------------------ what fits
+
+def together(a: Group, b: Group, kind: str, position: dict[int, int]) -> Group:
+    """One group of two: each node once, in order."""
+    inside = {id(n): n for n in (*a.nodes, *b.nodes)}
+    roots = a.roots + b.roots
+    needs = (a.needs | b.needs) - {id(v.node) for v in roots}
+    nodes = sorted(inside.values(), key=lambda n: position[id(n)])
+    return Group(kind, b.key, roots, nodes, needs, a.early)
+
+
+class LoopRule:
+    """Maps of one shape, and folds of the same axes: one loop, one read of what both read."""
+
+    def __init__(self, position: dict[int, int]) -> None:
+        self.position = position
+
+    def __call__(self, a: Group, b: Group) -> Group | str:
+        if a.kind != b.kind or a.key != b.key or a.kind in ("loops", "rows"):
+            return "loops of another shape"
+        makes_a, makes_b = ({id(v.node) for v in g.roots} for g in (a, b))
+        if a.kind == "fold" and (a.needs & makes_b or b.needs & makes_a):
+            return "one reduces what the other makes"
+        joined = together(a, b, a.kind, self.position)
+        if len(joined.nodes) > MAX_GROUP:
+            return f"the kernel would have more than {MAX_GROUP} nodes"
+        return joined
+
+
+class RowRule:
+    """Groups that lie in one row space."""
+
+    def __init__(self, position: dict[int, int], alone: Set[int]) -> None:
+        self.position = position                # of each node in the program
+        self.alone = alone                      # nodes whose groups stay as they are
+        self._reads: dict[tuple[Space, int], list[Reading | None]] = {}       # what was asked before
+        self._kinds: dict[tuple[Space, int], FoldKind | None] = {}
+
+    def prepare(self, g: Group) -> Group:
+        """A single fold becomes a kernel over rows where that is the better form."""
+        if g.kind == "fold" and not self._may_not(g):
+            g.space = self.fits(g.nodes, g.roots)[0]
+            if g.space is not None and not (_few_rows(g) or _stretched(g)):
+                g.kind = "rows"
+        return g
+
+    def _may_not(self, g: Group) -> bool:
+        return g.kind == "loops" or any(id(v.node) in self.alone for v in g.roots)
+
+    def __call__(self, a: Group, b: Group) -> Group | str:
+        loops = next((g for g in (a, b) if g.kind == "loops"), None)
+        if loops is not None:
+            return f"{loops.nodes[-1].op.name} has loops of its own"
+        if self._may_not(a) or self._may_not(b):
+            return "an update in place"
+        folds = sum(is_fold(v.node) for g in (a, b) for v in g.roots)           # each fold is stored at first
+        if folds == 0:
+            return "no reduction"
+        if folds > MAX_FOLDS:
+            return f"the kernel would have more than {MAX_FOLDS} reductions"
+        joined = together(a, b, "rows", self.position)
+        if sum(1 for n in joined.nodes if n.inputs and "flat" not in n.op.traits) > MAX_ROWS:
+            return f"the kernel would have more than {MAX_ROWS} nodes"
+        joined.space, reason = self.fits(joined.nodes, joined.roots)
+        return joined if joined.space is not None else reason
 
     def fits(self, nodes: Sequence[Node], roots: Sequence[Value]) -> tuple[Space | None, str]:
         """The space in which all ``nodes`` lie, or None and a reason."""
@@ -202,7 +245,7 @@ class RowFusion:
                 return f"{n.name} reduces other axes"
             if kind != "row":
                 final.add(id(n))
-            if (kind != "row" or is_long(space)) and not self._mergeable(n, kind == "column"):
+            if (kind != "row" or is_long(space)) and fold_of(n).merge is None:
                 return f"{n.name} has no partial results"
         return self._misplaced(space, nodes, roots, final) or _too_deep(space, nodes)
 
@@ -210,16 +253,6 @@ class RowFusion:
         if (space, id(n)) not in self._kinds:
             self._kinds[space, id(n)] = fold_kind(space, n)
         return self._kinds[space, id(n)]
-
-    def _mergeable(self, n: Node, one: bool) -> bool:
-        """Whether partial results of a fold can be joined; with ``one``, in buffers of the result's dtype."""
-        if (id(n), one) not in self._partial:
-            lower = n.op.lower
-            assert isinstance(lower, Fold)
-            state = lower.init(Builder(), n.inputs[0].aval.dtype.name)
-            single = len(state) == 1 and state[0].dtype == n.avals[0].dtype.name
-            self._partial[id(n), one] = lower.merge is not None and (single or not one)
-        return self._partial[id(n), one]
 
     def _misplaced(self, space: Space, nodes: Sequence[Node], roots: Sequence[Value],
                    final: set[int]) -> str | None:
@@ -303,9 +336,22 @@ def _too_deep(space: Space, nodes: Sequence[Node]) -> str | None:
     return None
 
 
-def _too_few_rows(g: Group) -> bool:
+def _few_rows(g: Group) -> bool:
     """Columns of a few rows are better split over chunks than the rows are."""
     assert g.space is not None
     columns = all(is_fold(v.node) and fold_kind(g.space, v.node) == "column" for v in g.roots)
     rows = size_of(g.space.kept)
     return columns and isinstance(rows, int) and rows < FEW_ROWS
+
+
+def _stretched(g: Group) -> bool:
+    """Short rows of values stretched along the results: results side by side make the better inner loop."""
+    assert g.space is not None
+    row = size_of(g.space.row)
+    shape, axis = g.roots[0].node.inputs[0].aval.shape, g.roots[0].node.attrs["axis"]
+    kept = [a for a in range(len(shape)) if a not in axis]
+    if not (isinstance(row, int) and row < SHORT and kept and shape[kept[-1]] != 1):
+        return False
+    beside = kept[-1] - len(shape)                      # the axis of neighbouring results, from the end
+    return any(n.avals[0].shape == shape and v.aval.shape and (
+        len(v.aval.shape) < -beside or v.aval.shape[beside] == 1) for n in g.nodes for v in n.inputs)

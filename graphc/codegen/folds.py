@@ -4,14 +4,19 @@ What reduces the end of its input, or all but its end, is written by `rows.py`.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass
 
-from ..core.dims import Shape
+from ..core.dims import Shape, size_of
 from ..core.node import Value
 from ..core.op import Fold
 from . import loopir as ir
+from .builder import Access, Builder, Stored
+from .fuse import Group
 from .loopir import Expr, Var
 from .writer import Lowered, Writer
+
+TURNED = 1 << 14            # elements of a value that is copied for each chunk to be read in another order
 
 
 def one_state(v: Value, writer: Writer) -> bool:
@@ -21,22 +26,45 @@ def one_state(v: Value, writer: Writer) -> bool:
     return len(state) == 1 and state[0].dtype == v.aval.dtype.name
 
 
+@dataclass(eq=False)
+class _Turned(Access):
+    """A small value copied to scratch memory with the axis of neighbouring results last."""
+    b: Builder
+    buffer: Stored
+    shape: list[Expr]
+    dtype: str
+    last: int
+
+    def at(self, index: Sequence[Expr]) -> Expr:
+        return self.buffer.at_flat(self.place(index))
+
+    def place(self, index: Sequence[Expr]) -> Expr:
+        order = [*(k for k in range(len(self.shape)) if k != self.last), self.last]
+        return self.b.flatten([index[k] for k in order], [self.shape[k] for k in order])
+
+
 class FoldWriter(Writer):
     """Writes the kernel of folds of equal axes of one shape."""
+
+    def __init__(self, group: Group, stored: Set[int], in_place: dict[Value, Value]) -> None:
+        super().__init__(group, stored, in_place)
+        self.turned: dict[tuple[int, int], _Turned] = {}
+
+    def access(self, value: Value) -> Access:
+        return self.turned.get((id(value.node), value.index)) or super().access(value)
 
     def lower(self) -> Lowered:
         first = self.group.roots[0].node
         shape, axis = first.inputs[0].aval.shape, first.attrs["axis"]
         kept = tuple(i for i in range(len(shape)) if i not in axis)
-        last_kept = bool(kept) and kept[-1] == len(shape) - 1
-        columns = last_kept and bool(axis) and not (isinstance(shape[-1], int) and shape[-1] < 4)
-        if columns and all(one_state(v, self) for v in self.group.roots):
+        width = shape[kept[-1]] if kept and axis else 1
+        if not (isinstance(width, int) and width < 4) and all(one_state(v, self) for v in self.group.roots):
             return self._columns(shape, axis, kept)
         return self._one_by_one(shape, axis, kept)
 
     def _work(self, shape: Shape, axis: tuple[int, ...]) -> float:
         reduced = self.b.estimate(*(self.b.size(shape[a]) for a in axis))
-        return reduced * max(1.0, sum(n.op.cost for n in self.group.nodes))
+        return reduced * self.work_of_element()
 
     def _loops(self, axes: Sequence[int], shape: Shape, index: dict[int, Expr],
                inside: Callable[[], None]) -> None:
@@ -78,12 +106,14 @@ class FoldWriter(Writer):
     def _columns(self, shape: Shape, axis: tuple[int, ...], kept: tuple[int, ...]) -> Lowered:
         """Results of the last axis side by side: for each reduced index, one vector loop over them."""
         b = self.b
-        outer, width = tuple(shape[k] for k in kept[:-1]), b.size(shape[-1])
+        outer, width = tuple(shape[k] for k in kept[:-1]), b.size(shape[kept[-1]])
         rows = b.product(outer)
         n_rows = b.known(rows)
         by_columns = n_rows is not None and n_rows < 8            # few rows: split the columns over chunks
         with b.block() as body:
             self.note()
+            if not by_columns:
+                self._turn(shape, kept)
             if by_columns:
                 with b.loop(b.index(0), rows) as r:
                     self._column_row(r, shape, axis, kept, Var("begin"), Var("end"))
@@ -95,13 +125,38 @@ class FoldWriter(Writer):
             return self.finish(body, width, b.grain(work * max(n_rows or 1, 1), 64), "fold_columns")
         return self.finish(body, rows, b.grain(work * b.estimate(width)), "fold_columns")
 
+    def _turn(self, shape: Shape, kept: tuple[int, ...]) -> None:
+        """Copy what every row of results reads against the grain, once for each chunk."""
+        b, lane = self.b, kept[-1] - len(shape)
+        for v in dict.fromkeys(v for n in self.group.nodes if n.avals[0].shape == shape for v in n.inputs):
+            own = v.aval.shape
+            outer = [a - len(shape) for a in kept[:-1] if a - len(shape) >= -len(own)]
+            if -lane > len(own) or own[lane] != shape[lane] or any(own[a] != 1 for a in outer):
+                continue
+            size = v.aval.size
+            if not isinstance(size, int) or size > TURNED or size_of(own[lane:][1:]) == 1:
+                continue
+            name = f"s{len(self.scratch)}"
+            self.scratch.append((name, v.aval.dtype.name, b.index(size)))
+            buffer = Stored(b, name, [], v.aval.dtype.name, base=b.let(ir.imul(Var("chunk"), size)))
+            turned = _Turned(b, buffer, [b.size(n) for n in own], v.aval.dtype.name, len(own) + lane)
+            index: dict[int, Expr] = {}
+
+            def copy(v: Value = v, own: Shape = own, turned: _Turned = turned,
+                     index: dict[int, Expr] = index) -> None:
+                place = [index[k] for k in range(len(own))]
+                turned.buffer.store_flat(turned.place(place), self.compute(v, tuple(place)))
+
+            self._loops(range(len(own)), own, index, copy)
+            self.turned[id(v.node), v.index] = turned
+
     def _column_row(self, r: Expr, shape: Shape, axis: tuple[int, ...], kept: tuple[int, ...],
                     start: Expr, stop: Expr) -> None:
         b = self.b
         outs = [self.stored(v, "out") for v in self.group.roots]
         folds: list[Fold] = [v.node.op.lower for v in self.group.roots]
         index: dict[int, Expr] = dict(zip(kept[:-1], b.unravel(r, tuple(shape[k] for k in kept[:-1]))))
-        base = b.let(ir.imul(r, b.size(shape[-1])))
+        base = b.let(ir.imul(r, b.size(shape[kept[-1]])))
         for v, f, out in zip(self.group.roots, folds, outs):
             with b.loop(start, stop) as j:
                 out.store_flat(ir.iadd(base, j), f.init(b, v.node.inputs[0].aval.dtype.name)[0])

@@ -14,10 +14,9 @@ from ..core.node import Node, Value
 from ..core.op import Fold, Loops, Map, Pull
 from ..static.passes.fold import literal
 from ..static.program import Program, toposort
-from .cluster import Group, RowFusion
+from .cluster import MAX_GROUP, Group, Joiner, LoopRule, RowRule
 
 CHEAP_RECOMPUTE = 4.0       # scalar operations per element below which each user computes a value anew
-MAX_GROUP = 48              # nodes of one kernel: compile time grows with them
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +75,19 @@ def fuse(program: Program) -> Fusion:
                 f"  made at {', '.join(n.origins)}")
     stored, reasons = _stored_nodes(program, nodes)
     early = {id(n) for n in toposort(c.value.node for c in program.checks)}
-    rows = RowFusion({id(n): k for k, n in enumerate(nodes)}, _updated(program))
+    position = {id(n): k for k, n in enumerate(nodes)}
+    rule = RowRule(position, _updated(program))
+    rows = Joiner(rule)
     for g in _form_groups(nodes, stored, early):
-        rows.add(g)
-    groups = rows.result()
-    _keep_inside(program, groups, stored)
-    groups = _merge(groups)
-    why = dict(reasons)
-    return Fusion(tuple(groups), frozenset(stored), tuple(reasons), tuple(_pairs(nodes, groups, rows, why)))
+        rows.add(rule.prepare(g))
+    loops = Joiner(LoopRule(position))
+    for g in rows.result():
+        loops.add(g)
+    groups = loops.result()
+    inside = _keep_inside(program, groups, stored)
+    why = {name: "computed in the kernel of its rows" if name in inside else how for name, how in reasons}
+    pairs = _pairs(nodes, groups, rows, why)
+    return Fusion(tuple(groups), frozenset(stored), tuple(why.items()), tuple(pairs))
 
 
 def _updated(program: Program) -> set[int]:
@@ -91,16 +95,19 @@ def _updated(program: Program) -> set[int]:
     return {id(u.value.node) for u in program.updates}
 
 
-def _keep_inside(program: Program, groups: Sequence[Group], stored: set[int]) -> None:
-    """Values that only their own kernel reads get no buffer after all."""
+def _keep_inside(program: Program, groups: Sequence[Group], stored: set[int]) -> set[str]:
+    """Values that only their own kernel reads get no buffer after all; the names of their nodes."""
     wanted = {id(v.node) for v in program.roots}.union(*(g.needs for g in groups))
+    names: set[str] = set()
     for g in groups:
         if g.kind == "rows":
+            names |= {v.node.name for v in g.roots if id(v.node) not in wanted}
             stored -= {id(v.node) for v in g.roots} - wanted
             g.roots[:] = [v for v in g.roots if id(v.node) in wanted]
+    return names
 
 
-def _pairs(nodes: Sequence[Node], groups: Sequence[Group], rows: RowFusion,
+def _pairs(nodes: Sequence[Node], groups: Sequence[Group], rows: Joiner,
            why: dict[str, str]) -> Iterator[Pair]:
     """For each use of a value: fused or not, and the reason."""
     homes: dict[int, set[int]] = {}
@@ -232,49 +239,6 @@ def _space(n: Node) -> tuple[str, tuple[object, ...]]:
     if isinstance(n.op.lower, Fold):
         return "fold", (n.inputs[0].aval.shape, n.attrs["axis"])
     return "map", (n.avals[0].shape,)
-
-
-def _merge(groups: list[Group]) -> list[Group]:
-    """Groups over the same space join when nothing that runs between them is needed.
-
-    One loop, one read of shared inputs.
-    """
-    made_by: dict[int, int] = {}                       # node id -> position of its group in `out`
-    out: list[Group] = []
-    for g in groups:
-        ready = max((made_by[k] for k in g.needs if k in made_by), default=-1)
-        home = None
-        if g.kind not in ("loops", "rows"):
-            for position in range(len(out) - 1, max(ready, 0) - 1, -1):
-                other = out[position]
-                same = other.kind == g.kind and other.key == g.key and other.early == g.early
-                if not same or len(other.nodes) + len(g.nodes) > MAX_GROUP:
-                    continue
-                own = {id(v.node) for v in other.roots}
-                late = {k for k in g.needs if made_by[k] >= position and k not in own}
-                if late or (g.kind == "fold" and g.needs & own) or not _shares(other, g):
-                    continue
-                home = position
-                break
-        if home is None:
-            out.append(g)
-            made_by.update((id(v.node), len(out) - 1) for v in g.roots)
-            continue
-        other = out[home]
-        other.roots += g.roots
-        present = {id(n) for n in other.nodes}
-        other.nodes += [n for n in g.nodes if id(n) not in present]
-        other.needs |= g.needs - {id(v.node) for v in other.roots}
-        made_by.update((id(v.node), home) for v in g.roots)
-    return out
-
-
-def _shares(a: Group, b: Group) -> bool:
-    """Whether sharing a loop saves something: a common input, or one reads what the other makes."""
-    reads_a = {(id(v.node), v.index) for n in a.nodes for v in n.inputs}
-    reads_b = {(id(v.node), v.index) for n in b.nodes for v in n.inputs}
-    made_a = {(id(v.node), v.index) for v in a.roots}
-    return bool(reads_a & reads_b or reads_b & made_a)
 
 
 __all__ = ["Fusion", "Group", "Pair", "fuse", "is_argument", "is_buffer_constant", "storage_of"]

@@ -10,34 +10,20 @@ from collections.abc import Callable, Sequence, Set
 
 from ..core.errors import InternalError
 from ..core.node import Node, Value
-from ..core.op import Fold
 from . import loopir as ir
-from .builder import Builder, Mutable, Stored
+from .builder import Stored
 from .fuse import Group
 from .loopir import Expr, Var
-from .schedule import SPLIT, Schedule, Sweep, is_long, schedule
-from .space import Space, flat_source, fold_kind, is_fold
+from .parts import CHUNKS, Parts, merge
+from .schedule import SHORT, SPLIT, Schedule, Sweep, is_long, schedule
+from .space import Space, flat_source, fold_kind, fold_of, is_fold
 from .writer import Lowered, Temporary, Writer
 
-LANES = 64                  # partial results of a long cheap fold: two 512-bit registers a cycle
-FEW_LANES = 16              # of a fold with much work on each element
+LANES = 64                  # partial results of a cheap fold: four 512-bit registers
+FEW_LANES = 16              # of folds with much work on each element
 HEAVY = 16.0                # that much work
-SHORT = 32                  # elements of a row below which it is folded one by one
-CHUNKS = 64                 # at most so many partial results of all rows
+LEAST_ROWS = 16             # of a chunk that has partial results of all rows
 OUTSIDE = Var("outside")    # the index of a block of the row while no sweep is under way
-
-
-def fold_of(n: Node) -> Fold:
-    lower = n.op.lower
-    assert isinstance(lower, Fold)
-    return lower
-
-
-def merge(b: Builder, n: Node, s: list[Expr], t: list[Expr]) -> list[Expr]:
-    """Two partial states of a fold as one."""
-    join = fold_of(n).merge
-    assert join is not None
-    return list(join(b, s, t))
 
 
 class RowWriter(Writer):
@@ -114,11 +100,11 @@ class RowWriter(Writer):
         b, plan = self.b, self.plan
         rows = b.product(self.space.kept)
         joined = [n for s in plan.sweeps for n in (*s.columns, *s.totals)] + plan.row_totals
-        extent, grain = rows, self._grain(bool(joined))
+        extent, grain = rows, self._grain(bool(joined), any(s.keeps for s in plan.sweeps))
         n_rows, n_grain = b.known(rows), b.known(grain)
         single = n_rows is not None and n_grain is not None and 0 < n_rows <= n_grain
         chunks = ir.idiv(ir.iadd(rows, ir.isub(grain, 1)), grain) if not single else b.index(1)
-        parts = _Parts(self, joined, chunks, single)
+        parts = Parts(self, joined, chunks, single)
         with b.block() as body:
             self.note()
             parts.begin()
@@ -132,16 +118,17 @@ class RowWriter(Writer):
         kernel = self.finish(body, extent, grain, "fold" if plain else "rows")
         return [kernel, *([] if single or not joined else [parts.join()])]
 
-    def _grain(self, joined: bool) -> Expr:
+    def _grain(self, joined: bool, keeps: bool) -> Expr:
+        """Rows of a chunk: enough that what each chunk has of its own is little, and stays in cache."""
         b = self.b
-        work = b.estimate(b.product(self.space.row)) * max(1.0, sum(n.op.cost for n in self.group.nodes))
-        grain = b.grain(work)
-        if not joined:
+        grain = b.grain(b.estimate(b.product(self.space.row)) * self.work_of_element())
+        if joined:
+            grain = b.maximum(grain, b.index(LEAST_ROWS))
+        if not (joined or keeps):
             return grain
-        rows = b.product(self.space.kept)
-        return b.maximum(grain, ir.idiv(ir.iadd(rows, CHUNKS - 1), CHUNKS))
+        return b.maximum(grain, ir.idiv(ir.iadd(b.product(self.space.kept), CHUNKS - 1), CHUNKS))
 
-    def _row(self, parts: _Parts) -> None:
+    def _row(self, parts: Parts) -> None:
         """All sweeps of one row."""
         self._row_values(0)
         for k, sweep in enumerate(self.plan.sweeps):
@@ -161,7 +148,7 @@ class RowWriter(Writer):
             if kind == "row" or (kind is None and self.space.level(v.aval.shape) == "row"):
                 self.stored(v, "out").store_flat(row, self.compute(v, self.index(v)))
 
-    def _sweep(self, sweep: Sweep, parts: _Parts) -> None:
+    def _sweep(self, sweep: Sweep, parts: Parts) -> None:
         folds = [*sweep.folds, *sweep.totals]
         n = self.b.size(self.space.row[-1])
         known = self.b.known(n)
@@ -203,7 +190,7 @@ class RowWriter(Writer):
 
     # ------------------------------------------------------------ folding one row
 
-    def _init(self, n: Node) -> list[Expr]:
+    def init_of(self, n: Node) -> list[Expr]:
         return list(fold_of(n).init(self.b, n.inputs[0].aval.dtype.name))
 
     def _nest(self, blocks: Sequence[int], inside: Callable[[], None]) -> None:
@@ -211,9 +198,16 @@ class RowWriter(Writer):
         if not blocks:
             inside()
             return
-        with self.b.loop(self.b.index(0), self.b.size(self.space.sizes[blocks[0]])) as i:
+
+        def each(i: Expr) -> None:
             self.at[blocks[0]] = i
             self._nest(blocks[1:], inside)
+
+        n = self.b.size(self.space.sizes[blocks[0]])
+        innermost = blocks[0] == len(self.space.sizes) - 1
+        for start, stop in self.pieces(n, each) if innermost else [(self.b.index(0), n)]:
+            with self.b.loop(start, stop) as i:
+                each(i)
         self.at[blocks[0]] = OUTSIDE
 
     @property
@@ -222,7 +216,7 @@ class RowWriter(Writer):
 
     def _fold_serial(self, folds: Sequence[Node], others: Callable[[], None]) -> dict[int, list[Expr]]:
         b = self.b
-        states = {id(n): [b.variable(e) for e in self._init(n)] for n in folds}
+        states = {id(n): [b.variable(e) for e in self.init_of(n)] for n in folds}
 
         def step() -> None:
             place = self._place(self.at)
@@ -246,10 +240,10 @@ class RowWriter(Writer):
         b, last = self.b, len(self.space.sizes) - 1
         lanes = LANES if work < HEAVY and len(folds) < 5 else FEW_LANES
         size = b.index(lanes)
-        partials = {id(f): [self.scratch_buffer(e.dtype, size) for e in self._init(f)] for f in folds}
+        partials = {id(f): [self.scratch_buffer(e.dtype, size) for e in self.init_of(f)] for f in folds}
         for f in folds:
             with b.loop(b.index(0), b.index(lanes)) as lane:
-                for s, e in zip(partials[id(f)], self._init(f)):
+                for s, e in zip(partials[id(f)], self.init_of(f)):
                     s.store_flat(lane, e)
         whole = b.let(ir.idiv(n, lanes))
 
@@ -274,22 +268,25 @@ class RowWriter(Writer):
                 take(lane, b.let(ir.iadd(done, lane)))
 
         self._nest(self._row_blocks[:-1], row)
-        return {id(f): self._join_lanes(f, partials[id(f)], lanes) for f in folds}
+        return self._join_lanes(folds, partials, lanes)
 
-    def _join_lanes(self, f: Node, partials: list[Stored], lanes: int) -> list[Expr]:
+    def _join_lanes(self, folds: Sequence[Node], partials: dict[int, list[Stored]],
+                    lanes: int) -> dict[int, list[Expr]]:
+        """Partial results joined: four chains side by side, then their ends."""
         b = self.b
-        if lanes > FEW_LANES:
-            with b.loop(b.index(1), b.index(lanes // FEW_LANES)) as other, \
-                    b.loop(b.index(0), b.index(FEW_LANES)) as lane:
-                far = ir.iadd(ir.imul(other, FEW_LANES), lane)
-                joined = merge(b, f, [s.at_flat(lane) for s in partials], [s.at_flat(far) for s in partials])
-                for s, e in zip(partials, [b.let(e) for e in joined]):
+        with b.loop(b.index(1), b.index(lanes // 4)) as other, b.loop(b.index(0), b.index(4)) as lane:
+            far = b.let(ir.iadd(ir.imul(other, 4), lane))
+            for f in folds:
+                mine = partials[id(f)]
+                joined = merge(b, f, [s.at_flat(lane) for s in mine], [s.at_flat(far) for s in mine])
+                for s, e in zip(mine, [b.let(e) for e in joined] if len(mine) > 1 else joined):
                     s.store_flat(lane, e)
-        states = [[s.at_flat(b.index(k)) for s in partials] for k in range(min(lanes, FEW_LANES))]
-        while len(states) > 1:
-            half = len(states) // 2
-            states = [[b.let(e) for e in merge(b, f, s, t)] for s, t in zip(states[:half], states[half:])]
-        return states[0]
+        found = {}
+        for f in folds:
+            ends = [[s.at_flat(b.index(k)) for s in partials[id(f)]] for k in range(4)]
+            halves = [[b.let(e) for e in merge(b, f, ends[k], ends[k + 2])] for k in range(2)]
+            found[id(f)] = [b.let(e) for e in merge(b, f, *halves)]
+        return found
 
     # ------------------------------------------------------------ one long row
 
@@ -299,7 +296,7 @@ class RowWriter(Writer):
         sweep = plan.sweeps[0]
         n = b.product(self.space.row)
         parts = ir.idiv(ir.iadd(n, SPLIT - 1), SPLIT)
-        temporaries = {id(f): [Temporary(f"t{k}_{i}", e.dtype, parts) for i, e in enumerate(self._init(f))]
+        temporaries = {id(f): [Temporary(f"t{k}_{i}", e.dtype, parts) for i, e in enumerate(self.init_of(f))]
                        for k, f in enumerate(sweep.folds)}
         outs = {id(v.node): self.stored(v, "out") for v in sweep.stores}
         last = len(self.space.sizes) - 1
@@ -326,7 +323,7 @@ class RowWriter(Writer):
             self.note()
             for f in sweep.folds:
                 sources = [self.temporary(t, "in") for t in temporaries[id(f)]]
-                state = self._merge_all(f, parts, sources)
+                state = self.merge_all(f, parts, sources)
                 self.results[id(f)] = b.let(fold_of(f).finish(b, state))
             self._row_values(0)
             if len(self.plan.rows) > 1:
@@ -334,140 +331,21 @@ class RowWriter(Writer):
             self._store_row(b.index(0))
         return self.finish(body, b.index(1), b.index(1), "fold_join")
 
-    def _merge_all(self, f: Node, count: Expr, parts: Sequence[Stored]) -> list[Expr]:
+    def merge_all(self, f: Node, count: Expr, parts: Sequence[Stored]) -> list[Expr]:
         """Partial results joined: every sixteenth in one chain, then the chains in a tree."""
         b = self.b
-        lanes = [self.scratch_buffer(e.dtype, b.index(FEW_LANES)) for e in self._init(f)]
+        lanes = [self.scratch_buffer(e.dtype, b.index(FEW_LANES)) for e in self.init_of(f)]
         with b.loop(b.index(0), b.index(FEW_LANES)) as lane:
-            for s, e in zip(lanes, self._init(f)):
+            for s, e in zip(lanes, self.init_of(f)):
                 s.store_flat(lane, e)
         with b.loop(b.index(0), count) as i:
             lane = b.let(ir.imod(i, FEW_LANES))
             joined = merge(b, f, [s.at_flat(lane) for s in lanes], [s.at_flat(i) for s in parts])
             for s, e in zip(lanes, [b.let(e) for e in joined]):
                 s.store_flat(lane, e)
-        return self._join_lanes(f, lanes, FEW_LANES)
+        return self._join_lanes([f], {id(f): lanes}, FEW_LANES)[id(f)]
 
     def temporary(self, t: Temporary, role: str = "out") -> Stored:
         self.bindings.append(t)
         self.roles.append(role)
         return Stored(self.b, f"p{len(self.bindings) - 1}", [t.size], t.dtype)
-
-
-class _Parts:
-    """What a chunk of rows adds to results over all rows, and the kernel that joins it."""
-
-    def __init__(self, writer: RowWriter, folds: Sequence[Node], chunks: Expr, single: bool) -> None:
-        self.w, self.folds, self.chunks, self.single = writer, folds, chunks, single
-        self.width = writer.b.product(writer.space.row)
-        self.columns = [f for f in folds if fold_kind(writer.space, f) == "column"]
-        self.totals = [f for f in folds if f not in self.columns]
-        self.buffers: dict[int, Stored] = {}
-        self.temporaries: dict[int, list[Temporary]] = {}
-        self.states: dict[int, list[Mutable]] = {}
-
-    def begin(self) -> None:
-        """Accumulators of a chunk, at their start."""
-        w, b = self.w, self.w.b
-        for k, f in enumerate(self.columns):
-            init, = w._init(f)
-            if self.single:
-                self.buffers[id(f)] = out = w.stored(Value(f, 0), "out")
-            else:
-                t = Temporary(f"c{k}", init.dtype, ir.imul(self.chunks, self.width))
-                self.temporaries[id(f)] = [t]
-                out = w.temporary(t)
-                out.base = b.let(ir.imul(Var("chunk"), self.width))
-                self.buffers[id(f)] = out
-            with b.loop(b.index(0), self.width) as j:
-                out.store_flat(j, init)
-        for f in self.totals:
-            self.states[id(f)] = [b.variable(e) for e in w._init(f)]
-
-    def take_column(self, f: Node, x: Expr, place: Expr) -> None:
-        w = self.w
-        out = self.buffers[id(f)]
-        row = w.space.flat(w.b, w.at, "row")
-        new, = fold_of(f).step(w.b, [out.at_flat(place)], x, row)
-        out.store_flat(place, new)
-
-    def merge(self, f: Node, state: list[Expr]) -> None:
-        """The result of one row into the chunk's."""
-        b, mine = self.w.b, self.states[id(f)]
-        joined = merge(b, f, [m.get() for m in mine], state)
-        for m, e in zip(mine, [b.let(e) for e in joined]):
-            m.set(e)
-
-    def take(self, f: Node, x: Expr, position: Expr) -> None:
-        """A row value into the chunk's result."""
-        b, mine = self.w.b, self.states[id(f)]
-        new = fold_of(f).step(b, [m.get() for m in mine], x, position)
-        for m, e in zip(mine, [b.let(e) for e in new]):
-            m.set(e)
-
-    def end(self) -> None:
-        """The chunk's results leave: as partial ones, or as they are when there is one chunk."""
-        w, b = self.w, self.w.b
-        for k, f in enumerate(self.totals):
-            state = [m.get() for m in self.states[id(f)]]
-            if self.single:
-                result = fold_of(f).finish(b, state)
-                w.stored(Value(f, 0), "out").store_flat(b.index(0), result)
-                continue
-            parts = [Temporary(f"t{k}_{i}", e.dtype, self.chunks) for i, e in enumerate(state)]
-            self.temporaries[id(f)] = parts
-            for t, e in zip(parts, state):
-                w.temporary(t).store_flat(Var("chunk"), e)
-        if self.single:
-            for f in self.columns:
-                self._finish_columns(w, f, self.buffers[id(f)], b.index(0), self.width)
-
-    @staticmethod
-    def _finish_columns(w: RowWriter, f: Node, out: Stored, start: Expr, stop: Expr) -> None:
-        probe = Var("x", out.dtype)
-        finish = fold_of(f).finish
-        if finish(w.b, [probe]) != probe:
-            with w.b.loop(start, stop) as j:
-                out.store_flat(j, finish(w.b, [out.at_flat(j)]))
-
-    def join(self) -> Lowered:
-        """The kernel that makes results of the chunks' parts."""
-        w = RowWriter(self.w.group, self.w.in_memory)
-        b = w.b
-        b.sizes.update(self.w.b.sizes)
-        with b.block() as body:
-            w.note()
-            for f in self.columns:
-                self._join_columns(w, f)
-            with b.block() as once:
-                for f in self.totals:
-                    sources = [w.temporary(t, "in") for t in self.temporaries[id(f)]]
-                    state = w._merge_all(f, self.chunks, sources)
-                    result = fold_of(f).finish(b, state)
-                    w.stored(Value(f, 0), "out").store_flat(b.index(0), result)
-            if self.columns and once:
-                b.emit(ir.If(b.eq(Var("begin"), b.index(0)), tuple(once)))
-            else:
-                for s in once:
-                    b.emit(s)
-        if not self.columns:
-            return w.finish(body, b.index(1), b.index(1), "fold_join")
-        work = CHUNKS * float(len(self.columns))
-        extent = b.maximum(self.width, b.index(1)) if self.totals else self.width
-        return w.finish(body, extent, b.grain(work, 64), "fold_join")
-
-    def _join_columns(self, w: RowWriter, f: Node) -> None:
-        b = w.b
-        source = w.temporary(self.temporaries[id(f)][0], "in")
-        out = w.stored(Value(f, 0), "out")
-        init, = w._init(f)
-        stop = b.minimum(Var("end"), self.width) if self.totals else Var("end")
-        with b.loop(Var("begin"), stop) as j:
-            out.store_flat(j, init)
-        with b.loop(b.index(0), self.chunks) as i:
-            base = b.let(ir.imul(i, self.width))
-            with b.loop(Var("begin"), stop) as j:
-                far = source.at_flat(ir.iadd(base, j))
-                joined, = merge(b, f, [out.at_flat(j)], [far])
-                out.store_flat(j, joined)
-        self._finish_columns(w, f, out, Var("begin"), stop)

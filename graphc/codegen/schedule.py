@@ -15,6 +15,7 @@ from .builder import typical
 from .space import Space, flat_source, fold_kind, is_fold
 
 SPLIT = 8192                # elements of each part of one long row
+SHORT = 32                  # elements of a row below which it is folded one by one
 KEEP = 8.0                  # scalar operations from which computing an element again costs more than a load
 
 

@@ -216,6 +216,12 @@ def is_fold(node: Node) -> bool:
     return isinstance(node.op.lower, Fold)
 
 
+def fold_of(node: Node) -> Fold:
+    lower = node.op.lower
+    assert isinstance(lower, Fold)
+    return lower
+
+
 # ---------------------------------------------------------------- folds in a space
 
 FoldKind = Literal["row", "column", "total", "row total"]

@@ -4,7 +4,7 @@ The kernels of folds and rows build on this in `rows.py`.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,10 @@ class Temporary:
     dtype: str
     size: Expr
 
+
+TILE = 8                    # rows and columns of a tile: lines that fit into one set of a cache
+MOST_PIECES = 24            # loops that one is cut into at most
+VECTOR = 4.0                # scalar operations that a vector unit does in the time of one, roughly
 
 Binding = Value | Temporary | None          # what a kernel's buffer is: a value, a temporary, or scratch
 
@@ -172,6 +176,29 @@ class Writer:
             if n.op.name != "constant":
                 self.b.emit(ir.Note(f"{n.name} = {n.op.name}   {short_origin(n)}"))
 
+    def work_of_element(self) -> float:
+        """Scalar operations for each element, as if `VECTOR` took the time of one.
+
+        Values of one element are computed once in each chunk, outside its loops.
+        """
+        shapes = ((n.avals[0].size, n.op.cost) for n in self.group.nodes)
+        return max(VECTOR, sum(cost for size, cost in shapes if size != 1)) / VECTOR
+
+    def pieces(self, n: Expr, each: Callable[[Expr], object]) -> list[tuple[Expr, Expr]]:
+        """A loop over ``0..n`` in pieces within which padding and joining ask nothing at each element.
+
+        ``each`` writes the loop's body for an index.
+        """
+        b = self.b
+        whole = [(b.index(0), n)]
+        guards = (isinstance(m.op.lower, Pull) and not m.op.lower.view and m.inputs for m in self.group.nodes)
+        if b.known(n) is None or not any(guards):
+            return whole
+        with b.block(), b.loop(b.index(0), n) as i:                 # written to learn from, and thrown away
+            each(i)
+        bounds = [b.index(0), *map(b.index, b.cuts(i)), n]
+        return whole if len(bounds) > MOST_PIECES else list(zip(bounds, bounds[1:]))
+
     def finish(self, body: Sequence[ir.Stmt], extent: Expr, grain: Expr, prefix: str) -> Lowered:
         for value, source in self.in_place.items():
             self._check_in_place(value, source, body)
@@ -204,7 +231,7 @@ class MapWriter(Writer):
     def lower(self) -> Lowered:
         """Every root stored at each index of the common space."""
         b, shape = self.b, self.group.roots[0].aval.shape
-        work = sum(n.op.cost for n in self.group.nodes)
+        work = self.work_of_element()
         flat = self._flat()
         with b.block() as body:
             self.note()
@@ -212,23 +239,57 @@ class MapWriter(Writer):
                 extent, per_index = b.product(shape), work
                 with b.loop(Var("begin"), Var("end")) as i:
                     self._store(i, [self.compute_flat(v, i) for v in self.group.roots])
+            elif self._across(shape):
+                outer = (*shape[:-2], (shape[-2] + TILE - 1) // TILE)
+                extent, per_index = b.product(outer), work * TILE * b.estimate(b.size(shape[-1]))
+                with b.loop(Var("begin"), Var("end")) as block:
+                    self._tiles(b.unravel(block, outer), shape)
             else:
                 outer, inner = _split_rows(shape)
                 extent = b.product(outer)
-                per_index = max(work, 1.0) * b.estimate(b.product(inner))
+                per_index = work * b.estimate(b.product(inner))
                 with b.loop(Var("begin"), Var("end")) as row:
-                    front = b.unravel(row, outer)
-                    base = b.let(ir.imul(row, b.product(inner)))
-                    self._inner(front, base, inner)
+                    self._inner(b.unravel(row, outer), shape)
         return self.finish(body, extent, b.grain(per_index), "map")
 
-    def _inner(self, front: list[Expr], base: Expr, inner: Shape) -> None:
+    def _across(self, shape: Shape) -> bool:
+        """Whether something is read down the columns where it could be read along the rows."""
         b = self.b
-        if not inner:
-            self._store(base, [self.compute(v, tuple(front)) for v in self.group.roots])
+        few = len(shape) < 2 or any(isinstance(n, int) and n < 4 * TILE for n in shape[-2:])
+        if few or not any(isinstance(m.op.lower, Pull) and m.inputs for m in self.group.nodes):
+            return False
+        with b.block() as body:                                     # written to learn from, and thrown away
+            index = [Var(b.fresh("i")) for _ in shape]
+            for v in self.group.roots:
+                self.compute(v, tuple(index))
+        row, column = index[-2:]
+        loads = [e.index for e in ir.walk_exprs(tuple(body)) if isinstance(e, ir.Load)]
+        return any(b.stride(e, row) == 1 and b.stride(e, column) not in (0, 1) for e in loads)
+
+    def _tiles(self, front: list[Expr], shape: Shape) -> None:
+        """Some rows, tile by tile: what is read across them stays in cache from one row to the next."""
+        b = self.b
+        rows, columns = (b.size(n) for n in shape[-2:])
+        top = b.let(ir.imul(front[-1], TILE))
+        bottom = b.let(b.minimum(ir.iadd(top, TILE), rows))
+        with b.loop(b.index(0), ir.idiv(ir.iadd(columns, TILE - 1), TILE)) as tile:
+            left = b.let(ir.imul(tile, TILE))
+            right = b.let(b.minimum(ir.iadd(left, TILE), columns))
+            with b.loop(top, bottom) as i, b.loop(left, right) as j:
+                index = (*front[:-1], i, j)
+                self._store(b.flatten(index, shape), [self.compute(v, index) for v in self.group.roots])
+
+    def _inner(self, front: list[Expr], shape: Shape) -> None:
+        b = self.b
+        if len(front) == len(shape):
+            self._store(b.flatten(front, shape), [self.compute(v, tuple(front)) for v in self.group.roots])
             return
-        with b.loop(b.index(0), b.size(inner[0])) as j:
-            self._store(ir.iadd(base, j), [self.compute(v, (*front, j)) for v in self.group.roots])
+        def each(j: Expr) -> list[Expr]:
+            return [self.compute(v, (*front, j)) for v in self.group.roots]
+
+        for start, stop in self.pieces(b.size(shape[-1]), each):
+            with b.loop(start, stop) as j:
+                self._store(b.flatten((*front, j), shape), each(j))
 
     def _store(self, at: Expr, results: list[Expr]) -> None:
         """All roots at one index.

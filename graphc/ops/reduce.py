@@ -84,6 +84,20 @@ def _simple(init: Callable[..., Any], join: Callable[..., Any]) -> Fold:
                 merge=lambda b, s, t: (join(b, s[0], t[0]),))
 
 
+def _extreme(better: str) -> Callable[..., Any]:
+    """The state or ``x``, whichever is better; a NaN stays.
+
+    Only ``x`` is asked whether it is NaN, for the state is one already then: so the chain from state to state
+    is one instruction long.
+    """
+    def join(b: Any, s: Any, x: Any) -> Any:
+        if x.dtype == "bool":
+            return b.lor(s, x) if better == "gt" else b.land(s, x)
+        best = b.select(b.call(better, x, s), x, s)
+        return best if x.dtype[0] != "f" else b.select(b.isnan(x), b.const(math.nan, x.dtype), best)
+    return join
+
+
 def _winners(g: Tensor, c: Any) -> Tensor:
     # the gradient is shared evenly by all elements equal to the extremum
     won = cast(c.x == _kept(c.out, c), g.dtype)
@@ -111,12 +125,10 @@ prod_op: Op = _reduction(
             lambda b, s, x: b.mul(s, _wide(b, x))),
     _prod_rule, ("x",), dtype=_sum_dtype)
 max_op: Op = _reduction(
-    "amax", _reducer(np.maximum),
-    _simple(_lowest, lambda b, s, x: b.lor(s, x) if x.dtype == "bool" else b.maximum(s, x)),
+    "amax", _reducer(np.maximum), _simple(_lowest, _extreme("gt")),
     _winners, ("x", "out"), empty=False)
 min_op: Op = _reduction(
-    "amin", _reducer(np.minimum),
-    _simple(_highest, lambda b, s, x: b.land(s, x) if x.dtype == "bool" else b.minimum(s, x)),
+    "amin", _reducer(np.minimum), _simple(_highest, _extreme("lt")),
     _winners, ("x", "out"), empty=False)
 
 

@@ -30,11 +30,20 @@ def momentum_step() -> Any:
     return optim.SGD(lr=0.1, momentum=0.9).minimize((w * place("g", 6)).sum())
 
 
+def centred_with_sums() -> Any:
+    """Rows brought to mean 0, their sum down the columns, and the sum of all squares."""
+    x = place("a", "n", 8)
+    y = x - x.mean(1, keepdim=True)
+    return [y, y.sum(0), (y * y).sum()]
+
+
 GROUPS: dict[str, Callable[[], Any]] = {
     "map_flat": lambda: gc.tanh(place("a", "n", 3) * 2.0) + place("b", "n", 3),
     "map_rows_and_views": lambda: place("a", "n", 4)[:, ::-1] + place("bias", 4),
     "fold_rows": lambda: (place("a", "n", 5) * 3.0).sum(1),
     "fold_columns": lambda: place("a", "n", 8).amax(0),
+    "rows_softmax": lambda: gc.softmax(place("a", "n", 64)),
+    "rows_and_columns": centred_with_sums,
     "product_and_bias": lambda: gc.relu(place("a", "n", 3) @ place("w", 3, 4) + place("bias", 4)),
     "update_in_place": momentum_step,
 }
@@ -43,7 +52,8 @@ GROUPS: dict[str, Callable[[], Any]] = {
 def lowered(make: Callable[[], Any]) -> str:
     with gc.Graph() as g:
         out = make()
-    runnable: Any = gc.Session(g, "python").prepare([out._node]).runnable
+    outs = out if isinstance(out, list) else [out]
+    runnable: Any = gc.Session(g, "python").prepare([o._node for o in outs]).runnable
     text = "\n\n".join(str(k.kernel).rstrip() for k in runnable.kernels) + "\n"
     return re.sub(r"\w+\.py:\d+(, \w+\.py:\d+)*", "<line>", text)
 

@@ -86,6 +86,8 @@ HOLDS: list[tuple[str, Callable[..., Any], tuple[Any, ...], list[str]]] = [
     ("|-x| = |x| (not of unsigned integers)", lambda a: gc.abs(-a), (("int8", (12,)),), ["abs"]),
     ("a copy of a value is the value", lambda a: a.clone() + a, (F,), ["add"]),
     ("a detached value is the value", lambda a: a.detach() * a, (F,), ["mul"]),
+    ("one number everywhere, stretched", lambda a: a * gc.broadcast_to(gc.ones(1), (12,)), (F,), []),
+    ("one number everywhere, reshaped", lambda a: a - gc.zeros(3, 4).reshape(12), (F,), []),
     ("reshape of reshape", lambda a: a.reshape(2, 6).reshape(3, 4), (F,), ["reshape"]),
     ("reshape of reshape", lambda a: a.reshape(2, 6).reshape(12), (F,), []),
     (
@@ -208,6 +210,39 @@ def test_calls_that_do_nothing(op: str, attrs: dict[str, Any]) -> None:
     p = program(lambda a: a, F)
     q = replace(p, outputs=(Value(raw(op, p.outputs[0], **attrs), 0),))
     assert simplify(q).outputs == p.outputs
+
+
+# ---------------------------------------------------------------- sums of products
+
+F8, I8 = "float64", "int64"
+STACKED: list[tuple[str, Callable[..., Any], tuple[Any, ...], bool]] = [
+    ("a batch", lambda a, b: (a.mT @ b).sum(0), ((F8, (5, 3, 4)), (F8, (5, 3, 2))), True),
+    ("two axes", lambda a, b: (a.mT @ b).sum((0, 1)), ((F8, (2, 5, 3, 4)), (F8, (2, 5, 3, 2))), True),
+    ("a named batch", lambda a, b: (a.mT @ b).sum(0), ((F8, ("n", 3, 4)), (F8, ("n", 3, 2))), True),
+    ("not transposed", lambda a, b: (a @ b).sum(0), ((F8, (5, 3, 4)), (F8, (5, 4, 2))), False),
+    ("one matrix", lambda a, b: (a.mT @ b).sum(0), ((F8, (5, 3, 4)), (F8, (3, 2))), False),
+    ("other axes", lambda a, b: (a.mT @ b).sum(1), ((F8, (5, 3, 4)), (F8, (5, 3, 2))), False),
+    ("used twice", lambda a, b: [(p := a.mT @ b), p.sum(0)], ((F8, (5, 3, 4)), (F8, (5, 3, 2))), False),
+    ("integers", lambda a, b: (a.mT @ b).sum(0), ((I8, (5, 3, 4)), (I8, (5, 3, 2))), False),
+]
+
+
+@pytest.mark.parametrize("name, make, avals, holds", STACKED, ids=[s[0] for s in STACKED])
+def test_sums_of_products(name: str, make: Callable[..., Any], avals: tuple[Any, ...], holds: bool) -> None:
+    p = program(make, *avals)
+    q = optimize(p)
+    assert ("sum" not in ops(q)) == holds
+    draw = np.random.default_rng(0)
+    data = [draw.integers(-9, 9, [7 if s == "n" else s for s in shape]).astype(d) for d, shape in avals]
+    for got, want in zip(results(q, *data), results(p, *data), strict=True):
+        assert_same_bits(got, want, name)              # small integers: exact in any order
+
+
+def test_the_gradient_of_a_weight_is_one_product() -> None:
+    def make(x: Any, w: Any) -> Any:
+        return gc.gradients(((x @ w) ** 2).sum(), w)[0]
+    q = optimize(program(make, ("float32", (8, 16, 4)), ("float32", (4, 3))))
+    assert ops(q).count("matmul") == 2 and "sum" not in ops(q)
 
 
 # ---------------------------------------------------------------- folding and merging

@@ -11,6 +11,7 @@ from ..program import Program
 from .algebra import simplify
 from .cse import merge_common
 from .fold import fold_constants
+from .products import stack_products
 
 Pass = Callable[[Program], Program]
 Observer = Callable[[str, Program], None]
@@ -19,6 +20,7 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("fold_constants", fold_constants),          # ops of literals become literals
     ("simplify", simplify),                      # exact algebra: x * 1 = x, transposes into products, ...
     ("merge_common", merge_common),              # equal calls of equal values become one
+    ("stack_products", stack_products),          # a sum of products becomes one product over longer rows
     ("fold_constants_again", fold_constants),    # what algebra made constant
     ("simplify_again", simplify),
 )

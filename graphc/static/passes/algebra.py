@@ -31,11 +31,32 @@ class Rule:
     exact: bool = True
 
 
+def _number(node: Node) -> np.ndarray[Any, Any] | None:
+    """What a node is everywhere, as a 0-d array: full of one number, or a literal of equal elements."""
+    if node.op.name == "full":
+        return np.asarray(node.attrs["value"], node.attrs["dtype"])
+    a = literal(node)
+    if a is None or not a.size:
+        return None
+    first = a.reshape(-1)[0]
+    same = a.shape == () or bool(np.all((a == first) & (np.signbit(a) == np.signbit(first))))
+    return np.asarray(first) if same else None
+
+
 def _is(v: Value, number: float) -> bool:
-    """Whether ``v`` is a literal that is ``number`` everywhere (the sign of zero counts)."""
-    a = literal(v.node)
-    return a is not None and a.size > 0 and bool(np.all(a == number)) and bool(
-        np.all(np.signbit(a.astype(np.float64)) == (math.copysign(1.0, number) < 0)))
+    """Whether ``v`` is ``number`` everywhere (the sign of zero counts)."""
+    a = _number(v.node)
+    return a is not None and bool(a == number) and bool(
+        np.signbit(a.astype(np.float64)) == (math.copysign(1.0, number) < 0))
+
+
+def _full_again(n: Node) -> Node | None:
+    """A view of one number everywhere."""
+    a = _number(n.inputs[0].node)
+    if a is None:
+        return None
+    attrs = {"shape": n.avals[0].shape, "value": a.item(), "dtype": n.avals[0].dtype}
+    return Node(get_op("full"), (), attrs, n.avals, n.name, n.origins)
 
 
 def _same(n: Node, v: Value) -> Value | None:
@@ -168,6 +189,8 @@ RULES: tuple[Rule, ...] = (
     Rule("a copy of a value is the value", "clone", lambda n: n.inputs[0]),
     Rule("a detached value is the value", "detach", lambda n: n.inputs[0]),
     Rule("stretched to its own shape", "broadcast_to", lambda n: _same(n, n.inputs[0])),
+    Rule("one number everywhere, stretched", "broadcast_to", _full_again),
+    Rule("one number everywhere, reshaped", "reshape", _full_again),
     Rule("reshape of reshape", "reshape", _compose_reshapes),
     Rule("transpose of transpose", "transpose", _compose_transposes),
     Rule("A.T @ B as one product", "matmul", _absorb_transposes),
