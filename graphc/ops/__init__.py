@@ -1,5 +1,6 @@
 """The op library: one file per family, one literal per op; compositions and Tensor's methods on top."""
 from . import methods as methods
+from . import recurrent as recurrent
 from .basic import cast, clone, detach
 from .compose import (
     binary_cross_entropy_with_logits,

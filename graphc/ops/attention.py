@@ -228,7 +228,7 @@ def scaled_dot_product_attention(query: Any, key: Any, value: Any, attn_mask: An
     --------
     >>> import graphc as gc
     >>> q = gc.tensor([[[1.0, 0.0], [0.0, 1.0]]])
-    >>> gc.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True, scale=100.0)
+    >>> gc.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True, scale=1000.0)
     tensor([[[1., 0.],
              [0., 1.]]])
     """
