@@ -1,60 +1,87 @@
-"""The command line: each sub-command measures one thing, shows a table, and writes JSON where asked."""
+"""The command line: the comparison without a sub-command, one thing more with each sub-command."""
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from graphc.core.files import write_atomically
+
+from . import compare, limits, plot, result, tables
 from . import overhead as _overhead
-from . import result
 from . import startup as _startup
-from . import steps as _steps
-from .engines import ENGINES
+from .engines import ENGINES, present
 from .measure import ChildFailed
 from .result import Result
+from .workload import Workload
 from .workloads import WORKLOADS
 
 F = TypeVar("F", bound=Callable[..., Any])
-LENETS = ("lenet-100", "lenet-1")
+QUICK_ENGINES = ("graphc-eager", "graphc-static", "torch-eager")
+NODES = (200, 1_000, 5_000, 20_000)
 
 _json = click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
                      help="Also write figures and measurements there.")
-_threads = click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True,
-                        help="Threads of each engine.")
 _data = click.option("--data", metavar="ROOT", type=click.Path(exists=True, file_okay=False),
                      help="The folder with the MNIST files.  [default: the digits that come with graphc]")
+_quick = click.option("--quick", is_flag=True, help="A few turns of each, no fresh processes: to see that all of it "
+                                                    f"runs. Engines by default: {', '.join(QUICK_ENGINES)}.")
 
 
-def _many(name: str, table: dict[str, Any], default: Sequence[str]) -> Callable[[F], F]:
-    return click.option(f"--{name}", f"{name}s", multiple=True, type=click.Choice(list(table)),
-                        default=list(default), show_default=True, help="May be given several times.")
+def _comparison(command: F) -> F:
+    """The options of what compares engines."""
+    for option in (
+            _quick,
+            click.option("--only", multiple=True, metavar="PATTERN",
+                         help="Workloads whose name or title holds it, or whose name it matches with * and ?; "
+                              "several times: any of them. Those whose name it is exactly come alone."),
+            click.option("--engines", metavar="NAMES", help=f"Out of {', '.join(ENGINES)}; commas between them."),
+            click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True,
+                         help="Threads of each engine."),
+            _json,
+            click.option("--plot", "plot_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+                         help="Also draw the comparison, as .png, .svg or .pdf.")):
+        command = option(command)
+    return command
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-def main() -> None:
-    """graphc measured: its two modes, against PyTorch where that is installed."""
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@_comparison
+@click.pass_context
+def main(context: click.Context, only: Sequence[str], engines: str | None, quick: bool, threads: int,
+         json_file: Path | None, plot_file: Path | None) -> None:
+    """graphc beside PyTorch, JAX, TensorFlow and PyTensor, as far as they are installed.
+
+    Without a command: every workload in every engine, what the first call and memory come to, how cost grows.
+    """
+    if context.invoked_subcommand is None:
+        _compare(only, engines, quick, threads, json_file, plot_file)
+
+
+@main.command("all")
+@_comparison
+@_data
+def everything(only: Sequence[str], engines: str | None, quick: bool, threads: int, json_file: Path | None,
+               plot_file: Path | None, data: str | None) -> None:
+    """The comparison, then all of the other commands."""
+    from . import accuracy as _accuracy
+    from . import agreement as _agreement
+    _compare(only, engines, quick, threads, json_file, plot_file,
+             lambda: _overhead.run(list(_overhead.OPS), *((3, 100) if quick else (200, 2000))),
+             lambda: _agreement.run(data, 5 if quick else 100),
+             lambda: _accuracy.run(data, ("eager", "static"), 1 if quick else _accuracy.MNIST_EPOCHS))
 
 
 @main.command()
-@_many("workload", WORKLOADS, list(WORKLOADS))
-@_many("engine", ENGINES, _steps.ENGINES_BY_DEFAULT)
-@click.option("--rounds", type=click.IntRange(min=1), default=100, show_default=True,
-              help="Turns of each engine.")
-@_threads
-@_json
-def steps(workloads: Sequence[str], engines: Sequence[str], rounds: int, threads: int,
-          json_file: Path | None) -> None:
-    """Train steps: engines in turns, medians, ratios to PyTorch."""
-    _finish(json_file, lambda: _steps.run(workloads, engines, rounds, threads))
-
-
-@main.command()
-@_many("op", _overhead.OPS, list(_overhead.OPS))
+@click.option("--op", "ops", multiple=True, type=click.Choice(list(_overhead.OPS)), default=list(_overhead.OPS),
+              show_default=True, help="May be given several times.")
 @click.option("--rounds", type=click.IntRange(min=1), default=200, show_default=True,
               help="Turns of each library.")
 @click.option("--calls", type=click.IntRange(min=1), default=2000, show_default=True, help="Calls in a turn.")
@@ -65,16 +92,22 @@ def overhead(ops: Sequence[str], rounds: int, calls: int, json_file: Path | None
 
 
 @main.command()
-@_many("workload", WORKLOADS, LENETS)
-@_many("engine", ENGINES, list(ENGINES))
 @click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True,
               help="Fresh processes of each.")
-@_threads
 @_json
-def startup(workloads: Sequence[str], engines: Sequence[str], repeats: int, threads: int,
-            json_file: Path | None) -> None:
-    """The import, and the first step of a fresh process."""
-    _finish(json_file, lambda: _startup.run(workloads, engines, repeats, threads))
+def startup(repeats: int, json_file: Path | None) -> None:
+    """`import graphc`, and the start-up of Numba."""
+    _finish(json_file, lambda: _startup.run(repeats))
+
+
+@main.command()
+@click.option("--nodes", type=click.IntRange(min=30), multiple=True, default=NODES, show_default=True,
+              help="Sizes of the graphs; may be given several times.")
+@_json
+def growth(nodes: Sequence[int], json_file: Path | None) -> None:
+    """Recording, passes, kernels and plans of deep graphs."""
+    from . import growth as module
+    _finish(json_file, lambda: module.run(nodes))
 
 
 @main.command()
@@ -100,48 +133,97 @@ def accuracy(data: str | None, epochs: int, modes: Sequence[str], json_file: Pat
     _finish(json_file, lambda: module.run(data, modes, epochs))
 
 
-@main.command("all")
-@_data
-@click.option("--quick", is_flag=True, help="A few rounds of each: to see that all of it runs.")
-@_threads
-@_json
-def everything(data: str | None, quick: bool, threads: int, json_file: Path | None) -> None:
-    """Everything in one go, and a summary."""
-    from . import accuracy as _accuracy
-    from . import agreement as _agreement
-    engines = _steps.ENGINES_BY_DEFAULT if quick else tuple(ENGINES)
-    _finish(
-        json_file,
-        lambda: _overhead.run(list(_overhead.OPS), *((3, 100) if quick else (200, 2000))),
-        lambda: _startup.run(LENETS[:1] if quick else LENETS, engines, 1 if quick else 5, threads),
-        lambda: _steps.run(list(WORKLOADS), _steps.ENGINES_BY_DEFAULT, 2 if quick else 100, threads),
-        lambda: _agreement.run(data, 5 if quick else 100),
-        lambda: _accuracy.run(data, ("eager", "static"), 1 if quick else _accuracy.MNIST_EPOCHS))
+# ---------------------------------------------------------------- the comparison
+
+def chosen(only: Sequence[str]) -> list[Workload]:
+    """The workloads that the patterns mean; all without patterns."""
+    if not only:
+        return list(WORKLOADS.values())
+    out = []
+    for name, w in WORKLOADS.items():
+        if any(name == p if p in WORKLOADS else p in name or p.lower() in w.title.lower() or fnmatchcase(name, p)
+               for p in only):
+            out.append(w)
+    if not out:
+        raise click.UsageError(f"no workload matches {', '.join(only)}; there are {', '.join(WORKLOADS)}")
+    return out
+
+
+def _engines(names: str | None, quick: bool) -> list[str]:
+    if names is None:
+        return list(QUICK_ENGINES if quick else ENGINES)
+    wanted = [n.strip() for n in names.split(",") if n.strip()]
+    unknown = [n for n in wanted if n not in ENGINES]
+    if unknown or not wanted:
+        raise click.UsageError(f"no engine {', '.join(unknown) or 'named'}; there are {', '.join(ENGINES)}")
+    return [n for n in ENGINES if n in wanted]
+
+
+def _compare(only: Sequence[str], engines: str | None, quick: bool, threads: int, json_file: Path | None,
+             plot_file: Path | None, *more: Callable[[], Result]) -> None:
+    """The comparison; beside it, where it is of all workloads, how graphs grow and what start-up costs."""
+    from . import growth as _growth
+    workloads, wanted = chosen(only), _engines(engines, quick)
+    here, missing = present(wanted)
+    done: list[compare.Compared] = []
+    grown: list[Result] = []
+
+    def comparison() -> Result:
+        rates = limits.measure(threads, tries=2 if quick else 5)
+        _watched(workloads, here, threads, compare.QUICK if quick else compare.Effort(), rates, done)
+        return tables.result(done, here, missing, rates)
+
+    def graphs() -> Result:
+        grown.append(_growth.run(NODES[:2] if quick else NODES))
+        return grown[0]
+
+    beside = [] if only else [graphs, lambda: _startup.run(1 if quick else 5)]
+    _finish(json_file, comparison, *beside, *more)
+    if plot_file is not None:
+        plot.save(plot_file, done, here, grown[0] if grown else None)
+    if any(row.error for c in done for e, row in c.rows.items() if ENGINES[e].package == "graphc"):
+        raise SystemExit(1)
+
+
+def _watched(workloads: Sequence[Workload], engines: Sequence[str], threads: int, effort: compare.Effort,
+             rates: limits.Rates, done: list[compare.Compared]) -> None:
+    """Fill ``done``, with a progress bar on stderr; what was done stays when it is interrupted."""
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=len(workloads))
+        try:
+            for compared in compare.run(workloads, engines, threads, effort, rates,
+                                        lambda now: bar.update(task, description=now)):
+                done.append(compared)
+                bar.advance(task)
+        except KeyboardInterrupt:
+            bar.console.print("interrupted: what follows is of the workloads before")
 
 
 def _finish(json_file: Path | None, *benchmarks: Callable[[], Result]) -> None:
     """Run them, show each as it ends, then the figures; keep all of it."""
-    console = Console() if sys.stdout.isatty() else Console(width=120, file=sys.stdout)
+    console = Console() if sys.stdout.isatty() else Console(width=200, file=sys.stdout)
     warning = result.busy()
     machine = result.machine()
     results = []
     for benchmark in benchmarks:
         try:
             done = benchmark()
-        except (_steps.Disagreement, _startup.NumbaLoaded, ChildFailed) as error:
+        except (_startup.NumbaLoaded, ChildFailed) as error:
             raise click.ClickException(str(error)) from error
         results.append(done)
-        console.print(done.table)
+        for shown in done.tables:
+            console.print(shown)
         for sentence in done.missing:
-            console.print(f"left out: {sentence}", style="yellow", markup=False)
+            console.print(f"- {sentence}", style="yellow", markup=False, highlight=False)
+        if json_file is not None:                                # also of a run that ends early
+            found = {"machine": machine, "results": [r.plain() for r in results]}
+            write_atomically(json_file, json.dumps(found, indent=2) + "\n")
     goals = result.summary(f for r in results for f in r.figures)
     if goals.row_count:
         console.print(goals)
     if warning is not None:
         console.print(warning, style="yellow", markup=False)
-    if json_file is not None:
-        found = {"machine": machine, "results": [r.plain() for r in results]}
-        json_file.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def run(data: str | None, modes: Sequence[str], epochs: int) -> Result:
               f"{r['epoch_seconds']:.2f}", f"{r['loss']:.4f}") for r in rows]
     shown = table(f"LeNet on {name}, {epochs} epochs",
                   ("", "test accuracy", "first epoch, s", "median epoch, s", "last epoch's mean loss"), lines)
-    return Result("accuracy", shown, tuple(figures), tuple(rows))
+    return Result("accuracy", (shown,), tuple(figures), tuple(rows))
 
 
 def _mode(mode: str, data: str | None, epochs: int) -> dict[str, Any]:

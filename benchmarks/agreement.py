@@ -32,8 +32,8 @@ def run(data: str | None, steps: int) -> Result:
                      "target": ONE_STEP})
     figures = tuple(Figure(r["what"], r["apart"], "", r["target"]) for r in rows)
     lines = [(r["what"], f"{r['apart']:.1e}", f"{r['target']:.0e}" if r["target"] else "-") for r in rows]
-    return Result("agreement", table("eager against static, LeNet, largest relative difference",
-                                     ("", "found", "target"), lines), figures, tuple(rows))
+    shown = table("eager against static, LeNet, largest relative difference", ("", "found", "target"), lines)
+    return Result("agreement", (shown,), figures, tuple(rows))
 
 
 def _curves(data: str | None, steps: int, dtype: str) -> list[float]:

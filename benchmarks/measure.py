@@ -78,27 +78,33 @@ def fresh_process(arguments: Sequence[str], environment: Mapping[str, str] | Non
     """What ``python ARGUMENTS`` prints as JSON on its last line, with "seconds" since its start.
 
     The child says ``"at"``, its time.monotonic() when it was done: the clock is the same in both, so that the
-    start of the interpreter counts and its end does not. It finds graphc and the benchmarks where this
-    process found them, and may keep bytecode, as an installed package does: where PYTHONDONTWRITEBYTECODE is
-    set, each import would compile.
+    start of the interpreter counts and its end does not.
     """
-    path = os.pathsep.join((str(ROOT), *filter(None, (os.environ.get("PYTHONPATH"),))))
-    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     began = time.monotonic()
     try:
         done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True,
-                              timeout=_PROCESS_LIMIT, check=False,
-                              env={**inherited, **(environment or {}), "PYTHONPATH": path})
+                              timeout=_PROCESS_LIMIT, check=False, env=child_environment(environment or {}))
     except subprocess.TimeoutExpired:
         raise ChildFailed(f"no result within {_PROCESS_LIMIT:.0f} s") from None
     if done.returncode:
         said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        raise ChildFailed(_last_error(said) if said else f"exit status {done.returncode}")
+        raise ChildFailed(last_error(said) if said else f"exit status {done.returncode}")
     said_last: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return {**said_last, "seconds": said_last["at"] - began}
 
 
-def _last_error(lines: Sequence[str]) -> str:
+def child_environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment with ``settings``, for a child that is timed.
+
+    It finds graphc and the benchmarks where this process found them, and may keep bytecode, as an installed
+    package does: where PYTHONDONTWRITEBYTECODE is set, each import would compile.
+    """
+    path = os.pathsep.join((str(ROOT), *filter(None, (os.environ.get("PYTHONPATH"),))))
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**inherited, **settings, "PYTHONPATH": path}
+
+
+def last_error(lines: Sequence[str]) -> str:
     """The line that names the error; what libraries write after it is advice."""
     named = (line for line in reversed(lines)
              if line.split(":")[0].endswith(("Error", "Exception", "Failed")))

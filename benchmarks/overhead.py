@@ -28,7 +28,7 @@ def run(ops: Sequence[str], rounds: int, calls: int) -> Result:
     rows = [_op(op, with_grad, here, rounds, calls) for with_grad in (False, True) for op in ops]
     missing = tuple(f"{name}: the package {package} is not installed" for name, package in LIBRARIES.items()
                     if name not in here)
-    return Result("overhead", _table(rows), tuple(_figures(rows)), tuple(rows), missing)
+    return Result("overhead", (_table(rows),), tuple(_figures(rows)), tuple(rows), missing)
 
 
 def _op(op: str, with_grad: bool, libraries: dict[str, str], rounds: int, calls: int) -> dict[str, Any]:
@@ -47,6 +47,7 @@ def _names(package: str, with_grad: bool) -> dict[str, Any]:
     """What the typed op means in a library."""
     x, m = np.full(4, 0.5, np.float32), np.full((4, 4), 0.5, np.float32)
     tensor: Callable[[Any], Any]
+    exp: Callable[[Any], Any]
     if package == "numpy":
         return {"x": x, "y": x.copy(), "m": m, "exp": np.exp}
     if package == "torch":

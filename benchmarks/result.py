@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
 
@@ -17,7 +17,8 @@ from rich.text import Text
 
 from .measure import load
 
-PACKAGES = ("numpy", "numba", "llvmlite", "scipy-openblas32", "tbb", "torch")
+PACKAGES = ("numpy", "numba", "llvmlite", "scipy-openblas32", "tbb", "torch", "jax", "jaxlib", "tensorflow",
+            "pytensor")
 _BUSY = 0.5                         # load per core beside our own from which times are doubtful
 
 
@@ -25,7 +26,8 @@ _BUSY = 0.5                         # load per core beside our own from which ti
 class Figure:
     """One number, and what it is to be.
 
-    ``unit``: "s", "us", "x" (a multiple of PyTorch's), "%", or "" for a ratio.
+    ``unit``: "s", "ms", "us", "x" (a multiple of another engine's), "^" (an exponent), "%", or "" for a
+    difference.
     """
     what: str
     value: float
@@ -45,19 +47,20 @@ class Figure:
 class Result:
     """Of one command: ``rows`` are its raw measurements as plain values.
 
-    ``missing`` says what could not run.
+    ``missing`` says what could not run, ``more`` is what belongs in the JSON beside them.
     """
     command: str
-    table: Table
+    tables: tuple[Table, ...]
     figures: tuple[Figure, ...] = ()
     rows: tuple[dict[str, Any], ...] = ()
     missing: tuple[str, ...] = ()
+    more: dict[str, Any] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
         figures = [{**asdict(f), "reached": f.reached} for f in self.figures]
         return {"command": self.command, "figures": figures, "rows": list(self.rows),
-                "missing": list(self.missing)}
+                "missing": list(self.missing), **self.more}
 
 
 def machine() -> dict[str, Any]:
@@ -102,7 +105,7 @@ def text(value: float, unit: str) -> str:
     if unit == "" and value:
         return f"{value:.1e}"
     digits = f"{value:.2f}" if abs(value) < 99.95 else f"{value:,.0f}"
-    return {"x": f"{digits}x", "%": f"{digits}%", "": "0"}.get(unit, f"{digits} {unit}")
+    return {"x": f"{digits}x", "^": digits, "%": f"{digits}%", "": "0"}.get(unit, f"{digits} {unit}")
 
 
 def _version(package: str) -> str | None:

@@ -1,4 +1,4 @@
-"""graphc's train step, and LeNet on real digits for what is about learning and not about time.
+"""LeNet on real digits, for what is about learning and not about time.
 
 That is `agreement` and `accuracy`.
 """
@@ -12,10 +12,8 @@ import graphc as gc
 from graphc import nn, optim
 from graphc.models import LeNet
 
-from .workloads import LEARNING_RATE
-
 MODES = ("eager", "static")
-BATCH = 100
+BATCH, LEARNING_RATE = 100, 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +24,11 @@ class Training:
     step: Callable[[Any, Any], Any]
 
 
-def train_step(model: nn.Module, optimizer: optim.Optimizer, mode: str) -> Callable[[Any, Any], Any]:
-    """``step(images, labels) -> loss``: the step that every benchmark takes."""
+def training(mode: str, dtype: str = "float32", seed: int = 0) -> Training:
+    """From the same weights in each mode."""
+    gc.manual_seed(seed)
+    model = LeNet().to(dtype=dtype)
+    optimizer = optim.SGD(model.parameters(), lr=LEARNING_RATE)
     criterion = nn.CrossEntropyLoss(reduction="sum")
 
     def step(images: gc.Tensor, labels: gc.Tensor) -> gc.Tensor:
@@ -37,15 +38,7 @@ def train_step(model: nn.Module, optimizer: optim.Optimizer, mode: str) -> Calla
         optimizer.step()
         return loss
 
-    return gc.function(step) if mode == "static" else step
-
-
-def training(mode: str, dtype: str = "float32", seed: int = 0) -> Training:
-    """From the same weights in each mode."""
-    gc.manual_seed(seed)
-    model = LeNet().to(dtype=dtype)
-    optimizer = optim.SGD(model.parameters(), lr=LEARNING_RATE)
-    return Training(model, optimizer, train_step(model, optimizer, mode))
+    return Training(model, optimizer, gc.function(step) if mode == "static" else step)
 
 
 def digits(data: str | None, train: bool, dtype: str = "float32",

@@ -42,6 +42,7 @@ from .core.errors import (
     ScriptError,
     ShapeError,
 )
+from .core.events import compile_log, no_compile
 from .core.random import initial_seed, manual_seed
 from .core.record import Executor, eagerly, enable_grad, no_grad, record_sources
 from .core.tensor import Buffer, Parameter, Tensor, as_tensor, from_numpy, tensor
@@ -97,6 +98,7 @@ __all__ = [
     "autograd",
     "bool_",
     "compare",
+    "compile_log",
     "config",
     "constant",
     "control_dependencies",
@@ -123,6 +125,7 @@ __all__ = [
     "models",
     "name_scope",
     "nn",
+    "no_compile",
     "no_grad",
     "optim",
     "placeholder",

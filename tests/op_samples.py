@@ -523,7 +523,7 @@ _data = Data("pool")
 for _a in _POOL:
     for _d in (*FLOATS, I32):
         _x = _data.distinct((2, 2, 4, 5), _d) if _d.kind == "f" else _data((2, 2, 4, 5), _d)
-        _y, _win = gc.ops.conv.max_pool2d_op.run(_x, **_a)
+        _y, _win = gc.ops.pool.max_pool2d_op.run(_x, **_a)
         good("max_pool2d", Sample((_x,), _a))
         if _d.kind == "f":
             good("avg_pool2d", Sample((_x,), _a))

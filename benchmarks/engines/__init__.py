@@ -1,48 +1,64 @@
 """The table of engines: what runs a workload. A new engine is one line of ENGINES and one module here.
 
-The module has ``training(workload, mode, threads) -> Step``, and is imported when its engine is started:
-nothing else here imports a peer, but for `benchmarks.overhead`. It writes each model of
-`benchmarks.workloads` as its users would.
+The module has ``start(threads)``, which imports the framework and sets it up, and ``prepare(workload, mode)``,
+which gives a `Step` at its start. It is imported in the engine's own process (`benchmarks.worker`): nothing
+else imports a peer, but for `benchmarks.overhead`.
 """
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
-from ..workloads import Workload
+from ..workload import Array, Workload
 
-#: One call trains on the next batch and gives the loss, as the engine's own scalar with ``.item()``. What it
-#: returns is computed, not promised: an engine that works in the background waits.
-Step = Callable[[], Any]
+REFERENCE = "torch-eager"           # the engine that ratios and targets are to
 
-REFERENCE = "torch-eager"           # the engine that others are measured against
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A workload in an engine, ready for its first step.
+
+    Attributes
+    ----------
+    run : callable
+        Does the next step and returns what it gives, as the engine's own arrays: the value of a body; for
+        gradients the loss and they; for a train step the loss; for an update the parameters. What it returns is
+        computed, not promised: an engine that works in the background waits.
+    fetch : callable
+        Makes NumPy arrays of what `run` returned.
+    """
+    run: Callable[[], Any]
+    fetch: Callable[[Any], list[Array]]
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
     """What runs workloads, in one of its ``modes``.
 
-    ``package`` is what must be installed, ``module`` the one here that drives it.
+    ``package`` is what must be installed, ``family`` names the module here that drives it and the bodies that it
+    runs.
     """
     title: str
     package: str
-    module: str
+    family: str
     mode: str
 
     @property
     def missing(self) -> str | None:
         """Why it cannot run here; None where it can."""
         found = importlib.util.find_spec(self.package)
-        return f"{self.title}: the package {self.package} is not installed" if found is None else None
+        return f"the package {self.package} is not installed" if found is None else None
 
-    def training(self, workload: Workload, threads: int) -> Step:
-        """The workload's train step, at its start: equal weights and batches in each engine."""
-        module = importlib.import_module(f".{self.module}", __name__)
-        made: Step = module.training(workload, self.mode, threads)
-        return made
+    def module(self) -> ModuleType:
+        return importlib.import_module(f".{self.family}", __name__)
+
+    def left_out(self, name: str, workload: Workload) -> str | None:
+        """Why it does not run this workload; None where it does."""
+        return workload.left_out(name, self.family)
 
 
 ENGINES: dict[str, Engine] = {
@@ -50,11 +66,17 @@ ENGINES: dict[str, Engine] = {
     "graphc-static": Engine("graphc static", "graphc", "graphc", "static"),
     "torch-eager": Engine("PyTorch eager", "torch", "torch", "eager"),
     "torch-compile": Engine("torch.compile", "torch", "torch", "compile"),
+    "jax": Engine("JAX jit", "jax", "jax", "jit"),
+    "tensorflow": Engine("TensorFlow Session", "tensorflow", "tensorflow", "session"),
+    "pytensor": Engine("PyTensor", "pytensor", "pytensor", "function"),
 }
 
 
-def present(names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Those that can run here, and a sentence on each that cannot."""
+def is_peer(name: str) -> bool:
+    return ENGINES[name].package != "graphc"
+
+
+def present(names: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+    """Those that can run here, and why the others cannot."""
     reasons = {name: ENGINES[name].missing for name in names}
-    here = [n for n, why in reasons.items() if why is None]
-    return here, [why for why in reasons.values() if why is not None]
+    return [n for n, why in reasons.items() if why is None], {n: w for n, w in reasons.items() if w is not None}

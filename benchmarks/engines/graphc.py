@@ -1,22 +1,85 @@
-"""graphc: the same step, eagerly and as a graphc.function."""
+"""graphc: the same functions eagerly, and as a graphc.function."""
 from __future__ import annotations
 
-from itertools import cycle
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 
 import graphc as gc
 from graphc import optim
-from graphc.codegen.threads import set_num_threads
-from graphc.models import MODELS
+from graphc.nn import functional as F  # noqa: N812  (as users call it)
 
-from ..training import train_step
-from ..workloads import LEARNING_RATE, Workload
+from ..workload import Array, Workload
 from . import Step
 
 
-def training(workload: Workload, mode: str, threads: int) -> Step:
-    set_num_threads(threads)
-    model = MODELS[workload.model]()
-    model.load_state_dict(dict(zip(model.state_dict(), workload.parameters(), strict=True)))
-    run = train_step(model, optim.SGD(model.parameters(), lr=LEARNING_RATE), mode)
-    batches = cycle([(gc.tensor(images), gc.tensor(labels)) for images, labels in workload.batches()])
-    return lambda: run(*next(batches))
+def start(threads: int) -> None:
+    gc.set_num_threads(threads)
+
+
+def start_compiler(mode: str) -> float:
+    """Seconds of Numba's own start-up: importing it, and filling its registries, which its first use does."""
+    if mode == "eager":                                          # most of it never asks for Numba
+        return 0.0
+    began = time.perf_counter()
+    from numba.core.registry import cpu_target
+    cpu_target.typing_context.refresh()
+    cpu_target.target_context.refresh()
+    return time.perf_counter() - began
+
+
+def prepare(workload: Workload, mode: str) -> Step:
+    data = workload.arrays("graphc")
+    inputs = [gc.tensor(a) for a in data.inputs]
+    parameters = [gc.Parameter(a) for a in data.parameters]
+    step = _step(workload, parameters)
+    run = gc.function(step) if mode == "static" else step
+    return Step(lambda: run(*inputs), _fetch)
+
+
+def _step(workload: Workload, parameters: list[Any]) -> Callable[..., Any]:
+    body = workload.bodies.get("graphc")
+    if workload.kind == "update":
+        optimizer = _optimizer(workload, parameters)
+
+        def update(*gradients: Any) -> Any:
+            for p, g in zip(parameters, gradients, strict=True):
+                p.grad = g
+            optimizer.step()
+            return parameters[0][:8, :8]
+        return update
+    assert body is not None
+    if workload.kind == "train":
+        optimizer = _optimizer(workload, parameters)
+
+        def train(*inputs: Any) -> Any:
+            optimizer.zero_grad()
+            loss = body(gc, F, parameters, *inputs)
+            loss.backward()
+            optimizer.step()
+            return loss
+        return train
+    if workload.kind == "gradients":
+        def gradients(*inputs: Any) -> Any:
+            loss = body(gc, F, parameters, *inputs)
+            return loss, *gc.autograd.grad(loss, parameters)
+        return gradients
+
+    held = [parameters] if parameters else []
+
+    def forward(*inputs: Any) -> Any:
+        with gc.no_grad():
+            return body(gc, F, *held, *inputs)
+    return forward
+
+
+def _optimizer(workload: Workload, parameters: list[Any]) -> optim.Optimizer:
+    make = optim.SGD if workload.optimizer.name == "sgd" else optim.Adam
+    return make(parameters, lr=workload.optimizer.lr)
+
+
+def _fetch(result: Any) -> list[Array]:
+    found = result if isinstance(result, (list, tuple)) else [result]
+    return [np.array(t.detach().numpy()) for t in found]

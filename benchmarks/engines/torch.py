@@ -1,53 +1,73 @@
 """PyTorch: eager, and through torch.compile.
 
-Compiled are forward, loss and backward, the optimiser's step is as it is.
+Compiled are the body, with its gradients by autograd, and the optimiser's step.
 """
 from __future__ import annotations
 
-from itertools import cycle
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch.nn import functional as F  # noqa: N812  (as users call it)
 
-from ..workloads import LEARNING_RATE, Workload
+from ..workload import Array, Workload
 from . import Step
 
 
-def _lenet() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.MaxPool2d(2),
-                         nn.Flatten(), nn.Linear(400, 120), nn.Linear(120, 84), nn.Linear(84, 10))
-
-
-def _mlp() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(),
-                         nn.Linear(512, 10))
-
-
-MODELS = {"lenet": _lenet, "mlp": _mlp}
-
-
-def training(workload: Workload, mode: str, threads: int) -> Step:
+def start(threads: int) -> None:
     torch.set_num_threads(threads)
-    model = MODELS[workload.model]()
-    with torch.no_grad():
-        for parameter, start in zip(model.parameters(), workload.parameters(), strict=True):
-            parameter.copy_(torch.from_numpy(start))
-    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
-    criterion = nn.CrossEntropyLoss(reduction="sum")
 
-    def loss_of(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        loss: torch.Tensor = criterion(model(images), labels)
-        return loss
 
-    forward = torch.compile(loss_of) if mode == "compile" else loss_of
-    batches = cycle([(torch.from_numpy(images), torch.from_numpy(labels))
-                     for images, labels in workload.batches()])
+def prepare(workload: Workload, mode: str) -> Step:
+    def compiled(f: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.compile(f, dynamic=False) if mode == "compile" else f
 
-    def step() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = forward(*next(batches))
-        loss.backward()
-        optimizer.step()
-        return loss
+    if mode == "compile":
+        torch._dynamo.reset()                                    # of the workload before
+    data = workload.arrays("torch")
+    inputs = [torch.from_numpy(a) for a in data.inputs]
+    parameters = [torch.from_numpy(a.copy()).requires_grad_(workload.kind != "forward") for a in data.parameters]
+    if workload.kind == "update":
+        update = compiled(_optimizer(workload, parameters, inputs).step)
 
-    return step
+        def run() -> Any:
+            update()
+            return parameters[0][:8, :8]
+        return Step(run, _fetch)
+
+    body, held = workload.bodies["torch"], ([parameters] if parameters else [])
+    value = compiled(lambda *arguments: body(torch, F, *held, *arguments))
+    if workload.kind == "train":
+        optimizer = _optimizer(workload, parameters, None)
+        update = compiled(optimizer.step)
+
+        def run() -> Any:
+            optimizer.zero_grad()
+            loss = value(*inputs)
+            loss.backward()
+            update()
+            return loss.detach()
+    elif workload.kind == "gradients":
+        def run() -> Any:
+            loss = value(*inputs)
+            return loss.detach(), *torch.autograd.grad(loss, parameters)
+    else:
+        def run() -> Any:
+            with torch.no_grad():
+                return value(*inputs)
+    return Step(run, _fetch)
+
+
+def _optimizer(workload: Workload, parameters: list[Any], gradients: list[Any] | None) -> torch.optim.Optimizer:
+    if gradients is not None:
+        for p, g in zip(parameters, gradients, strict=True):
+            p.grad = g
+    make: Any = torch.optim.SGD if workload.optimizer.name == "sgd" else torch.optim.Adam
+    made: torch.optim.Optimizer = make(parameters, lr=workload.optimizer.lr)
+    return made
+
+
+def _fetch(result: Any) -> list[Array]:
+    found = result if isinstance(result, (list, tuple)) else [result]
+    return [np.array(t.detach().numpy()) for t in found]

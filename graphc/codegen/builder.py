@@ -19,6 +19,7 @@ from ..core.dims import Dim, Size, evaluate, names
 from ..core.errors import CompileError, InternalError
 from . import loopir as ir
 from .loopir import Call, Const, Expr, Load, Var
+from .simd import machine, tiling
 
 CHUNK_WORK = 40_000.0         # scalar operations that make a chunk worth handing to another thread
 UNKNOWN_SIZE = 32             # what a size known only at run time counts for in estimates
@@ -32,6 +33,11 @@ def size_variable(name: str) -> str:
     return f"n_{name}"
 
 
+def typical(size: Size) -> int:
+    """A size with `UNKNOWN_SIZE` for what is known only at run time."""
+    return size if isinstance(size, int) else evaluate(size, dict.fromkeys(names(size), UNKNOWN_SIZE))
+
+
 class Builder:
     """Scalar expressions, index expressions, and the statements of the kernel being written."""
 
@@ -39,6 +45,7 @@ class Builder:
         self._blocks: list[list[ir.Stmt]] = []
         self._memos: list[dict[Any, Expr]] = []
         self._names = itertools.count()
+        self._definitions: dict[str, Expr] = {}
         self.sizes: dict[str, None] = {}
 
     # ------------------------------------------------------------ scalars
@@ -138,11 +145,20 @@ class Builder:
         return out
 
     def flatten(self, index: Sequence[Expr], shape: Sequence[Any]) -> Expr:
-        """The row-major flat index."""
+        """The row-major flat index; ``(x // n) * n + x % n`` is ``x`` again."""
         out: Expr = Const(0, "int64")
         for i, n in zip(index, self._sizes_of(shape)):
-            out = ir.iadd(ir.imul(out, n), i)
+            high, low = self.definition(out), self.definition(i)
+            if isinstance(high, Call) and isinstance(low, Call) and (high.op, low.op) == ("floordiv", "mod") \
+                    and high.args == low.args and low.args[1] == n:
+                out = low.args[0]
+            else:
+                out = ir.iadd(ir.imul(out, n), i)
         return out
+
+    def definition(self, e: Expr) -> Expr:
+        """What a variable was bound to by `let`; else ``e`` itself."""
+        return self._definitions.get(e.name, e) if isinstance(e, Var) else e
 
     def unravel(self, flat: Expr, shape: Sequence[Any]) -> list[Expr]:
         """The index of a flat position."""
@@ -234,6 +250,7 @@ class Builder:
                 return memo[e]
         name = self.fresh("v")
         self.emit(ir.Let(name, e))
+        self._definitions[name] = e
         self._memos[-1][e] = out = Var(name, e.dtype)
         return out
 
@@ -277,9 +294,27 @@ class Builder:
         dtype = a.dtype  # type: ignore[attr-defined]
         self.emit(ir.Gemm(m, n, k, _operand(a), _operand(b), _operand(c), accumulate, dtype))
 
+    def axis(self, extent: Expr | int, a: Expr | int = 0, b: Expr | int = 0, c: Expr | int = 0) -> ir.Axis:
+        """An axis of a contraction, with its strides in the operands."""
+        return ir.Axis(*(self.index(e) if isinstance(e, int) else e for e in (extent, a, b, c)))
+
+    def contraction(self, rows: Sequence[ir.Axis], columns: Sequence[ir.Axis], lane: ir.Axis,
+                    loops: Sequence[ir.Axis], dtype: str) -> tiling.Contraction:
+        """C[rows, columns, lane] = the sum over ``loops`` of A[rows, loops] * B[columns, loops, lane]."""
+        return tiling.Contraction(tuple(rows), tuple(columns), lane, tuple(loops), dtype)
+
+    def cost(self, what: tiling.Contraction) -> float:
+        """Vector multiplications at the core's peak that one full vector of results costs per element reduced."""
+        return what.cost(machine.host())
+
+    def contract(self, what: tiling.Contraction, a: tuple[Stored, Expr], b: tuple[Stored, Expr],
+                 c: tuple[Stored, Expr], accumulate: bool = False) -> None:
+        """The contraction by register tiles, operands given as (buffer, where it begins)."""
+        at_a, at_b, at_c = (ir.Place(s.buffer, self.let(ir.iadd(s.base, at))) for s, at in (a, b, c))
+        tiling.write(self, what, machine.host(), at_a, at_b, at_c, accumulate)
+
     def typical(self, size: Size) -> int:
-        """A size with `UNKNOWN_SIZE` for what is known only at run time."""
-        return size if isinstance(size, int) else evaluate(size, dict.fromkeys(names(size), UNKNOWN_SIZE))
+        return typical(size)
 
     def grain(self, work: float, multiple: int = 1) -> Expr:
         """How many indices of ``work`` operations each make a chunk, a multiple of ``multiple``."""

@@ -4,11 +4,12 @@ Numba (0.3 s to import and start) is loaded only when a kernel is in neither pla
 """
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..core import events
+from ..core.threads import fork_safe_lock
 from . import blas, cache, native
 from .emit import emit_source, kernel_key
 from .loopir import Gemm, Kernel, walk_stmts
@@ -18,17 +19,20 @@ from .loopir import Gemm, Kernel, walk_stmts
 class CompiledKernel:
     """A kernel as native code.
 
-    ``address`` is that of the entry (see `numba_target`), ``compile_seconds`` what compiling cost in this
-    process (0 when it came from disk), ``source`` the text of the kernel that was compiled first under
-    this key.
+    ``address`` is that of the entry (see `numba_target`), ``compile_seconds`` what compiling cost this call
+    (0 when it was there already), ``origin`` where it came from.
     """
     name: str
     key: str
-    source: str
     address: int
     compile_seconds: float
-    origin: Literal["disk", "compiled"]
+    origin: Literal["memory", "disk", "compiled"]
     kernel: Kernel = field(repr=False)
+
+    @property
+    def source(self) -> str:
+        """The Python text of the kernel."""
+        return emit_source(self.kernel)
 
     def asm(self) -> str:
         """The assembly text, made anew on demand."""
@@ -36,8 +40,8 @@ class CompiledKernel:
         return assembly(self.kernel)
 
 
-_compiled: dict[str, CompiledKernel] = {}
-_lock = threading.Lock()
+_addresses: dict[str, int] = {}                 # of all code that this process has loaded
+_lock = fork_safe_lock()
 
 
 def compile_kernels(kernels: Sequence[Kernel]) -> list[CompiledKernel]:
@@ -48,25 +52,51 @@ def compile_kernels(kernels: Sequence[Kernel]) -> list[CompiledKernel]:
     Raises
     ------
     CompileError
-        Numba or LLVM rejects the emitted source; the message holds the source.
+        Numba or LLVM rejects the emitted source; the message holds the source. NoCompileError inside
+        `graphc.no_compile()`.
     """
     keys = [kernel_key(k) for k in kernels]
-    if any(key not in _compiled for key in keys):
+    seconds: dict[str, float] = {}
+    origins: dict[str, Literal["disk", "compiled"]] = {}
+    if any(key not in _addresses for key in keys):
         with _lock:
-            wanted = {key: k for key, k in zip(keys, kernels) if key not in _compiled}
+            wanted = {key: k for key, k in zip(keys, kernels) if key not in _addresses}
             for key, kernel in wanted.items():
-                code = cache.load(key)
-                if code is not None:
-                    _compiled[key] = _from_disk(kernel, key, code)
-            missing = {key: k for key, k in wanted.items() if key not in _compiled}
+                if _load(key, uses_blas(kernel)):
+                    origins[key] = "disk"
+            missing = {key: k for key, k in wanted.items() if key not in _addresses}
             if missing:
+                events.allow("kernel", ", ".join(dict.fromkeys(k.name for k in missing.values())), _why())
                 from .numba_target import translate
                 for made in translate(missing):
                     cache.store(made.key, made.code)
-                    _compiled[made.key] = CompiledKernel(
-                        made.name, made.key, made.source, made.address, made.seconds, "compiled",
-                        missing[made.key])
-    return [_compiled[key] for key in keys]
+                    _addresses[made.key] = made.address
+                    seconds[made.key], origins[made.key] = made.seconds, "compiled"
+                    events.note("kernel", made.name, _why(), made.seconds)
+    return [CompiledKernel(k.name, key, _addresses[key], seconds.get(key, 0.0), origins.get(key, "memory"), k)
+            for key, k in zip(keys, kernels)]
+
+
+def load_kernels(keys: Iterable[str], with_blas: bool) -> dict[str, int] | None:
+    """The addresses of compiled kernels by key; None unless this process or the disk has all of them."""
+    keys = tuple(keys)
+    with _lock:
+        found = all(key in _addresses or _load(key, with_blas) for key in keys)
+    return {key: _addresses[key] for key in keys} if found else None
+
+
+def _load(key: str, with_blas: bool) -> bool:
+    code = cache.load(key)
+    if code is None:
+        return False
+    if with_blas:
+        blas.install()
+    _addresses[key] = native.load_object(code, entry_symbol(key))
+    return True
+
+
+def _why() -> str:
+    return "the disk cache is off" if cache.root() is None else "new code: not in the disk cache"
 
 
 def entry_symbol(key: str) -> str:
@@ -76,10 +106,3 @@ def entry_symbol(key: str) -> str:
 
 def uses_blas(kernel: Kernel) -> bool:
     return any(isinstance(s, Gemm) for s in walk_stmts(kernel.body))
-
-
-def _from_disk(kernel: Kernel, key: str, code: bytes) -> CompiledKernel:
-    if uses_blas(kernel):
-        blas.install()
-    address = native.load_object(code, entry_symbol(key))
-    return CompiledKernel(kernel.name, key, emit_source(kernel), address, 0.0, "disk", kernel)

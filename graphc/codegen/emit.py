@@ -49,11 +49,13 @@ from .loopir import (
     Set,
     Stmt,
     Store,
+    Tile,
     Var,
     map_expr,
     print_expr,
     print_kernel,
 )
+from .simd.form import form_of
 
 CODES: dict[str, str] = {"float32": "f4", "float64": "f8", "bool": "b1",
                          **{f"int{8 * n}": f"i{n}" for n in (1, 2, 4, 8)},
@@ -62,10 +64,10 @@ CODES: dict[str, str] = {"float32": "f4", "float64": "f8", "bool": "b1",
 FUNCTIONS: frozenset[str] = frozenset((
     *CODES.values(), *(f"bits_{c}" for c in CODES.values()), "select", "minimum", "maximum", "absolute",
     "floor", "ceil", "trunc", "rint", "sqrt", "sign", "fma", "isnan", "floordiv", "mod", "pfloordiv", "pmod",
-    "idiv", "imod", "shl", "shr", "gemm_f4", "gemm_f8"))
+    "idiv", "imod", "shl", "shr", "gemm_f4", "gemm_f8", "tile"))
 
 _RESERVED = FUNCTIONS | frozenset(keyword.kwlist) | {"range", "float"}
-_CONSTANT_NAME = re.compile(r"(f4|f8|b1|[iu][1248])_")
+_CONSTANT_NAME = re.compile(r"(f4|f8|b1|[iu][1248]|tile)_")
 _SHORT = re.compile(r"-?\d{1,6}(\.\d{1,4})?")
 
 _FLOATS = ("float32", "float64")
@@ -191,6 +193,8 @@ class _Printer:
                     yield from self.block(s.orelse, depth + 1)
             case Gemm():
                 yield f"{pad}{self.gemm(s)}"
+            case Tile():
+                yield f"{pad}{self.tile(s)}"
             case _:
                 raise InternalError(f"kernel {self.kernel}: not a statement: {s!r}")
 
@@ -203,6 +207,13 @@ class _Printer:
             parts += [self.buffers[o.buffer], self.expr(o.offset), self.expr(o.ld), str(int(o.transposed))]
         parts += [self.buffers[s.c.buffer], self.expr(s.c.offset), self.expr(s.c.ld), str(int(s.accumulate))]
         return f"gemm_{CODES[s.dtype]}({', '.join(parts)})"
+
+    def tile(self, s: Tile) -> str:
+        """tile_0(a, offset, b, offset, c, offset, what the form leaves open)"""
+        form, given = form_of(s, CODES[s.dtype])
+        name = self.constants.setdefault(str(form), f"tile_{len(self.constants)}")
+        places = (f"{self.buffers[p.buffer]}, {self.expr(p.offset)}" for p in (s.a, s.b, s.c))
+        return f"{name}({', '.join([*places, *(self.expr(e) for e in given)])})"
 
     # ------------------------------------------------------------ expressions
 
@@ -412,4 +423,6 @@ class _Renamer:
                 a, b, c = (Operand(self.buffers[o.buffer], self.expr(o.offset, scope), self.expr(o.ld, scope),
                                    o.transposed) for o in (s.a, s.b, s.c))
                 return Gemm(m, n, k, a, b, c, s.accumulate, s.dtype)
+            case Tile():
+                return s.map(lambda e: self.expr(e, scope), self.buffers.__getitem__)
         raise InternalError(f"not a statement: {s!r}")

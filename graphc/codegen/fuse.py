@@ -1,37 +1,23 @@
 """Fusion: which values are computed inside the kernels that use them, and which get a buffer of their own.
 
 A `Group` is the nodes of one kernel. Maps and pulls go into their consumers; a fold takes the maps in front
-of it; roots of equal shape that need nothing from each other's later kernels share one loop. Every decision
-is kept with its reason for reports.
+of it, and groups over the same rows join (`cluster.py`); other roots of equal shape that need nothing from
+each other's later kernels share one loop. Every decision is kept with its reason for reports.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass
 
-from ..core.dims import Shape
 from ..core.errors import CompileError
 from ..core.node import Node, Value
 from ..core.op import Fold, Loops, Map, Pull
 from ..static.passes.fold import literal
 from ..static.program import Program, toposort
+from .cluster import Group, RowFusion
 
 CHEAP_RECOMPUTE = 4.0       # scalar operations per element below which each user computes a value anew
 MAX_GROUP = 48              # nodes of one kernel: compile time grows with them
-
-
-@dataclass(eq=False, slots=True)
-class Group:
-    """One kernel to be: its nodes in order, and the values it stores."""
-    kind: str                                   # "map", "fold" or "loops"
-    space: tuple[object, ...]                   # what must agree for two groups to share a loop
-    roots: list[Value]
-    nodes: list[Node]
-    needs: set[int] = field(default_factory=set)          # ids of nodes in other groups that it reads
-    early: bool = False                         # a run-time check needs it: runs before anything is written
-
-    def __repr__(self) -> str:
-        return f"<{self.kind} {'+'.join(n.op.name for n in self.nodes)}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +26,16 @@ class Fusion:
     groups: tuple[Group, ...]
     stored: frozenset[int]                      # ids of the nodes that have a buffer
     reasons: tuple[tuple[str, str], ...]        # (node, reason it has a buffer or not)
+    pairs: tuple[Pair, ...] = ()                # every use of one node's value by another
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A producer, a consumer, whether one kernel computes both, and why."""
+    producer: str
+    consumer: str
+    fused: bool
+    reason: str
 
 
 def is_pointwise(node: Node) -> bool:
@@ -80,8 +76,54 @@ def fuse(program: Program) -> Fusion:
                 f"  made at {', '.join(n.origins)}")
     stored, reasons = _stored_nodes(program, nodes)
     early = {id(n) for n in toposort(c.value.node for c in program.checks)}
-    groups = _form_groups(nodes, stored, early)
-    return Fusion(tuple(_merge(groups)), frozenset(stored), tuple(reasons))
+    rows = RowFusion({id(n): k for k, n in enumerate(nodes)}, _updated(program))
+    for g in _form_groups(nodes, stored, early):
+        rows.add(g)
+    groups = rows.result()
+    _keep_inside(program, groups, stored)
+    groups = _merge(groups)
+    why = dict(reasons)
+    return Fusion(tuple(groups), frozenset(stored), tuple(reasons), tuple(_pairs(nodes, groups, rows, why)))
+
+
+def _updated(program: Program) -> set[int]:
+    """Nodes whose kernels write a state in place: alone, for they read it only where they write."""
+    return {id(u.value.node) for u in program.updates}
+
+
+def _keep_inside(program: Program, groups: Sequence[Group], stored: set[int]) -> None:
+    """Values that only their own kernel reads get no buffer after all."""
+    wanted = {id(v.node) for v in program.roots}.union(*(g.needs for g in groups))
+    for g in groups:
+        if g.kind == "rows":
+            stored -= {id(v.node) for v in g.roots} - wanted
+            g.roots[:] = [v for v in g.roots if id(v.node) in wanted]
+
+
+def _pairs(nodes: Sequence[Node], groups: Sequence[Group], rows: RowFusion,
+           why: dict[str, str]) -> Iterator[Pair]:
+    """For each use of a value: fused or not, and the reason."""
+    homes: dict[int, set[int]] = {}
+    for k, g in enumerate(groups):
+        for n in g.nodes:
+            homes.setdefault(id(n), set()).add(k)
+    parts: dict[int, list[int]] = {}            # node -> numbers of the groups before maps were joined
+    for number, g in rows.groups.items():
+        for n in g.nodes:
+            parts.setdefault(id(n), []).append(number)
+    apart = rows.reasons()
+    for n in nodes:
+        for v in n.inputs:
+            if id(v.node) not in homes:
+                continue
+            together = homes[id(n)] <= homes[id(v.node)]
+            if together:
+                kinds = {groups[k].kind for k in homes[id(n)]}
+                reason = "the row stays in cache" if "rows" in kinds else "computed where it is used"
+            else:
+                between = ((rows.home.get(id(v.node), -1), b) for b in parts.get(id(n), ()))
+                reason = next((apart[p] for p in between if p in apart), why.get(v.node.name, ""))
+            yield Pair(v.node.name, n.name, together, reason)
 
 
 def _stored_nodes(program: Program, nodes: Sequence[Node]) -> tuple[set[int], list[tuple[str, str]]]:
@@ -188,8 +230,7 @@ def _space(n: Node) -> tuple[str, tuple[object, ...]]:
     if isinstance(n.op.lower, Loops):
         return "loops", (id(n),)
     if isinstance(n.op.lower, Fold):
-        shape: Shape = n.inputs[0].aval.shape
-        return "fold", (shape, n.attrs["axis"])
+        return "fold", (n.inputs[0].aval.shape, n.attrs["axis"])
     return "map", (n.avals[0].shape,)
 
 
@@ -203,10 +244,10 @@ def _merge(groups: list[Group]) -> list[Group]:
     for g in groups:
         ready = max((made_by[k] for k in g.needs if k in made_by), default=-1)
         home = None
-        if g.kind != "loops":
+        if g.kind not in ("loops", "rows"):
             for position in range(len(out) - 1, max(ready, 0) - 1, -1):
                 other = out[position]
-                same = other.kind == g.kind and other.space == g.space and other.early == g.early
+                same = other.kind == g.kind and other.key == g.key and other.early == g.early
                 if not same or len(other.nodes) + len(g.nodes) > MAX_GROUP:
                     continue
                 own = {id(v.node) for v in other.roots}
@@ -234,3 +275,6 @@ def _shares(a: Group, b: Group) -> bool:
     reads_b = {(id(v.node), v.index) for n in b.nodes for v in n.inputs}
     made_a = {(id(v.node), v.index) for v in a.roots}
     return bool(reads_a & reads_b or reads_b & made_a)
+
+
+__all__ = ["Fusion", "Group", "Pair", "fuse", "is_argument", "is_buffer_constant", "storage_of"]

@@ -12,7 +12,8 @@ Grammar::
            | Store buffer[Expr] = Expr        flat element index
            | For var in start..stop: Stmt*    serial, step 1
            | If Expr: Stmt* else Stmt*
-           | Gemm                             one BLAS call: C = alpha op(A) op(B) (+ C)
+           | Gemm                             one matrix product: C = op(A) op(B) (+ C)
+           | Tile                             one register tile of a contraction: C = sum A B (+ C)
            | Note text                        a comment: the graph nodes the next lines come from
     Expr   = Const | Var | Load buffer[Expr] | Call op(Expr*)
 
@@ -26,7 +27,7 @@ Buffers never alias: a value updated in place is ONE buffer with role ``"inout"`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Union
 
 from ..core.errors import InternalError
@@ -123,11 +124,67 @@ class Gemm:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """An element of a buffer."""
+    buffer: str
+    offset: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """An axis of a contraction: its extent, and what a step along it means in each operand."""
+    extent: Expr
+    a: Expr
+    b: Expr
+    c: Expr
+
+    def exprs(self) -> tuple[Expr, ...]:
+        return self.extent, self.a, self.b, self.c
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A contraction whose results stay in registers until it is done; float32 or float64.
+
+    ``C[rows, columns, lane] (+)= sum over loops and taps of A[rows, ...] * B[columns, ..., lane]``: elements of
+    A are broadcast, those of B come as vectors. ``rows`` (stride 0 in B), ``columns`` (stride 0 in A) and
+    ``taps`` (reduced, stride 0 in C) have constant extents and are unrolled; ``loops`` are reduced by loops,
+    the first the outermost. The lane axis has stride 0 in A and 1 in B; ``width`` of its elements have
+    registers, of which ``lane.extent`` (at most ``width``) exist. No two results share a place.
+    """
+    a: Place
+    b: Place
+    c: Place
+    rows: tuple[Axis, ...]
+    columns: tuple[Axis, ...]
+    taps: tuple[Axis, ...]
+    loops: tuple[Axis, ...]
+    lane: Axis
+    width: int
+    accumulate: bool
+    dtype: str
+
+    def axes(self) -> tuple[Axis, ...]:
+        return *self.rows, *self.columns, *self.taps, *self.loops, self.lane
+
+    def map(self, f: Callable[[Expr], Expr], buffer: Callable[[str], str] = lambda name: name) -> Tile:
+        """The tile with ``f`` applied to its expressions, and ``buffer`` to the names of its buffers."""
+        def axis(x: Axis) -> Axis:
+            return Axis(*(f(e) for e in x.exprs()))
+
+        def axes(group: tuple[Axis, ...]) -> tuple[Axis, ...]:
+            return tuple(axis(x) for x in group)
+        a, b, c = (Place(buffer(p.buffer), f(p.offset)) for p in (self.a, self.b, self.c))
+        return replace(self, a=a, b=b, c=c, rows=axes(self.rows), columns=axes(self.columns),
+                       taps=axes(self.taps), loops=axes(self.loops), lane=axis(self.lane))
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     text: str
 
 
-Stmt = Union[Let, Set, Store, For, If, Gemm, Note]
+Stmt = Union[Let, Set, Store, For, If, Gemm, Tile, Note]
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +351,8 @@ def stmt_exprs(s: Stmt) -> tuple[Expr, ...]:
             return (s.cond,)
         case Gemm():
             return (s.m, s.n, s.k, *(e for o in (s.a, s.b, s.c) for e in (o.offset, o.ld)))
+        case Tile():
+            return (*(p.offset for p in (s.a, s.b, s.c)), *(e for x in s.axes() for e in x.exprs()))
     return ()
 
 
@@ -387,6 +446,22 @@ def _verify_body(kernel: Kernel, body: tuple[Stmt, ...], buffers: dict[str, Buff
                 for o in (s.a, s.b, s.c):
                     if o.buffer not in buffers or buffers[o.buffer].dtype != s.dtype:
                         raise InternalError(f"kernel {kernel.name}: bad gemm operand {o.buffer}")
+            case Tile():
+                _verify_tile(kernel, s, buffers)
+
+
+def _verify_tile(kernel: Kernel, s: Tile, buffers: dict[str, Buffer]) -> None:
+    for p in (s.a, s.b, s.c):
+        if p.buffer not in buffers or buffers[p.buffer].dtype != s.dtype:
+            raise InternalError(f"kernel {kernel.name}: bad tile operand {p.buffer}")
+    zero = Const(0, "int64")
+    unrolled = all(isinstance(x.extent, Const) for x in (*s.rows, *s.columns, *s.taps))
+    strides = (all(x.b == zero for x in s.rows) and all(x.a == zero for x in s.columns)
+               and all(x.c == zero for x in (*s.taps, *s.loops)))
+    lane = s.lane.a == zero and s.lane.b == Const(1, "int64")
+    fits = not isinstance(s.lane.extent, Const) or s.lane.extent.value <= s.width
+    if not (unrolled and strides and lane and fits) or s.dtype not in ("float32", "float64"):
+        raise InternalError(f"kernel {kernel.name}: bad tile {print_stmt(s)}")
 
 
 def _verify_expr(kernel: Kernel, e: Expr, buffers: dict[str, Buffer], scope: dict[str, str]) -> None:
@@ -458,9 +533,22 @@ def print_stmt(s: Stmt, indent: int = 0) -> str:
                 for o in (s.a, s.b, s.c))
             return (f"{pad}{c} {'+=' if s.accumulate else '='} {a} @ {b}"
                     f"   # {s.dtype} m={print_expr(s.m)} n={print_expr(s.n)} k={print_expr(s.k)}")
+        case Tile():
+            return f"{pad}{_print_tile(s)}"
         case Note():
             return f"{pad}# {s.text}"
     raise InternalError(f"not a statement: {s!r}")
+
+
+def _print_tile(s: Tile) -> str:
+    """The places, then each axis as extent(stride in A, in B, in C)."""
+    def axes(group: tuple[Axis, ...]) -> str:
+        return " ".join(f"{print_expr(x.extent)}({', '.join(print_expr(e) for e in (x.a, x.b, x.c))})"
+                        for x in group)
+    a, b, c = (f"{p.buffer}[{print_expr(p.offset)}]" for p in (s.a, s.b, s.c))
+    groups = {"rows": s.rows, "columns": s.columns, "lanes": (s.lane,), "taps": s.taps, "loops": s.loops}
+    text = "; ".join(f"{name} {axes(group)}" for name, group in groups.items() if group)
+    return f"{c} {'+=' if s.accumulate else '='} {a} * {b}   # {s.dtype} {text} of {s.width}"
 
 
 def print_kernel(kernel: Kernel) -> str:

@@ -6,6 +6,7 @@ stays for the life of the process.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from functools import cache
 
 import llvmlite.binding as ll
@@ -15,14 +16,18 @@ from ..core.errors import CompileError
 _lock = threading.RLock()                                       # the engine and the caches below
 
 
-def optimise(llvm_ir: str) -> ll.ModuleRef:
-    """Parse, verify (LLVM aborts the process on IR that it does not like), optimise at O3; no fast-math."""
+def optimise(llvm_ir: str, unroll: bool = True) -> ll.ModuleRef:
+    """Parse, verify (LLVM aborts the process on IR that it does not like), optimise at O3; no fast-math.
+
+    Without ``unroll`` loops stay as they are written.
+    """
     with _lock:
         machine = host_machine()
         module = ll.parse_assembly(llvm_ir)
         module.verify()
         options = ll.create_pipeline_tuning_options(speed_level=3)
         options.slp_vectorization = True
+        options.loop_unrolling = unroll
         builder = ll.create_pass_builder(machine, options)
         builder.getModulePassManager().run(module, builder)
         return module
@@ -40,14 +45,20 @@ def emit_assembly(module: ll.ModuleRef) -> str:
 
 def load_object(code: bytes, symbol: str) -> int:
     """Load object code and return the address of ``symbol``, which no earlier object may define."""
+    return load_symbols(code, (symbol,))[0]
+
+
+def load_symbols(code: bytes, symbols: Sequence[str]) -> list[int]:
+    """Load object code and return the addresses of ``symbols``, which no earlier object may define."""
     with _lock:
         engine = _engine()
         engine.add_object_file(ll.ObjectFileRef.from_data(code))
         engine.finalize_object()
-        address = int(engine.get_function_address(symbol))
-    if not address:
-        raise CompileError(f"the object holds no symbol {symbol}")
-    return address
+        addresses = [int(engine.get_function_address(s)) for s in symbols]
+    missing = [s for s, address in zip(symbols, addresses) if not address]
+    if missing:
+        raise CompileError(f"the object holds no symbol {', '.join(missing)}")
+    return addresses
 
 
 def define_symbol(name: str, address: int) -> None:

@@ -41,8 +41,11 @@ from ..core.errors import CompileError
 from . import blas, native
 from .compile import entry_symbol, uses_blas
 from .emit import CODES, emit_source, kernel_key
-from .loopir import Kernel, verify
+from .loopir import Kernel, Tile, verify, walk_stmts
 from .python_target import function_of
+from .simd import machine
+from .simd.build import tile_function
+from .simd.form import TileForm
 
 _Type = Any                                                     # a Numba type
 
@@ -94,18 +97,19 @@ def translate(kernels: Mapping[str, Kernel]) -> list[Translated]:
         Numba or LLVM rejects the emitted source; the message holds the source.
     """
     with _gc_paused(), _quick_switches(), ThreadPoolExecutor(1, "graphc-llvm") as llvm:
-        started = [llvm.submit(_finish, *_front(kernel, key)) for key, kernel in kernels.items()]
+        started = [llvm.submit(_finish, _front(kernel, key)) for key, kernel in kernels.items()]
         return [future.result() for future in started]
 
 
 def llvm_ir(kernel: Kernel) -> str:
     """What Numba's front end makes of a kernel, before LLVM optimises it."""
-    return _front(kernel, kernel_key(kernel))[3]
+    return _front(kernel, kernel_key(kernel)).text
 
 
 def assembly(kernel: Kernel) -> str:
     """The assembly text of a kernel."""
-    return native.emit_assembly(native.optimise(llvm_ir(kernel)))
+    lowered = _front(kernel, kernel_key(kernel))
+    return native.emit_assembly(native.optimise(lowered.text, lowered.unroll))
 
 
 @contextmanager
@@ -131,8 +135,22 @@ def _quick_switches() -> Iterator[None]:
         sys.setswitchinterval(interval)
 
 
-def _front(kernel: Kernel, key: str) -> tuple[str, str, str, str, float]:
-    """Numba's part: (name, key, source, LLVM IR, seconds)."""
+@dataclass(frozen=True, slots=True)
+class _Lowered:
+    """What Numba's part leaves to LLVM's: ``text`` is LLVM IR.
+
+    Loops around register tiles are not unrolled: constant sizes would make thousands of lines of them.
+    """
+    name: str
+    key: str
+    source: str
+    text: str
+    unroll: bool
+    seconds: float
+
+
+def _front(kernel: Kernel, key: str) -> _Lowered:
+    """Numba's part."""
     start = time.perf_counter()
     source = emit_source(verify(kernel))
     if uses_blas(kernel):
@@ -141,19 +159,21 @@ def _front(kernel: Kernel, key: str) -> tuple[str, str, str, str, float]:
         text = _lower(kernel, source, entry_symbol(key))
     except (numba.core.errors.NumbaError, TypeError) as e:
         raise CompileError(f"Numba rejects kernel {kernel.name}: {e}\n{source}") from e
-    return kernel.name, key, source, text, time.perf_counter() - start
+    unroll = not any(isinstance(s, Tile) for s in walk_stmts(kernel.body))
+    return _Lowered(kernel.name, key, source, text, unroll, time.perf_counter() - start)
 
 
-def _finish(name: str, key: str, source: str, text: str, seconds: float) -> Translated:
+def _finish(kernel: _Lowered) -> Translated:
     """LLVM's part."""
     start = time.perf_counter()
     try:
-        module = native.optimise(text)
+        module = native.optimise(kernel.text, kernel.unroll)
     except RuntimeError as e:
-        raise CompileError(f"LLVM rejects kernel {name}: {e}\n{source}") from e
+        raise CompileError(f"LLVM rejects kernel {kernel.name}: {e}\n{kernel.source}") from e
     code = native.emit_object(module)
-    address = native.load_object(code, entry_symbol(key))
-    return Translated(name, key, source, code, address, seconds + time.perf_counter() - start)
+    address = native.load_object(code, entry_symbol(kernel.key))
+    seconds = kernel.seconds + time.perf_counter() - start
+    return Translated(kernel.name, kernel.key, kernel.source, code, address, seconds)
 
 
 # ---------------------------------------------------------------- Numba's front end
@@ -220,11 +240,14 @@ def _abi_size(context: Any, t: ir.Type) -> int:
 def _lower(kernel: Kernel, source: str, symbol: str) -> str:
     """LLVM IR with the function of ``source`` and its trampoline ``symbol``."""
     function = function_of(source, f"<graphc {kernel.name} {symbol[7:19]}>")
-    function.__globals__.update(_INTRINSICS)
+    tiles = {name: _tile(form) for name, form in function.__globals__.items() if isinstance(form, TileForm)}
+    function.__globals__.update(_INTRINSICS | tiles)
     args = [*(_pointer(b.dtype) for b in kernel.buffers), *[types.int64] * (len(kernel.sizes) + 3)]
     flags = _flags()
     with global_compiler_lock, ConfigStack().enter(flags):
         typing_context, target_context = _contexts()
+        if tiles:
+            typing_context.refresh()                        # new functions to type
         context = compiler._make_subtarget(target_context, flags)
         context.get_abi_sizeof = lambda t: _abi_size(target_context, t)
         identity = bytecode.FunctionIdentity.from_function(function)
@@ -460,6 +483,20 @@ def _gemm(name: str, t: _Type) -> Any:
         b.call(b.module.globals.get(symbol) or ir.Function(b.module, fnty, symbol), values)
         return context.get_dummy_value()
     return _typed(name, 15, lambda *ts: signature, body)
+
+
+def _tile(form: TileForm) -> Any:
+    """A register tile: places as (pointer, offset), then the integers that the form leaves open."""
+    pointer = types.CPointer({"f4": types.float32, "f8": types.float64}[form.code])
+    given = sum(n is None for group in (form.rows, form.columns, form.taps, form.loops, (form.lane,))
+                for axis in group for n in axis)
+    signature = types.void(*[pointer, types.int64] * 3, *[types.int64] * given)
+
+    def body(context: Any, b: Any, signature: Any, args: Any) -> ir.Value:
+        places = [b.gep(args[i], [args[i + 1]]) for i in (0, 2, 4)]
+        b.call(tile_function(b.module, form, machine.host(), given), [*places, *args[6:]])
+        return context.get_dummy_value()
+    return _typed("tile", 6 + given, lambda *ts: signature, body)
 
 
 def _builder_call(method: str) -> Callable[[ir.IRBuilder, _Type, list[ir.Value]], ir.Value]:

@@ -7,13 +7,16 @@ from typing import Any
 import numpy as np
 
 from ..core.aval import Aval
+from ..core.config import config
 from ..core.dims import dim
 from ..core.dtypes import as_dtype
 from ..core.node import Node, Value
 from ..core.op import Op
 from ..static.graph import placeholder_op
+from ..static.key import program_key
 from ..static.program import Program, freeze_attrs
-from .program import CompiledProgram
+from . import cache
+from .program import CompiledProgram, Optimize
 
 Array = np.ndarray[Any, Any]
 
@@ -25,8 +28,10 @@ class Codegen:
         self._ops: dict[Any, CompiledProgram] = {}
         self._lock = threading.Lock()
 
-    def build(self, program: Program, target: str) -> CompiledProgram:
-        return CompiledProgram(program, target)
+    def build(self, program: Program, target: str, optimize: Optimize) -> CompiledProgram:
+        """Passes run only where the disk cache has no image of the program, and when somebody looks."""
+        keeps = target == "cpu" and not config.dump and not config.check and cache.root() is not None
+        return CompiledProgram(program, target, optimize, (program_key(program) or "") if keeps else "")
 
     def call_op(self, op: Op, arrays: tuple[Array, ...], attrs: dict[str, Any]) -> Any:
         """Run one op on arrays through its compiled kernel.

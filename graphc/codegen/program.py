@@ -1,82 +1,52 @@
-"""Compiled programs: groups lowered and compiled, and a table that one native call walks.
+"""Compiled programs: from a Program to an Image, and the runs of it.
 
-A `CompiledProgram` is made once per Program and target. For each assignment of its named sizes it keeps a
-`Plan` (offsets in one arena, extents, chunks); a run takes an `Instance` of it (an arena and a table of its
-own), so runs may overlap. A new size makes a new plan and compiles nothing.
+A `CompiledProgram` is made once per Program and target. Where the disk cache has the image of an equal
+program and the code of its kernels, neither passes nor fusion nor lowering run: they do when somebody looks
+(`program`, `fusion`, `groups`, `kernels`).
 """
 from __future__ import annotations
 
 import hashlib
-import math
 import threading
 import time
-from bisect import insort
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
+from ..core import events
 from ..core.config import config
-from ..core.dims import evaluate_shape
 from ..core.errors import InternalError
 from ..core.files import write_atomically
 from ..core.node import Node, Value
 from ..static.program import Program, toposort
+from . import cache, compile, python_target, vmath
 from . import loopir as ir
-from . import python_target, vmath
-from .builder import size_variable
 from .fuse import Fusion, Group, fuse, is_argument, is_buffer_constant, storage_of
+from .image import COPY_BYTES, Array, Image, Slot, Step, n_bytes
 from .lower import InPlaceConflict, Lowered, Temporary, lower_group
+from .plan import FAILED, Plan, standard
 
-Array = np.ndarray[Any, Any]
-ALIGN = 64
-MAX_PLANS = 64              # sets of sizes whose memory plans are kept; of more, the first made goes
+MAX_PLANS = 64              # sets of sizes whose plans are kept; of more, the first made goes
+MAX_IDLE_BYTES = 1 << 28    # and as long as the arenas of all plans are larger than this
+
+Optimize = Callable[[Program], Program]
 
 
 @dataclass(frozen=True, slots=True)
 class KernelInfo:
-    """A kernel as people look at it."""
+    """A kernel as people look at it.
+
+    ``origin`` says where its code came from: "compiled", "memory" or "disk"; "python" for that target.
+    """
     name: str
     source: str
     compile_seconds: float
     nodes: tuple[Node, ...]
     kernel: ir.Kernel
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One kernel call: its slots and sizes by position."""
-    kernel: ir.Kernel
-    slots: tuple[int, ...]
-    sizes: tuple[str | int, ...]     # named sizes, and constants that were made arguments
-    entry: Any                       # native address, or a Python entry
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """A buffer of the program: where its memory comes from."""
-    kind: str                        # "argument", "constant", "output", "target", "arena"
-    index: int                       # position among arguments, constants, outputs or targets
-    shape: tuple[Any, ...] | None    # of a value
-    size: ir.Expr | None             # elements of a temporary; of one chunk's scratch
-    dtype: np.dtype[Any]
-    scratch_of: int = -1             # the step whose chunks divide it
-
-
-def evaluate_expr(e: ir.Expr, env: Mapping[str, int]) -> int:
-    """An index expression over sizes, as a number."""
-    if isinstance(e, ir.Const):
-        return int(e.value)
-    if isinstance(e, ir.Var):
-        return env[e.name]
-    if isinstance(e, ir.Call):
-        a, b = (evaluate_expr(x, env) for x in e.args)
-        return {"add": a + b, "sub": a - b, "mul": a * b,
-                "floordiv": a // b if b else 0, "mod": a % b if b else 0,
-                "minimum": min(a, b), "maximum": max(a, b)}[e.op]
-    raise InternalError(f"not a size: {e!r}")
+    origin: str
 
 
 def code_form(kernel: ir.Kernel) -> tuple[ir.Kernel, tuple[str | int, ...]]:
@@ -111,44 +81,169 @@ def code_form(kernel: ir.Kernel) -> tuple[ir.Kernel, tuple[str | int, ...]]:
 class CompiledProgram:
     """A Program as kernels.
 
+    Parameters
+    ----------
+    program
+        As recorded.
+    optimize
+        The passes, if any are to be run on it.
+    stored_as : str
+        The name of its image in the disk cache; "" when it is not to be kept there.
+
     Attributes
     ----------
-    fusion : Fusion
-    kernels : list of KernelInfo
+    image : Image
+    origin : {"compiled", "disk"}
+        Whether passes, fusion and lowering were run for it.
     compile_seconds : float
-        Lowering and compilation together.
+        All of the above, and the compilation of kernels.
     """
 
-    def __init__(self, program: Program, target: str) -> None:
+    def __init__(self, program: Program, target: str, optimize: Optimize | None = None,
+                 stored_as: str = "") -> None:
         start = time.perf_counter()
-        self.program, self.target = program, target
-        self.fusion: Fusion = fuse(program)
-        self.slots: list[Slot] = []
-        self.constants: list[Array] = []
-        self._slot_of: dict[Any, int] = {}
-        self.direct: dict[int, int] = {}        # output slot roles are fixed first: updates written in place
-        groups, self.n_check_groups = self._checks_first()
-        self.groups: list[tuple[Node, ...]] = [tuple(g.nodes) for g in groups]
-        lowered = self._lower(groups)
-        self._bind_results()
-        self.steps: list[Step] = []
-        self._make_steps(lowered)
-        self.n_check_steps = sum(len(k) for k in lowered[:self.n_check_groups])
-        self.size_names = tuple(program.sizes())
+        self.recorded, self.target, self._optimize = program, target, optimize
         self._plans: dict[tuple[int, ...], Plan] = {}
         self._lock = threading.Lock()
+        found = _from_disk(stored_as) if stored_as else None
+        self.origin = "disk" if found else "compiled"
+        if found is not None:
+            self.image, self.entries = found
+        else:
+            self.image = self._assembly.image
+            self.entries = [e if e is not None else self._copy_entry() for e in self._assembly.entries]
+            if stored_as:
+                cache.store_image(stored_as, self.image)
         self.compile_seconds = time.perf_counter() - start
         if config.dump:
             for k in self.kernels:
                 code = hashlib.sha256(k.source.encode()).hexdigest()[:8]    # several kernels may share a name
                 write_atomically(f"{config.dump}/kernels/{k.name}_{code}.py", k.source)
 
+    # ------------------------------------------------------------ looking inside
+
+    @cached_property
+    def _assembly(self) -> Assembly:
+        program = self._optimize(self.recorded) if self._optimize is not None else self.recorded
+        return Assembly(program, self.target)
+
+    @property
+    def program(self) -> Program:
+        """The program after the passes."""
+        return self._assembly.program
+
+    @property
+    def fusion(self) -> Fusion:
+        return self._assembly.fusion
+
+    @property
+    def groups(self) -> list[tuple[Node, ...]]:
+        """The nodes of each kernel, in the order they run."""
+        return [tuple(g.nodes) for g in self._assembly.groups]
+
+    @property
+    def kernels(self) -> list[KernelInfo]:
+        return self._assembly.kernels
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return self.image.steps
+
     @property
     def arena_bytes(self) -> int:
         """The largest arena of the plans made so far."""
         return max((p.arena_bytes for p in self._plans.values()), default=0)
 
-    # ------------------------------------------------------------ building
+    # ------------------------------------------------------------ running
+
+    def _copy_entry(self) -> Any:
+        if self.target == "python":
+            return _copy_in_python
+        from .executor import copy_entry
+        return copy_entry()
+
+    def plan(self, env: Mapping[str, int]) -> Plan:
+        """The plan for these sizes."""
+        key = tuple(env[n] for n in self.image.size_names)
+        found = self._plans.get(key)
+        if found is None:
+            with self._lock:
+                found = self._plans.get(key)
+                if found is None:
+                    start, sizes = time.perf_counter(), dict(zip(self.image.size_names, key))
+                    found = Plan(self.image, self.entries, sizes, self.target == "python")
+                    self._plans[key] = found
+                    self._drop_plans()
+                    named = ", ".join(f"{name} = {n}" for name, n in sizes.items())
+                    events.note("plan", named or "no named sizes",
+                                f"new sizes: {found.arena_bytes:,} bytes for intermediate values",
+                                time.perf_counter() - start)
+        return found
+
+    def _drop_plans(self) -> None:
+        idle = sum(p.arena_bytes for p in self._plans.values())
+        while len(self._plans) > MAX_PLANS or (idle > MAX_IDLE_BYTES and len(self._plans) > 1):
+            idle -= self._plans.pop(next(iter(self._plans))).arena_bytes
+
+    def run(self, arguments: Sequence[Array], targets: Sequence[Array],
+            env: Mapping[str, int]) -> tuple[list[Array], int | None]:
+        """Run once; see `graphc.static.interpret.Interpreted.run`."""
+        plan = self.plan(env)
+        outputs, code = plan.run([*arguments, *targets])
+        if 0 <= code < FAILED:
+            outputs, code = plan.run([*map(standard, arguments), *targets])
+            if 0 <= code < FAILED:
+                raise InternalError(f"argument {code} of a program does not fit its plan")
+        return outputs, None if code < 0 else code - FAILED
+
+
+def _copy_in_python(buffers: Sequence[Array], _: Sequence[int], chunk: int, begin: int, end: int) -> None:
+    source, target = (b.reshape(-1).view(np.uint8) for b in buffers)
+    target[begin:end] = source[begin:end]
+
+
+def _from_disk(name: str) -> tuple[Image, list[Any]] | None:
+    """An image and its machine code, if the disk cache has all of it."""
+    image = cache.load_image(name)
+    if image is None:
+        return None
+    addresses = compile.load_kernels({s.key for s in image.steps if s.key}, image.uses_blas)
+    if addresses is None:
+        return None
+    from .executor import copy_entry
+    return image, [addresses[s.key] if s.key else copy_entry() for s in image.steps]
+
+
+# ---------------------------------------------------------------- from nodes to an image
+
+class Assembly:
+    """The way from an optimised Program to an Image, kept for those who look."""
+
+    def __init__(self, program: Program, target: str) -> None:
+        self.program, self.target = program, target
+        self.fusion: Fusion = fuse(program)
+        self.slots: list[Slot] = []
+        self.constants: list[Array] = []
+        self.steps: list[Step] = []
+        self.entries: list[Any] = []               # native addresses or Python functions; None: a copy
+        self.kernels: list[KernelInfo] = []
+        self._slot_of: dict[Any, int] = {}
+        self.direct: dict[int, int] = {}           # update -> the group that writes it in place
+        self.groups, self.n_check_groups = self._checks_first()
+        lowered = self._lower(self.groups)
+        self._bind_results()
+        made = self._steps_of(lowered)
+        n_early = sum(len(group) for group in lowered[:self.n_check_groups])
+        before, after = self._copies()
+        self.steps = [*made[:n_early], *before, *made[n_early:], *after]
+        self.entries[n_early:n_early] = [None] * len(before)
+        self.entries += [None] * len(after)
+        self.slots = [replace(s, scratch_of=s.scratch_of + len(before)) if s.scratch_of >= n_early else s
+                      for s in self.slots]
+        checks = tuple(self._value_slot(c.value) for c in program.checks)
+        self.image = Image(
+            tuple(self.slots), tuple(self.constants), tuple(self.steps), n_early, checks, self._aliases(),
+            tuple(program.sizes()), any(compile.uses_blas(k.kernel) for k in self.kernels))
 
     def _checks_first(self) -> tuple[list[Group], int]:
         """Groups that checks need come first, so that nothing is written before they hold."""
@@ -201,6 +296,8 @@ class CompiledProgram:
                 out.append(lower_group(g, self.fusion.stored))
         return out
 
+    # ------------------------------------------------------------ slots
+
     def _slot(self, key: Any, make: Callable[[], Slot]) -> int:
         if key not in self._slot_of:
             self._slot_of[key] = len(self.slots)
@@ -208,318 +305,94 @@ class CompiledProgram:
         return self._slot_of[key]
 
     def _bind_results(self) -> None:
-        """Arguments, outputs and updates get their slots before anything else."""
+        """Arguments, targets and outputs get their slots before anything else.
+
+        A value has one home; where it is wanted elsewhere too, it is copied.
+        """
         program = self.program
+        self.homeless: list[tuple[Value, int]] = []                # (value, the slot to copy it to)
         for i, n in enumerate(program.arguments):
-            self._slot((id(n), 0), partial(Slot, "argument", i, n.avals[0].shape, None, n.avals[0].dtype))
-        for k in self.direct:
-            v = program.updates[k].value
-            self._slot((id(v.node), v.index), partial(Slot, "target", k, v.aval.shape, None, v.aval.dtype))
-        self.copied_outputs: list[tuple[int, Value]] = []          # outputs that another slot already holds
+            self._slot((id(n), 0), partial(Slot, "argument", i, n.avals[0].dtype.name, n.avals[0].shape))
+        for k, u in enumerate(program.updates):
+            self._home(u.value, "target", k, free=k in self.direct)
         for i, v in enumerate(program.outputs):
             key = (id(v.node), v.index)
-            if key in self._slot_of or is_argument(v.node) or is_buffer_constant(v.node):
-                self.copied_outputs.append((i, v))
-            else:
-                self._slot(key, partial(Slot, "output", i, v.aval.shape, None, v.aval.dtype))
+            self._home(v, "output", i, free=not (
+                key in self._slot_of or is_argument(v.node) or is_buffer_constant(v.node)))
+
+    def _home(self, v: Value, kind: Any, index: int, free: bool) -> None:
+        key = (id(v.node), v.index) if free else (kind, index)
+        slot = self._slot(key, partial(Slot, kind, index, v.aval.dtype.name, v.aval.shape))
+        if not free:
+            self.homeless.append((v, slot))
 
     def _value_slot(self, v: Value) -> int:
         def make() -> Slot:
             if is_buffer_constant(v.node):
                 self.constants.append(np.ascontiguousarray(v.node.attrs["value"]))
-                return Slot("constant", len(self.constants) - 1, v.aval.shape, None, v.aval.dtype)
-            return Slot("arena", -1, v.aval.shape, None, v.aval.dtype)
+                return Slot("constant", len(self.constants) - 1, v.aval.dtype.name, v.aval.shape)
+            return Slot("arena", -1, v.aval.dtype.name, v.aval.shape)
         return self._slot((id(v.node), v.index), make)
 
-    def _make_steps(self, lowered: list[list[Lowered]]) -> None:
+    def _aliases(self) -> tuple[int, ...]:
+        position = {id(n.attrs["state"]): i for i, n in enumerate(self.program.arguments)
+                    if "state" in n.attrs}
+        return tuple(position.get(id(u.state), -1) for u in self.program.updates)
+
+    # ------------------------------------------------------------ steps
+
+    def _steps_of(self, lowered: list[list[Lowered]]) -> list[Step]:
         kernels = [low.kernel for group in lowered for low in group]
         forms = [code_form(vmath.expand(k)) for k in kernels]
-        entries, sources, seconds = self._compile([form for form, _ in forms])
-        self.kernels: list[KernelInfo] = []
-        at = 0
+        compiled = self._compile([form for form, _ in forms])
+        steps: list[Step] = []
         for g, group in enumerate(lowered):
             for low in group:
+                at, kernel = len(steps), low.kernel
                 slots = []
-                for b, binding in zip(low.kernel.buffers, low.bindings):
-                    dtype = np.dtype(b.dtype)
+                for b, binding in zip(kernel.buffers, low.bindings):
                     if isinstance(binding, Value):
                         slots.append(self._value_slot(binding))
                     elif isinstance(binding, Temporary):
-                        make = partial(Slot, "arena", -1, None, binding.size, dtype)
+                        make = partial(Slot, "arena", -1, binding.dtype, None, binding.size)
                         slots.append(self._slot(("temporary", g, binding.name), make))
                     else:
-                        make = partial(Slot, "arena", -1, None, b.size, dtype, at)
+                        make = partial(Slot, "arena", -1, b.dtype, None, b.size, at)
                         slots.append(self._slot(("scratch", at, b.name), make))
-                self.steps.append(Step(low.kernel, tuple(slots), forms[at][1], entries[at]))
-                kernel = low.kernel
-                self.kernels.append(KernelInfo(kernel.name, sources[at], seconds[at], low.nodes, kernel))
-                at += 1
+                writes = tuple(b.role != "in" for b in kernel.buffers)
+                key, source, seconds, origin, entry = compiled[at]
+                steps.append(Step(kernel.name, key, tuple(slots), writes, forms[at][1], kernel.extent,
+                                  kernel.grain))
+                self.entries.append(entry)
+                self.kernels.append(KernelInfo(kernel.name, source, seconds, low.nodes, kernel, origin))
+        return steps
 
-    def _compile(self, kernels: list[ir.Kernel]) -> tuple[list[Any], list[str], list[float]]:
+    def _compile(self, kernels: list[ir.Kernel]) -> list[tuple[str, str, float, str, Any]]:
+        """(key, source, seconds, origin, entry) of each."""
         if self.target == "python":
-            loaded = [python_target.load(k) for k in kernels]
-            return list(loaded), [e.source for e in loaded], [0.0] * len(kernels)
-        from .compile import compile_kernels
-        compiled = compile_kernels(kernels)
-        return ([k.address for k in compiled], [k.source for k in compiled],
-                [k.compile_seconds for k in compiled])
+            return [(e.key, e.source, 0.0, "python", e) for e in map(python_target.load, kernels)]
+        return [(k.key, k.source, k.compile_seconds, k.origin, k.address)
+                for k in compile.compile_kernels(kernels)]
 
-    # ------------------------------------------------------------ running
+    def _copies(self) -> tuple[list[Step], list[Step]]:
+        """Copies before anything is written, of what was; and after all else, of what came out."""
+        before, after = [], []
+        for v, slot in self.homeless:
+            source = self._value_slot(v)
+            if not is_argument(v.node):
+                after.append(self._copy(v, source, slot))
+            elif self.slots[slot].kind == "output":
+                before.append(self._copy(v, source, slot))
+            elif self._aliases()[self.slots[slot].index] != self.slots[source].index:
+                spare = self._slot(("spare", slot),
+                                   partial(Slot, "arena", -1, v.aval.dtype.name, v.aval.shape))
+                before.append(self._copy(v, source, spare))
+                after.append(self._copy(v, spare, slot))
+        return before, after
 
-    def plan(self, env: Mapping[str, int]) -> Plan:
-        """The memory plan for these sizes."""
-        key = tuple(env[n] for n in self.size_names)
-        found = self._plans.get(key)
-        if found is None:
-            with self._lock:
-                found = self._plans.get(key)
-                if found is None:
-                    found = Plan(self, dict(zip(self.size_names, key)))
-                    self._plans[key] = found
-                    if len(self._plans) > MAX_PLANS:                 # each holds an arena
-                        del self._plans[next(iter(self._plans))]
-        return found
-
-    def run(self, arguments: Sequence[Array], targets: Sequence[Array],
-            env: Mapping[str, int]) -> tuple[list[Array], int | None]:
-        """Run once; see `graphc.static.interpret.Interpreted.run`."""
-        plan = self.plan(env)
-        instance = plan.acquire()
-        try:
-            return instance.run(arguments, targets)
-        finally:
-            plan.release(instance)
+    def _copy(self, v: Value, source: int, target: int) -> Step:
+        return Step("copy", "", (source, target), (False, True), (),
+                    n_bytes(v.aval.shape, v.aval.dtype), COPY_BYTES)
 
 
-class Plan:
-    """Offsets, extents and chunks for one assignment of the named sizes."""
-
-    def __init__(self, program: CompiledProgram, env: dict[str, int]) -> None:
-        self.program, self.env = program, {size_variable(name): n for name, n in env.items()}
-        self.shapes = [None if s.shape is None else evaluate_shape(s.shape, env) for s in program.slots]
-        self.extents = [max(0, evaluate_expr(s.kernel.extent, self.env)) for s in program.steps]
-        self.grains = [max(1, evaluate_expr(s.kernel.grain, self.env)) for s in program.steps]
-        self.counts = [self._count(i) for i in range(len(program.slots))]
-        self.offsets, self.arena_bytes, self.live_bytes = self._place()
-        self._idle: list[Instance] = []
-
-    def _count(self, i: int) -> int:
-        slot, shape = self.program.slots[i], self.shapes[i]
-        if shape is not None:
-            return math.prod(shape)
-        assert slot.size is not None
-        at = slot.scratch_of
-        chunks = 1 if at < 0 else -(-self.extents[at] // self.grains[at])
-        return max(0, evaluate_expr(slot.size, self.env)) * max(1, chunks)
-
-    def _place(self) -> tuple[dict[int, int], int, int]:
-        """Arena offsets by liveness: each slot from the first step that uses it to the last; first fit."""
-        program = self.program
-        first: dict[int, int] = {}
-        last: dict[int, int] = {}
-        for t, step in enumerate(program.steps):
-            for s in step.slots:
-                if program.slots[s].kind == "arena":
-                    first.setdefault(s, t)
-                    last[s] = t
-        kept = {program._slot_of.get((id(v.node), v.index)) for v in program.program.roots}
-        for s in set(last).intersection(kept):
-            last[s] = len(program.steps)
-        starts: dict[int, list[int]] = {}
-        ends: dict[int, list[int]] = {}
-        for s, t in first.items():
-            starts.setdefault(t, []).append(s)
-            ends.setdefault(last[s], []).append(s)
-        offsets: dict[int, int] = {}
-        free: list[tuple[int, int]] = []                       # (offset, bytes), sorted
-        top = live = peak = 0
-        for t in range(len(program.steps)):
-            for s in sorted(starts.get(t, ()), key=lambda s: -self._bytes(s)):
-                need = self._bytes(s)
-                live += need
-                for k, (at, room) in enumerate(free):
-                    if room >= need:
-                        offsets[s] = at
-                        free[k:k + 1] = [(at + need, room - need)] if room > need else []
-                        break
-                else:
-                    if free and free[-1][0] + free[-1][1] == top:           # grow the last hole
-                        at, _ = free.pop()
-                        offsets[s], top = at, at + need
-                    else:
-                        offsets[s], top = top, top + need
-            peak = max(peak, live)
-            for s in ends.get(t, ()):
-                live -= self._bytes(s)
-                _give_back(free, offsets[s], self._bytes(s))
-        return offsets, top, peak
-
-    def room(self, slot: int) -> int:
-        """Elements that may be read.
-
-        An empty value has one along each empty axis, where clamped indices point.
-        """
-        shape = self.shapes[slot]
-        return max(1, self.counts[slot]) if shape is None else math.prod(max(1, n) for n in shape)
-
-    def _bytes(self, slot: int) -> int:
-        return -(-self.room(slot) * self.program.slots[slot].dtype.itemsize // ALIGN) * ALIGN
-
-    def acquire(self) -> Instance:
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return Instance(self)
-
-    def release(self, instance: Instance) -> None:
-        self._idle.append(instance)
-
-
-def _give_back(free: list[tuple[int, int]], offset: int, size: int) -> None:
-    """Return a range to the free list, merging neighbours."""
-    insort(free, (offset, size))
-    k = free.index((offset, size))
-    if k + 1 < len(free) and free[k][0] + free[k][1] == free[k + 1][0]:
-        free[k:k + 2] = [(free[k][0], free[k][1] + free[k + 1][1])]
-    if k and free[k - 1][0] + free[k - 1][1] == free[k][0]:
-        free[k - 1:k + 1] = [(free[k - 1][0], free[k - 1][1] + free[k][1])]
-
-
-def _address(array: Array) -> int:
-    return array.__array_interface__["data"][0]
-
-
-class Instance:
-    """What one run at a time uses: an arena, a slot table, and the table of steps."""
-
-    def __init__(self, plan: Plan) -> None:
-        program = plan.program
-        self.plan, self.compiled = plan, program
-        self.arena = np.empty(plan.arena_bytes + ALIGN, np.uint8)
-        base = -_address(self.arena) % ALIGN
-        self.views: dict[int, Array] = {}
-        self._keep_empty: dict[int, Array] = {}
-        self.slots = np.zeros(len(program.slots), np.int64)
-        for s, offset in plan.offsets.items():
-            dtype = program.slots[s].dtype
-            view = self.arena[base + offset:base + offset + plan.room(s) * dtype.itemsize].view(dtype)
-            self.views[s] = view
-            self.slots[s] = _address(self.arena) + base + offset
-        for s, slot in enumerate(program.slots):
-            if slot.kind == "constant":
-                self.views[s] = program.constants[slot.index].reshape(-1)
-                self.slots[s] = _address(program.constants[slot.index])
-        self.argument_slots = [s for s, slot in enumerate(program.slots) if slot.kind == "argument"]
-        self.output_slots = [(s, slot.index) for s, slot in enumerate(program.slots) if slot.kind == "output"]
-        self.target_slots = [(s, slot.index) for s, slot in enumerate(program.slots) if slot.kind == "target"]
-        self.last: list[Any] = [None] * (len(program.program.arguments) + len(program.program.updates))
-        direct = set(program.direct)
-        self.copied_updates = [(k, u.value) for k, u in enumerate(program.program.updates) if k not in direct]
-        slot_of = program._slot_of
-        self.checks = [slot_of.get((id(c.value.node), c.value.index), c.value)
-                       for c in program.program.checks]
-        if program.target == "python":
-            self._start = self._call_python
-        else:
-            self._build_table()
-            self._start = self._call_native
-
-    def _build_table(self) -> None:
-        from .executor import bind_program
-        program, plan = self.compiled, self.plan
-        n = len(program.steps)
-        slot_base, item = _address(self.slots), 8
-        self._keep: list[Array] = []
-        table = np.zeros((max(n, 1), 6), np.int64)
-        for t, step in enumerate(program.steps):
-            bufs = np.array([slot_base + item * s for s in step.slots] or [0], np.int64)
-            sizes = np.array([n if isinstance(n, int) else plan.env[n] for n in step.sizes] or [0], np.int64)
-            self._keep += [bufs, sizes]
-            extent, grain = plan.extents[t], plan.grains[t]
-            chunks = -(-extent // grain)
-            table[t] = (step.entry, _address(bufs), _address(sizes), extent, grain, chunks > 1)
-        self.table = table
-        k = program.n_check_steps
-        self._early = bind_program(table[:k], k) if k else None
-        self._late = bind_program(table[k:], n - k) if n > k else None
-
-    def _call_native(self, early: bool) -> None:
-        call = self._early if early else self._late
-        if call is not None:
-            call(config.num_threads)
-
-    def _call_python(self, early: bool) -> None:
-        program, plan = self.compiled, self.plan
-        k = program.n_check_steps
-        for t in range(0, k) if early else range(k, len(program.steps)):
-            step = program.steps[t]
-            buffers = [self.views[s] for s in step.slots]
-            sizes = [n if isinstance(n, int) else plan.env[n] for n in step.sizes]
-            extent, grain = plan.extents[t], plan.grains[t]
-            for chunk in range(-(-extent // grain)):
-                step.entry(buffers, sizes, chunk, chunk * grain, min((chunk + 1) * grain, extent))
-
-    def _set(self, slot: int, array: Array) -> None:
-        if not array.size:
-            array = np.zeros(self.plan.room(slot), array.dtype)     # what clamped indices read instead
-            self._keep_empty[slot] = array
-        self.slots[slot] = _address(array)
-        if self.compiled.target == "python":
-            self.views[slot] = array.reshape(-1)
-
-    def _value(self, v: Value, arguments: Sequence[Array], outputs: Sequence[Array],
-               targets: Sequence[Array]) -> Array:
-        """The array that holds a root of the program after (or, for arguments, before) the run."""
-        program = self.compiled
-        node = v.node
-        if is_buffer_constant(node):
-            return node.attrs["value"]
-        s = program._slot_of[(id(node), v.index)]
-        slot = program.slots[s]
-        if slot.kind == "argument":
-            return arguments[slot.index]
-        if slot.kind == "output":
-            return outputs[slot.index]
-        if slot.kind == "target":
-            return targets[slot.index]
-        return self.views[s][:self.plan.counts[s]].reshape(self.plan.shapes[s])
-
-    def run(self, arguments: Sequence[Array], targets: Sequence[Array]) -> tuple[list[Array], int | None]:
-        program, plan, last = self.compiled, self.plan, self.last
-        n = len(arguments)
-        for s in self.argument_slots:
-            i = program.slots[s].index
-            if arguments[i] is not last[i]:
-                last[i] = arguments[i]
-                self._set(s, arguments[i])
-        for s, k in self.target_slots:
-            if targets[k] is not last[n + k]:
-                last[n + k] = targets[k]
-                self._set(s, targets[k])
-        if self.checks:
-            self._start(True)
-            for i, c in enumerate(self.checks):
-                value = self._value(c, arguments, (), targets) if isinstance(c, Value) else self.views[c]
-                if not bool(value.reshape(-1)[0]):
-                    return [], i
-        outputs: list[Array] = [None] * len(program.program.outputs)  # type: ignore[list-item]
-        before = {}
-        for i, v in program.copied_outputs:
-            if is_argument(v.node):
-                outputs[i] = arguments[program.slots[program._slot_of[(id(v.node), 0)]].index].copy()
-        for k, v in self.copied_updates:
-            if is_argument(v.node):
-                before[k] = self._value(v, arguments, outputs, targets).copy()
-        for s, i in self.output_slots:
-            outputs[i] = np.empty(plan.shapes[s] or (), program.slots[s].dtype)
-            self._set(s, outputs[i])
-        self._start(False)
-        for i, v in program.copied_outputs:
-            if outputs[i] is None:
-                outputs[i] = np.array(self._value(v, arguments, outputs, targets))
-        for k, v in self.copied_updates:
-            np.copyto(targets[k], before[k] if k in before else self._value(v, arguments, outputs, targets))
-        return outputs, None
-
-
-__all__ = ["CompiledProgram", "KernelInfo", "Plan"]
+__all__ = ["Assembly", "CompiledProgram", "KernelInfo"]

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from .emit import CODES, emit_source, kernel_key
 from .loopir import Kernel, verify
+from .simd.form import TileForm
 
 Array = npt.NDArray[Any]
 Scalar = Any                                                    # a NumPy scalar, or an int for int64
@@ -158,5 +159,5 @@ NAMESPACE: dict[str, Any] = {
     "absolute": np.absolute, "floor": np.floor, "ceil": np.ceil, "trunc": np.trunc, "rint": np.rint,
     "sqrt": np.sqrt, "sign": np.sign, "isnan": np.isnan, "shl": np.left_shift, "shr": np.right_shift,
     "floordiv": np.floor_divide, "mod": np.remainder, "pfloordiv": np.floor_divide, "pmod": np.remainder,
-    "gemm_f4": gemm, "gemm_f8": gemm,
+    "gemm_f4": gemm, "gemm_f8": gemm, "tile": TileForm,
 }

@@ -36,6 +36,7 @@ from .loopir import (
     Set,
     Stmt,
     Store,
+    Tile,
     Var,
     map_expr,
     print_expr,
@@ -798,7 +799,7 @@ def _expand_stmt(block: Block, s: Stmt) -> Stmt:
         case If():
             cond = _expand_expr(block, s.cond)
             return If(cond, _expand_body(block.inner(), s.then), _expand_body(block.inner(), s.orelse))
-        case Gemm() | Note():
+        case Gemm() | Tile() | Note():
             return s
     raise InternalError(f"not a statement: {s!r}")
 

@@ -17,12 +17,11 @@ Key = Any
 
 
 def key_of(edge: Edge) -> Key:
-    """What cotangents are filed under: (id of node, output index), or the id of a leaf tensor."""
-    if type(edge) is Value:
-        return (id(edge.node), edge.index)
-    if type(edge) is TapeNode:
-        return (id(edge), 0)
-    return id(edge)
+    """What cotangents are filed under.
+
+    The id of a leaf or of a tape node with one output, else (id of node, output index).
+    """
+    return (id(edge.node), edge.index) if type(edge) is Value else id(edge)
 
 
 def _node_of(edge: Edge) -> Any:
@@ -31,39 +30,43 @@ def _node_of(edge: Edge) -> Any:
     return edge if type(edge) is TapeNode else None
 
 
-def reverse_order(roots: Iterable[Edge], wrt: set[Key] | None) -> tuple[list[Any], set[int]]:
+def reverse_order(roots: Iterable[Edge], wrt: set[Key] | None) -> tuple[list[Any], set[int] | None]:
     """Nodes from the roots down, each after all nodes that use it, and the ids of those that lead to ``wrt``.
 
-    ``wrt`` None means every leaf. Iterative: tapes of any depth.
+    ``wrt`` None means every leaf, to which all nodes lead (the ids are None then). Iterative: tapes of any
+    depth.
     """
     order: list[Any] = []
-    state: dict[int, bool] = {}                              # id -> leads to wrt; absent: unseen
+    leads: set[int] = set()
+    seen: set[int] = set()
     for root in roots:
         top = _node_of(root)
-        if top is None or id(top) in state:
+        if top is None or id(top) in seen:
             continue
-        state[id(top)] = False
+        seen.add(id(top))
         stack = [(top, iter(top.edges))]
         while stack:
             node, edges = stack[-1]
             for edge in edges:
-                child = _node_of(edge)
-                if edge is not None and (child is None if wrt is None else key_of(edge) in wrt):
-                    state[id(node)] = True
-                if child is not None:
-                    if id(child) not in state:
-                        state[id(child)] = False
-                        stack.append((child, iter(child.edges)))
-                        break
-                    if state[id(child)]:
-                        state[id(node)] = True
+                kind = type(edge)
+                child = edge if kind is TapeNode else edge.node if kind is Value else None
+                if wrt is not None and edge is not None and key_of(edge) in wrt:
+                    leads.add(id(node))
+                if child is None:
+                    continue
+                if id(child) not in seen:
+                    seen.add(id(child))
+                    stack.append((child, iter(child.edges)))
+                    break
+                if id(child) in leads:
+                    leads.add(id(node))
             else:
                 stack.pop()
                 order.append(node)
-                if stack and state[id(node)]:
-                    state[id(stack[-1][0])] = True
+                if stack and id(node) in leads:
+                    leads.add(id(stack[-1][0]))
     order.reverse()
-    return order, {i for i, leads in state.items() if leads}
+    return order, None if wrt is None else leads
 
 
 def walk(roots: Iterable[tuple[Edge, Tensor]], wrt: set[Key] | None = None,
@@ -75,60 +78,76 @@ def walk(roots: Iterable[tuple[Edge, Tensor]], wrt: set[Key] | None = None,
     tensors by id.
     """
     roots = list(roots)
-    order, leading = reverse_order((e for e, _ in roots), wrt)
     cotangents: dict[Key, Tensor] = {}
     leaves: dict[int, Tensor] = {}
 
     def add(edge: Edge, g: Tensor) -> None:
-        key = key_of(edge)
+        kind = type(edge)
+        if kind is TapeNode:
+            key: Key = id(edge)
+        elif kind is Value:
+            key = (id(edge.node), edge.index)
+        else:
+            key = id(edge)
+            leaves[key] = edge
         before = cotangents.get(key)
         cotangents[key] = g if before is None else before + g
-        if isinstance(edge, Tensor):
-            leaves[key] = edge
 
+    order, leading = reverse_order((e for e, _ in roots), wrt)
     for edge, g in roots:
         add(edge, g)
     for node in order:
-        if id(node) in leading or getattr(node, "hooks", None):     # hooks also see a gradient that ends here
-            _step(node, cotangents, leading, wrt, add)
-        if id(node) in leading and done is not None:
+        if leading is not None and id(node) not in leading:
+            if getattr(node, "hooks", None):                        # they also see a gradient that ends here
+                _cotangents_of(node, cotangents, wrt)
+            continue
+        g = _cotangents_of(node, cotangents, wrt)
+        if g is not None and node.op.vjp is not None:
+            context = node.open()
+            rule = node.op.rule
+            for i, edge in enumerate(node.edges):
+                if edge is None or not (leading is None or _leads(edge, leading, wrt)):
+                    continue
+                back = rule(i)
+                d = None if back is None else back(g, context)
+                if d is not None:
+                    add(edge, d)
+        if done is not None:
             done(node)
     return cotangents, leaves
 
 
-def _step(node: Any, cotangents: dict[Key, Tensor], leading: set[int], wrt: set[Key] | None,
-          add: Callable[[Edge, Tensor], None]) -> None:
+def _leads(edge: Edge, leading: set[int], wrt: set[Key] | None) -> bool:
+    child = _node_of(edge)
+    return (child is not None and id(child) in leading) or (wrt is not None and key_of(edge) in wrt)
+
+
+def _cotangents_of(node: Any, cotangents: dict[Key, Tensor], wrt: set[Key] | None) -> Any:
+    """What reached a node's outputs, after its hooks: a tensor, or a tuple for several outputs.
+
+    None if nothing did. Taken out of the table, unless asked for.
+    """
     op = node.op
-    several = op.outputs != 1
+    tape = type(node) is TapeNode
+    if tape and op.outputs == 1:
+        return _hooked(node, id(node), 0, cotangents, wrt)
     n = 1
-    if several:
+    if op.outputs != 1:
         n = len(getattr(node, "avals", None) or node.attrs.get("_outputs", range(op.outputs)))
-    gs = []
-    for i in range(n):
-        key = (id(node), i)
-        g = cotangents.get(key)
-        if g is not None and type(node) is TapeNode and node.hooks is not None:
-            for hook in tuple(node.hooks.get(i, ())):
-                changed = hook(g)
-                g = g if changed is None else changed
-        if wrt is None or key not in wrt:
-            cotangents.pop(key, None)
-        elif g is not None:
-            cotangents[key] = g
-        gs.append(g)
-    if all(g is None for g in gs) or op.vjp is None or id(node) not in leading:
-        return
-    context = node.open()
-    for i, edge in enumerate(node.edges):
-        if edge is None:
-            continue
-        child = _node_of(edge)
-        if not ((child is not None and id(child) in leading) or (wrt is None and child is None)
-                or (wrt is not None and key_of(edge) in wrt)):
-            continue
-        rule = op.rule(i)
-        if rule is None:
-            continue
-        g = rule(tuple(gs) if several else gs[0], context)
-        if g is not None:
-            add(edge, g)
+    gs = tuple(_hooked(node if tape else None, (id(node), i), i, cotangents, wrt) for i in range(n))
+    if all(g is None for g in gs):
+        return None
+    return gs if op.outputs != 1 else gs[0]
+
+
+def _hooked(node: TapeNode | None, key: Key, output: int, cotangents: dict[Key, Tensor],
+            wrt: set[Key] | None) -> Tensor | None:
+    g = cotangents.pop(key, None) if wrt is None or key not in wrt else cotangents.get(key)
+    if g is None or node is None or node.hooks is None:
+        return g
+    for hook in tuple(node.hooks.get(output, ())):
+        changed = hook(g)
+        g = g if changed is None else changed
+    if wrt is not None and key in wrt:
+        cotangents[key] = g
+    return g

@@ -28,6 +28,10 @@ def default_float() -> DType:
     return float32
 
 
+_BY_SPEC: dict[Any, DType] = {d: d for d in SUPPORTED} | {d.type: d for d in SUPPORTED} | {
+    float: float32, int: int64, bool: bool_}
+
+
 def as_dtype(spec: Any) -> DType:
     """The dtype that ``spec`` names.
 
@@ -41,6 +45,10 @@ def as_dtype(spec: Any) -> DType:
     DTypeError
         If graphc has no such dtype.
     """
+    try:
+        return _BY_SPEC[spec]
+    except (KeyError, TypeError):
+        pass
     if isinstance(spec, np.dtype):
         found = _BY_NAME.get(spec.name)
     elif spec is float:

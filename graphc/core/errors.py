@@ -75,6 +75,10 @@ class CompileError(GraphcError, RuntimeError):
     """A kernel that could not be lowered or compiled; the message names the node and its line."""
 
 
+class NoCompileError(CompileError):
+    """Something had to be traced or compiled inside `graphc.no_compile()`."""
+
+
 class ScriptError(GraphcError, RuntimeError):
     """A user's script that failed under `graphc compare` or `dump`.
 

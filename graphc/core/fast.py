@@ -1,130 +1,245 @@
-"""The eager fast path: operators of two tensors of one dtype, or a tensor and a Python number.
+"""The eager fast path: an op's literal made into a Python function of its own.
 
-A call takes about a microsecond: no inference, no node, no source line and no promotion happen here.
-Whatever is not plain goes to `record.apply`, which also turns NumPy's failures into graphc's errors. The
-functions read module globals on purpose: a global that says "nobody records anything" costs 15 ns, a
-thread-local 50.
+`call` writes that function: which dtypes it takes, what its gradient rules read, whether its result is a
+view and whether numbers may stand for tensors are known from the literal, so a call asks nothing of it and
+loops over nothing. It takes about a microsecond: no inference, no promotion and no source line happen here.
+Whatever is not plain, an array among the inputs, other dtypes, a symbol, an open graph, a failure in NumPy,
+goes to `record.apply`, which also turns failures into graphc's errors. For ``exp`` it reads::
+
+    def call(x):
+        if record.recording_scopes or record.source_scopes:
+            return apply(op, x)
+        try:
+            a = x._data
+            if a.dtype.kind not in kinds:
+                return apply(op, x)
+            data = run(a)
+        except FAILURES:
+            return apply(op, x)
+        if type(data) is not ndarray:
+            data = asarray(data)
+        out = new(Tensor)
+        out._data = data
+        out._rare = None
+        out._storage = None
+        if x.requires_grad and (not record.no_grad_scopes or record.modes.grad) and data.dtype.kind == "f":
+            node = new(TapeNode)
+            node.op = op; node.attrs = EMPTY; node.shapes = (a.shape,); node.hooks = node.where = None
+            node.edges = (x._node or x,)
+            s = out._storage = Storage(data)
+            sout = (data, s, 0)
+            node.saved = (None, sout,)
+            out._node = node
+            out.requires_grad = True
+            return out
+        out._node = None
+        out.requires_grad = False
+        return out
+
+It reads module globals on purpose: one that says "nobody records anything" costs 15 ns, a thread-local 50.
 """
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cache
+from types import CodeType
 from typing import Any
 
 import numpy as np
 
 from . import record
-from .node import Saved, TapeNode
+from .errors import InternalError
+from .node import TapeNode
 from .op import Op, reads
+from .storage import Storage
 from .tensor import Tensor, _new
 
-# 0/0 is NaN without a word, as in the other paths; np.errstate would cost more than the operation
-warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"graphc\.core\.fast")
+# 0/0 is NaN without a word; np.errstate around each call would cost more than the operation
+warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"graphc\.(core\.fast|ops\.)")
 
-_ndarray, _asarray = np.ndarray, np.asarray
-_EMPTY: dict[str, Any] = {}
-
-
-def _saved(x: Any) -> Any:
-    if type(x) is float or type(x) is int:
-        return x
-    storage = x._storage
-    if storage is None:
-        storage = x.storage()
-    return Saved(x._data, storage, storage.version)
+#: What sends a call to `record.apply`; RuntimeWarning when the user made warnings errors.
+FAILURES = (AttributeError, ValueError, TypeError, IndexError, OverflowError, ZeroDivisionError,
+            RuntimeWarning, FloatingPointError)
+_INPUTS, _ARRAYS = "xyz", "abc"
+_COMMON: dict[str, Any] = {
+    "record": record, "apply": record.apply, "new": _new, "Tensor": Tensor, "TapeNode": TapeNode,
+    "Storage": Storage, "ndarray": np.ndarray, "asarray": np.asarray, "EMPTY": {}, "FAILURES": FAILURES,
+    "NUMBERS": frozenset({int, float}), "executor": record.executor, "__name__": __name__}
 
 
-def binary(op: Op, reflected: bool = False) -> Callable[[Any, Any], Any]:
-    """The method behind an operator: ``binary(add_op)`` is ``Tensor.__add__``."""
-    ufunc, apply = op.run, record.apply
-    saves = bool(op.saves)
-    by_x, by_y = reads(op, (0,)), reads(op, (1,))                # what the rule of each input reads
-    x_reads_x, x_reads_y, x_reads_out = "x" in by_x, "y" in by_x, "out" in by_x
-    y_reads_x, y_reads_y, y_reads_out = "x" in by_y, "y" in by_y, "out" in by_y
-    differentiable = op.vjp is not None
-    kinds = "f" if op.promote == "float" else op.kinds
-    picky = kinds != "biuf"
-    flat_edges = record
+def call(op: Op, inputs: int = 1, otherwise: Callable[..., Any] | None = None, *, number: int | None = None,
+         name: str | None = None, doc: str | None = None) -> Callable[..., Any]:
+    """``op`` as a function of its inputs and then its attributes.
 
-    def method(x: Any, y: Any) -> Any:
-        if reflected:
-            x, y = y, x
-        try:
-            if flat_edges.recording_scopes or flat_edges.source_scopes:
-                return apply(op, x, y)
-            if type(y) is float or type(x) is float:
-                return _with_number(x, y)
-            a, b = x._data, y._data
-            if a.dtype is not b.dtype or (picky and a.dtype.kind not in kinds):
-                return apply(op, x, y)
-            data = ufunc(a, b)
-        except AttributeError:                              # a number, an array, a symbol
-            return _with_number(x, y)
-        except ValueError:                                  # shapes: infer says it better
-            return apply(op, x, y)
-        if type(data) is not _ndarray:
-            data = _asarray(data)
-        out = _new(Tensor)
-        out._data = data
-        out._storage = out._rare = None
-        gx, gy = x.requires_grad, y.requires_grad
-        if (gx or gy) and differentiable and (not flat_edges.no_grad_scopes or flat_edges.modes.grad):
-            saved = None
-            if saves:
-                saved = (_saved(x) if (gx and x_reads_x) or (gy and y_reads_x) else None,
-                         _saved(y) if (gx and x_reads_y) or (gy and y_reads_y) else None,
-                         _saved(out) if (gx and x_reads_out) or (gy and y_reads_out) else None)
-            out._node = TapeNode(op, (x._node or x if gx else None, y._node or y if gy else None), _EMPTY,
-                                 (a.shape, b.shape), saved)
-            out.requires_grad = True
+    Parameters
+    ----------
+    op : Op
+        With one output.
+    inputs : int
+        How many of the parameters are tensors: one to three.
+    otherwise : callable, optional
+        Takes the calls that are not plain, instead of `record.apply`.
+    number : int, optional
+        The input (of two) that may be a Python number.
+    name, doc : str, optional
+        The function's own.
+    """
+    attrs = _parameters(op.infer)[inputs:]
+    if attrs and attrs != _parameters(op.run)[inputs:]:
+        raise InternalError(f"{op.name}: infer and run take different attributes, or in another order")
+    source = _source(op, inputs, attrs, otherwise is not None, number)
+    space = {**_COMMON, "op": op, "run": op.run, "otherwise": otherwise,
+             "kinds": "f" if op.promote == "float" else op.kinds}
+    exec(_compiled(source), space)
+    function: Callable[..., Any] = space["call"]
+    function.__name__ = function.__qualname__ = name or op.name
+    function.__doc__ = doc
+    return function
+
+
+def _parameters(function: Any) -> tuple[str, ...]:
+    code = function.__code__
+    names: tuple[str, ...] = code.co_varnames
+    return names[:code.co_argcount]
+
+
+def operator(op: Op, reflected: bool = False) -> Callable[[Any, Any], Any]:
+    """The method behind an operator: ``operator(add_op)`` is ``Tensor.__add__``.
+
+    Operators of a tensor and a number are as plain as those of two tensors.
+    """
+    if not reflected:
+        return call(op, 2, number=1)
+    swapped = call(op, 2, number=0)
+    return lambda x, y: swapped(y, x)
+
+
+@cache
+def _compiled(source: str) -> CodeType:
+    return compile(source, f"{__file__}<call>", "exec")      # not a line of the user's
+
+
+def _source(op: Op, n: int, attrs: tuple[str, ...], otherwise: bool, number: int | None) -> str:
+    inputs, arrays = _INPUTS[:n], _ARRAYS[:n]
+    takes = ", ".join((*inputs, *attrs))
+    named = ", ".join(("op", *inputs, *(f"{k}={k}" for k in attrs)))
+    leave = f"return otherwise({takes})" if otherwise else f"return apply({named})"
+    plain = ", ".join((*arrays, *attrs))
+    pairs = f"{{{', '.join(f'{k!r}: {k}' for k in attrs)}}}" if attrs else "EMPTY"
+    lines = [f"def call({takes}):",
+             "    if record.recording_scopes or record.source_scopes:",
+             f"        {leave}"]
+    if number is not None:
+        lines += _with_number(op, number, leave)
+    lines += ["    try:", *(f"        {a} = {x}._data" for x, a in zip(inputs, arrays)),
+              f"        if {_unusual(op, arrays)}:", f"            {leave}"]
+    if op.compiled:
+        lines += [f"        if a.size >= {op.compiled}:",
+                  f"            data = executor().call_op(op, ({', '.join(arrays)},), {pairs})",
+                  "        else:", f"            data = run({plain})"]
+    else:
+        lines += [f"        data = run({plain})"]
+    lines += ["    except FAILURES:", f"        {leave}"]
+    shapes = f"({', '.join(f'{a}.shape' for a in arrays)},)"
+    lines += _result(op, list(inputs), dict(zip(inputs, arrays)), shapes, pairs, "    ")
+    return "\n".join(lines) + "\n"
+
+
+def _unusual(op: Op, arrays: str) -> str:
+    """The condition under which a call is not plain."""
+    asks = []
+    if op.promote is not None:
+        asks += [f"a.dtype is not {b}.dtype" for b in arrays[1:]]
+    else:
+        asks += [f"{b} is None" for b in arrays[1:]]
+    asks.append("a is None" if op.kinds == "biuf" and op.promote != "float" else "a.dtype.kind not in kinds")
+    return " or ".join(asks)
+
+
+def _with_number(op: Op, number: int, leave: str) -> list[str]:
+    """The branch for a Python number beside a tensor, as weak in NumPy as it is here.
+
+    That is with floats, and integers beside integers; but not in comparisons, which NumPy answers for numbers
+    that do not fit the dtype too.
+    """
+    x, y = ("x", "y") if number == 1 else ("y", "x")
+    plain = "a.dtype.kind == 'f'"
+    if op.promote == "same" and op.vjp is not None:
+        plain += f" or ({y}.__class__ is int and a.dtype.kind in 'iu')"
+    operands = "a, y" if number == 1 else "x, a"
+    shapes = "(a.shape, ())" if number == 1 else "((), a.shape)"
+    return [f"    if {y}.__class__ in NUMBERS:",
+            "        try:",
+            f"            a = {x}._data",
+            f"            if a.dtype.kind not in kinds or not ({plain}):",
+            f"                {leave}",
+            f"            data = run({operands})",
+            "        except FAILURES:",
+            f"            {leave}",
+            *_result(op, [x], {x: "a"}, shapes, "EMPTY", "        ", ("x", "y"))]
+
+
+def _result(op: Op, tensors: list[str], arrays: dict[str, str], shapes: str, attrs: str, pad: str,
+            inputs: tuple[str, ...] = ()) -> list[str]:
+    """The tensor around ``data``, and its place on the tape if a gradient may be wanted."""
+    inputs = inputs or tuple(tensors)
+    view = "view" in op.traits
+    lines = ["if type(data) is not ndarray:",
+             "    data = asarray(data)",
+             "out = new(Tensor)",
+             "out._data = data",
+             "out._rare = None"]
+    if view:
+        lines += ["base = data.base",
+                  "shared = data is a or (base is not None and (base is a or base is a.base))",
+                  "out._storage = None if not shared else x if x._storage is None else x._storage"]
+    else:
+        lines += ["out._storage = None"]
+    if op.vjp is not None:
+        lines += _taped(op, tensors, arrays, shapes, attrs, inputs, view)
+    lines += ["out._node = None", "out.requires_grad = False", "return out"]
+    return [pad + line for line in lines]
+
+
+def _taped(op: Op, tensors: list[str], arrays: dict[str, str], shapes: str, attrs: str,
+           inputs: tuple[str, ...], view: bool) -> list[str]:
+    wants = [f"g{t}" for t in tensors]
+    one = len(tensors) == 1
+    lines = [] if one else [f"g{t} = {t}.requires_grad" for t in tensors]
+    wanted = f"{tensors[0]}.requires_grad" if one else f"({' or '.join(wants)})"
+    lines += [f"if {wanted} and (not record.no_grad_scopes or record.modes.grad) and data.dtype.kind == 'f':"]
+    edges = [f"{t}._node or {t}" if one else f"({t}._node or {t}) if g{t} else None" for t in tensors]
+    by_name = dict(zip(tensors, edges))
+    body = ["node = new(TapeNode)",
+            f"node.op = op; node.attrs = {attrs}; node.shapes = {shapes}; node.hooks = node.where = None",
+            f"node.edges = ({', '.join(by_name.get(t, 'None') for t in inputs)},)"]
+    saved = []
+    for k, name in enumerate((*inputs, "out")):
+        word = ("x", "y", "z")[k] if name != "out" else "out"
+        who = [f"g{t}" for t in tensors if word in reads(op, (inputs.index(t),))
+               or (name != "out" and "*" in reads(op, (inputs.index(t),)))]
+        if not who:
+            saved.append("None")
+            continue
+        if name != "out" and name not in tensors:                # a number
+            saved.append(name)
+            continue
+        pad = ""
+        if not one and len(who) < len(tensors):
+            body += [f"s{name} = None", f"if {' or '.join(who)}:"]
+            pad = "    "
+        if name == "out":
+            body += [f"{pad}s = out._storage = Storage(data)", f"{pad}sout = (data, s, 0)"]
         else:
-            out._node = None
-            out.requires_grad = False
-        return out
-
-    def _with_number(x: Any, y: Any) -> Any:
-        # float op float-tensor (or int op ...): weak in NumPy too, so the ufunc gets the promotion right
-        tx, ty = type(x), type(y)
-        if ty is float or ty is int:
-            a = getattr(x, "_data", None)
-            if a is None or a.dtype.kind != "f":
-                return apply(op, x, y)
-            try:
-                data = ufunc(a, y)
-            except (OverflowError, ValueError, TypeError):
-                return apply(op, x, y)
-            leaf = x
-        elif tx is float or tx is int:
-            a = getattr(y, "_data", None)
-            if a is None or a.dtype.kind != "f":
-                return apply(op, x, y)
-            try:
-                data = ufunc(x, a)
-            except (OverflowError, ValueError, TypeError):
-                return apply(op, x, y)
-            leaf = y
-        else:
-            return apply(op, x, y)
-        if type(data) is not _ndarray:
-            data = _asarray(data)
-        out = _new(Tensor)
-        out._data = data
-        out._storage = out._rare = None
-        if leaf.requires_grad and differentiable and (not flat_edges.no_grad_scopes or flat_edges.modes.grad):
-            edge = leaf._node or leaf
-            first = leaf is x
-            saved = None
-            if saves:
-                saved = (_saved(x) if (x_reads_x if first else y_reads_x) else None,
-                         _saved(y) if (x_reads_y if first else y_reads_y) else None,
-                         _saved(out) if (x_reads_out if first else y_reads_out) else None)
-            out._node = TapeNode(op, (edge, None) if first else (None, edge), _EMPTY,
-                                 (a.shape, ()) if first else ((), a.shape), saved)
-            out.requires_grad = True
-        else:
-            out._node = None
-            out.requires_grad = False
-        return out
-
-    method.__name__ = op.name
-    return method
+            body += [f"{pad}s = {name}._storage",
+                     f"{pad}if s.__class__ is not Storage:", f"{pad}    s = {name}.storage()",
+                     f"{pad}s{name} = ({arrays[name]}, s, s.version)"]
+        saved.append(f"s{name}")
+    body += [f"node.saved = ({', '.join(saved)},)" if set(saved) != {"None"} else "node.saved = None",
+             "out._node = node",
+             "out.requires_grad = True"]
+    if view:
+        body += ["if shared:", "    x.storage().note_view(out)"]
+    body += ["return out"]
+    return lines + ["    " + line for line in body]

@@ -117,13 +117,9 @@ class Context:
             raise AttributeError(name) from None
 
 
-class Saved(NamedTuple):
-    """A value kept for the backward pass: its array, and the Storage version it had."""
-    data: Any
-    storage: Any
-    version: int
-
-
+#: A value kept for the backward pass: its array, its Storage, and the version that had.
+Saved = tuple[Any, Any, int]
+NOTHING: Any = ()
 FREED: Any = object()
 
 
@@ -132,7 +128,7 @@ class TapeNode:
 
     ``edges[k]`` says where input ``k`` came from: a TapeNode (its only output), a `Value` (one of several
     outputs), a leaf Tensor, or None when no gradient is wanted there. ``saved`` has one entry per input,
-    then one per output; None where the op's rules do not read it.
+    then one per output: a `Saved`, the number itself for a number, None where the op's rules do not read it.
     """
     __slots__ = ("__weakref__", "attrs", "edges", "hooks", "op", "saved", "shapes", "where")
 
@@ -144,29 +140,30 @@ class TapeNode:
 
     def open(self) -> Context:
         """The Context, saved values checked: AutogradError when one was changed in place or already freed."""
-        from .tensor import rewrap
-        if self.saved is None:
-            return Context(self.attrs, self.shapes, (), ())
-        if self.saved is FREED:
+        saved = self.saved
+        if saved is None:
+            return Context(self.attrs, self.shapes, NOTHING, NOTHING)
+        if saved is FREED:
             raise AutogradError(
                 f"{self._place()}: backward through the same tape a second time, but its saved values "
                 "were freed; pass retain_graph=True to the first backward()")
         n = len(self.edges)
-        saved = [self._check(s, i, n) for i, s in enumerate(self.saved)]
-        inputs = tuple(rewrap(s, self.edges[i]) if isinstance(s, Saved) else s
-                       for i, s in enumerate(saved[:n]))
-        several = len(saved) - n > 1
-        outputs = tuple(s and rewrap(s, Value(self, i) if several else self) for i, s in enumerate(saved[n:]))
-        return Context(self.attrs, self.shapes, inputs, outputs)
+        values = [self._restored(s, i, n) if type(s) is tuple else s for i, s in enumerate(saved)]
+        return Context(self.attrs, self.shapes, tuple(values[:n]), tuple(values[n:]))
 
-    def _check(self, saved: Any, position: int, n_inputs: int) -> Any:
-        if isinstance(saved, Saved) and saved.storage is not None and saved.storage.version != saved.version:
+    def _restored(self, saved: Saved, position: int, n_inputs: int) -> Any:
+        storage = saved[1]
+        if storage.version != saved[2]:
             what = f"input {position}" if position < n_inputs else "the output"
-            at = f" at {saved.storage.written_at}" if saved.storage.written_at else ""
+            at = f" at {storage.written_at}" if storage.written_at else ""
             raise AutogradError(
                 f"{self._place()}: {what} is needed for the gradient but was changed in place{at} "
-                f"(version {saved.storage.version}, expected {saved.version}); work on a copy: x = x.clone()")
-        return saved
+                f"(version {storage.version}, expected {saved[2]}); work on a copy: x = x.clone()")
+        from .tensor import rewrap
+        if position < n_inputs:
+            return rewrap(saved, self.edges[position])
+        several = len(self.saved) - n_inputs > 1
+        return rewrap(saved, Value(self, position - n_inputs) if several else self)
 
     def _place(self) -> str:
         return f"{self.op.name}" + (f" at {self.where}" if self.where else "")

@@ -11,18 +11,43 @@ from typing import Any
 
 import numpy as np
 
+_making_locks = threading.Lock()
+_PRUNE = 32                                     # views noted before the dead ones are looked for
+
 
 class Storage:
     """The buffer that a tensor, its views and the static Variables bound to it share."""
-    __slots__ = ("__weakref__", "array", "lock", "version", "views", "written_at")
+    __slots__ = ("__weakref__", "_lock", "array", "version", "views", "written_at")
 
     def __init__(self, array: np.ndarray[Any, Any]) -> None:
+        # one is made for every saved value of the tape: what few need is made later
         self.array = array
         self.version = 0
         self.written_at: str | None = None      # the line of the last write, under record_sources()
-        self.lock = threading.RLock()
-        self.views: weakref.WeakSet[Any] | None = None      # live views that are being differentiated
+        self.views: list[weakref.ref[Any]] | None = None    # views that are being differentiated
+        self._lock: Any = None
+
+    @property
+    def lock(self) -> Any:
+        """Held while the buffer is read and written as one step."""
+        if self._lock is None:
+            with _making_locks:
+                if self._lock is None:
+                    self._lock = threading.RLock()
+        return self._lock
 
     def bump(self, where: str | None = None) -> None:
         self.version += 1
         self.written_at = where
+
+    def note_view(self, view: Any) -> None:
+        """``view`` shares this buffer and has a history of its own."""
+        if self.views is None:
+            self.views = []
+        elif len(self.views) >= _PRUNE and not len(self.views) & (len(self.views) - 1):
+            self.views = [ref for ref in self.views if ref() is not None]
+        self.views.append(weakref.ref(view))
+
+    def has_view_besides(self, tensor: Any) -> bool:
+        """Whether a view with a history, other than ``tensor``, is alive."""
+        return any(view is not None and view is not tensor for view in (ref() for ref in self.views or ()))

@@ -75,7 +75,7 @@ class Tensor:
 
     _data: Any                       # np.ndarray, or None when symbolic
     _node: Any                       # eager: TapeNode | Value | None; symbolic: Value
-    _storage: Storage | None         # made when first needed; shared by views
+    _storage: Any                    # a Storage, made when first needed; till then a view has its base here
     _rare: _Rare | None
     requires_grad: bool
 
@@ -181,14 +181,20 @@ class Tensor:
 
     def storage(self) -> Storage:
         """The buffer with a version that this tensor and its views share."""
-        if self._storage is None:
-            self._storage = Storage(self._array("storage()"))
-        return self._storage
+        found = self._storage
+        if type(found) is not Storage:
+            found = self._storage = Storage(self._array("storage()")) if found is None else found.storage()
+        return found
 
     @property
     def version(self) -> int:
         """How often the buffer was written in place."""
-        return 0 if self._storage is None else self._storage.version
+        return 0 if self._storage is None else self.storage().version
+
+    @property
+    def is_view(self) -> bool:
+        """Whether the buffer is part of another tensor's (eager tensors)."""
+        return self._storage is not None and self.storage().array is not self._data
 
     # ------------------------------------------------------------ values
 
@@ -435,10 +441,11 @@ def symbol(value: Value, requires_grad: bool = False) -> Tensor:
 
 def rewrap(saved: Saved, edge: Any) -> Tensor:
     """A saved value as a tensor again, linked to where it came from so that gradients of gradients work."""
-    if isinstance(edge, Tensor) and edge._data is saved.data:
+    data, storage, _ = saved
+    if isinstance(edge, Tensor) and edge._data is data:
         return edge
-    t = wrap(saved.data)
-    t._storage = saved.storage
+    t = wrap(data)
+    t._storage = storage
     if edge is not None:
         t._node = None if isinstance(edge, Tensor) else edge
         t.requires_grad = True

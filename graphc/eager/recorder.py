@@ -4,7 +4,6 @@ Runs the op in NumPy now, and puts it on the tape when a gradient may be wanted.
 """
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import numpy as np
@@ -98,8 +97,7 @@ def _share(base: Tensor, out: Any) -> None:
     for view in out if type(out) is tuple else (out,):
         b = view._data.base
         if view._data is base._data or (b is not None and (b is base._data or b is base._data.base)):
-            view._storage = base.storage()
-            view._more().base = base
+            view._storage = base if base._storage is None else base._storage
 
 
 def edge_of(t: Tensor) -> Any:
@@ -109,7 +107,7 @@ def edge_of(t: Tensor) -> Any:
 
 def save(t: Tensor) -> Saved:
     storage = t.storage()
-    return Saved(t._data, storage, storage.version)
+    return t._data, storage, storage.version
 
 
 def _tape(op: Op, tensors: list[Tensor], attrs: dict[str, Any], results: Any) -> None:
@@ -130,11 +128,8 @@ def _tape(op: Op, tensors: list[Tensor], attrs: dict[str, Any], results: Any) ->
         if t._data.dtype.kind == "f":
             t._node = Value(node, i) if type(results) is tuple else node
             t.requires_grad = True
-            if t._rare is not None and t._rare.base is not None:
-                views = t.storage().views
-                if views is None:
-                    views = t.storage().views = weakref.WeakSet()
-                views.add(t)
+            if t._storage is not None and "view" in op.traits:
+                t.storage().note_view(t)
 
 
 def write(target: Tensor, op: Op | None, inputs: tuple[Any, ...], attrs: dict[str, Any]) -> Tensor:
@@ -159,9 +154,7 @@ def write(target: Tensor, op: Op | None, inputs: tuple[Any, ...], attrs: dict[st
         if target._node is None and target.requires_grad:
             raise AutogradError(f"{name}: a leaf that requires grad cannot be changed in place; "
                                 "update it inside graphc.no_grad()")
-        views = target._storage.views if target._storage is not None else None
-        is_view = target._rare is not None and target._rare.base is not None
-        if is_view or (views and any(v is not target for v in views)):
+        if target.is_view or (target._storage is not None and target.storage().has_view_besides(target)):
             raise AutogradError(f"{name}: in-place update of a view (or of a tensor with views) that is "
                                 "being differentiated; use the functional form, x = ... or graphc.where")
     _store(name, target, value)

@@ -14,10 +14,11 @@ from ..ops import compose, index, shape
 from ..ops.attention import scaled_dot_product_attention
 from ..ops.basic import detach
 from ..ops.compose import dropout, elu, gelu, layer_norm, leaky_relu, log_softmax, silu, softmax, softplus
-from ..ops.conv import avg_pool2d, conv2d, max_pool2d
+from ..ops.conv import conv2d
 from ..ops.elementwise import relu, rsqrt, sigmoid, tanh, where
 from ..ops.index import take
 from ..ops.linalg import linear
+from ..ops.pool import avg_pool2d, max_pool2d
 from ..ops.reduce import mean, size_value
 from ..ops.shape import moveaxis, reshape, unsqueeze
 

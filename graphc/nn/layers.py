@@ -10,8 +10,8 @@ from ..core import record
 from ..core.dtypes import DType
 from ..core.errors import ArgumentError
 from ..core.tensor import Parameter, Tensor
-from ..ops.conv import Pair, pair
 from ..ops.shape import flatten
+from ..ops.window import Pair, pair
 from . import functional as F
 from . import init
 from .arguments import a_count, a_float_dtype, a_probability

@@ -19,7 +19,7 @@ from .compose import (
     softmax,
     softplus,
 )
-from .conv import avg_pool2d, conv2d, max_pool2d
+from .conv import conv2d
 from .create import (
     arange,
     empty,
@@ -98,6 +98,7 @@ from .elementwise import (
 )
 from .index import gather, index_select, one_hot, take
 from .linalg import bmm, dot, linear, matmul, mm, outer
+from .pool import avg_pool2d, max_pool2d
 from .reduce import all, amax, amin, any, argmax, argmin, max, mean, min, norm, prod, std, sum, var
 from .shape import (
     broadcast_to,

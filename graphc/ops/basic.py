@@ -10,13 +10,14 @@ from ..core.aval import Aval
 from ..core.dims import Shape
 from ..core.dtypes import DType, as_dtype, promote, scalar_kind
 from ..core.errors import DTypeError
+from ..core.fast import call
 from ..core.op import Map, Op, Pull
-from ..core.tensor import Tensor, as_tensor, symbol
+from ..core.tensor import Tensor, as_tensor, symbol, wrap
 
 Array = np.ndarray[Any, Any]
 
 
-def _cast_run(x: Array, *, dtype: DType) -> Array:
+def _cast_run(x: Array, dtype: DType) -> Array:
     return x.astype(dtype)
 
 
@@ -36,8 +37,14 @@ def cast(x: Any, dtype: Any) -> Tensor:
     Floats become integers by truncation; NaN and values out of range give an unspecified integer, as in
     NumPy.
     """
-    x, dtype = as_tensor(x), as_dtype(dtype)
-    return x if x.dtype == dtype else record.apply(cast_op, x, dtype=dtype)
+    x = as_tensor(x)
+    if x._data is not None and x._data.dtype is dtype:
+        return x
+    dtype = as_dtype(dtype)
+    return x if x.dtype == dtype else _cast(x, dtype)
+
+
+_cast = call(cast_op)
 
 
 clone_op: Op = Op(
@@ -60,18 +67,20 @@ detach_op: Op = Op(
 
 def clone(x: Tensor) -> Tensor:
     """A copy of the tensor; gradients flow through."""
-    return record.apply(clone_op, as_tensor(x))
+    return _clone(as_tensor(x))
+
+
+_clone = call(clone_op)
 
 
 def detach(x: Tensor) -> Tensor:
     """The same values (eager: the same memory), cut off from gradients."""
     x = as_tensor(x)
-    if x._data is not None and record.current_recorder() is None:
-        from ..core.tensor import wrap
-        out = wrap(x._data)
-        out._storage = x.storage()
-        return out
-    return record.apply(detach_op, x)
+    if x._data is None or record.current_recorder() is not None:
+        return record.apply(detach_op, x)
+    out = wrap(x._data)
+    out._storage = x if x._storage is None else x._storage
+    return out
 
 
 constant_op: Op = Op(
@@ -97,6 +106,11 @@ def full_value(shape: Shape, value: Any, dtype: DType) -> Tensor:
         fitting = dtype.type(value).item()
     except (OverflowError, ValueError):
         raise record.located(DTypeError(f"full: {value} does not fit {dtype.name}")) from None
+    if not record.recording_scopes and not record.source_scopes:
+        try:
+            return wrap(np.full(shape, fitting, dtype) if fitting else np.zeros(shape, dtype))
+        except (TypeError, ValueError):
+            pass
     return record.apply(full_op, shape=tuple(shape), value=fitting, dtype=dtype)
 
 
@@ -112,8 +126,17 @@ def zeros_of(x: Tensor) -> Tensor:
 
 def together(name: str, *operands: Any) -> tuple[Tensor, ...]:
     """The operands as tensors of their common dtype (numbers are weak)."""
+    if len(operands) == 2 and not record.recording_scopes:       # most often, and plain
+        x, y = operands
+        a, b = getattr(x, "_data", None), getattr(y, "_data", None)
+        if a is not None and b is not None and a.dtype is b.dtype:
+            return operands
+        if a is not None and y.__class__ is float and a.dtype.kind == "f":
+            return x, wrap(np.array(y, a.dtype))
+        if b is not None and x.__class__ is float and b.dtype.kind == "f":
+            return wrap(np.array(x, b.dtype)), y
     first = operands[0]
-    if all(isinstance(x, Tensor) and x.dtype == first.dtype for x in operands):   # most often, and 8 us less
+    if all(isinstance(x, Tensor) and x.dtype == first.dtype for x in operands):
         return operands
     kinds = "".join(k for k in map(scalar_kind, operands) if k)
     tensors = [x for x in operands if scalar_kind(x) is None]

@@ -13,8 +13,9 @@ import numpy as np
 
 from ..core import record
 from ..core.aval import Aval, broadcast
-from ..core.dtypes import bool_
+from ..core.dtypes import SUPPORTED, bool_
 from ..core.errors import DTypeError
+from ..core.fast import call
 from ..core.op import Map, Op, Rule, Trait
 from ..core.tensor import Tensor, as_tensor
 from .basic import cast, together, zeros_of
@@ -108,6 +109,8 @@ def _pow_dy(g: Tensor, c: Any) -> Tensor:
 
 
 def _pow_run(x: Array, y: Array) -> Array:
+    if isinstance(y, float) or (isinstance(x, np.ndarray) and x.dtype.kind == "f"):
+        return np.power(x, y)
     if np.asarray(y).dtype.kind == "i" and np.asarray(x).dtype.kind in "iu" and np.any(np.asarray(y) < 0):
         raise DTypeError("pow: integers to a negative power; make one of them floating")
     return np.power(x, y)
@@ -150,15 +153,19 @@ square_op: Op = unary(
     "square", lambda x: x * x, lambda g, c: g * c.x * 2, ("x",),
     kinds="iuf", lower=lambda b, x: b.mul(x, x))
 reciprocal_op: Op = unary(
-    "reciprocal", lambda x: (1 / x).astype(x.dtype, copy=False), lambda g, c: -g * c.out * c.out, ("out",),
+    "reciprocal", np.reciprocal, lambda g, c: -g * c.out * c.out, ("out",),
     floating=True, cost=4, lower=lambda b, x: b.div(b.const(1.0, x.dtype), x))
 
 
 # ---------------------------------------------------------------- functions
 
+_ZERO, _ONE = ({dtype: np.array(n, dtype) for dtype in SUPPORTED} for n in (0, 1))
+
+
 def _sigmoid(x: Array) -> Array:
-    e = np.exp(-np.abs(x))
-    return (np.where(x >= 0, x.dtype.type(1), e) / (1 + e)).astype(x.dtype, copy=False)
+    # exp overflows to infinity where the result is 0 (below -88 in float32)
+    e = np.exp(np.negative(x))
+    return np.reciprocal(np.add(e, _ONE[x.dtype]))
 
 
 def _erf(x: Array) -> Array:
@@ -167,7 +174,7 @@ def _erf(x: Array) -> Array:
 
 sqrt_op: Op = unary("sqrt", np.sqrt, lambda g, c: g / (c.out * 2), ("out",), floating=True, cost=4)
 rsqrt_op: Op = unary(
-    "rsqrt", lambda x: (1 / np.sqrt(x)).astype(x.dtype, copy=False),
+    "rsqrt", lambda x: np.reciprocal(np.sqrt(x)),
     lambda g, c: g * c.out * c.out * c.out * -0.5, ("out",),
     floating=True, cost=8, lower=lambda b, x: b.div(b.const(1.0, x.dtype), b.sqrt(x)))
 exp_op: Op = unary("exp", np.exp, lambda g, c: g * c.out, ("out",), floating=True, cost=20)
@@ -192,7 +199,7 @@ erf_op: Op = unary(
     "erf", _erf, lambda g, c: g * exp(-c.x * c.x) * (2 / math.sqrt(math.pi)), ("x",),
     floating=True, cost=30, compiled=2048)
 relu_op: Op = unary(
-    "relu", lambda x: np.maximum(x, x.dtype.type(0)), lambda g, c: where(c.out > 0, g, 0.0), ("out",),
+    "relu", lambda x: np.maximum(x, _ZERO[x.dtype]), lambda g, c: where(c.out > 0, g, 0.0), ("out",),
     kinds="iuf", lower=lambda b, x: b.maximum(x, b.const(0, x.dtype)))
 def _rounding(name: str, run: Callable[..., Array]) -> Op:
     template = {"round": "rint"}.get(name, name)
@@ -267,24 +274,16 @@ def where(cond: Any, x: Any, y: Any) -> Tensor:
     tensor([1., 6.])
     """
     x, y = together("where", x, y)
-    return record.apply(where_op, cond, x, y)
+    return _where(cond, x, y)
+
+
+_where = call(where_op, 3)
 
 
 def _public(op: Op, doc: str) -> Callable[..., Tensor]:
-    rules = len(op.vjp) if isinstance(op.vjp, tuple) else 0
-    arity = rules or (2 if op.name in _TWO else 1)
-    if arity == 1:
-        def function(x: Any) -> Tensor:
-            return record.apply(op, x)
-    else:
-        def function(x: Any, y: Any) -> Tensor:  # type: ignore[misc]
-            return record.apply(op, x, y)
-    function.__name__ = function.__qualname__ = op.name.removeprefix("bitwise_")
-    function.__doc__ = doc
-    return function
+    inputs = op.infer.__code__.co_argcount
+    return call(op, inputs, number=1 if inputs == 2 else None, name=op.name.removeprefix("bitwise_"), doc=doc)
 
-
-_TWO = {"lt", "le", "gt", "ge", "eq", "ne", "floordiv", "bitwise_and", "bitwise_or", "bitwise_xor"}
 
 add: Function = _public(add_op, "``x + y``, broadcast; bools add as logical or.")
 sub: Function = _public(sub_op, "``x - y``, broadcast.")

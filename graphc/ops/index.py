@@ -1,7 +1,9 @@
 """Indexing: `x[...]` in all its forms, gathers and their adjoints, one-of-many picks for losses."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,10 @@ from ..core.aval import Aval, broadcast, normalize_axis
 from ..core.dims import Dim, Shape, Size, at_least, format_shape, same_size, size_of
 from ..core.dtypes import bool_, int64
 from ..core.errors import ArgumentError, AxisError, DTypeError, ModeError, ShapeError
+from ..core.fast import call
+from ..core.node import TapeNode
 from ..core.op import EachInput, Loops, Op, Pull
-from ..core.tensor import Tensor, as_tensor
+from ..core.tensor import Tensor, as_tensor, wrap
 from .basic import cast
 from .shape import reshape, slice_op
 
@@ -146,7 +150,7 @@ pick_op: Op = Op(
     "pick",                              # out[..., ] = x[..., target[...]]
     infer=_pick_infer,
     run=_pick_run,
-    vjp=(lambda g, c: record.apply(place_op, g, c.y, size=c.shapes[0][-1]), None),
+    vjp=(lambda g, c: _place(g, c.y, c.shapes[0][-1]), None),
     saves=("y",),
     lower=Pull(lambda b, index, x, target:
                x.at([*index, b.wrap_index(b.cast(target.at(index), "int64"), x.shape[-1])])),
@@ -164,7 +168,7 @@ place_op: Op = Op(
     "place",                             # the adjoint of pick: g at the target of each row, 0 elsewhere
     infer=lambda g, target, size: Aval((*g.shape, size), g.dtype),
     run=_place_run,
-    vjp=(lambda g, c: record.apply(pick_op, g, c.y), None),
+    vjp=(lambda g, c: pick(g, c.y), None),
     saves=("y",),
     lower=Pull(lambda b, index, g, target, size: b.select(
         b.eq(b.wrap_index(b.cast(target.at(index[:-1]), "int64"), b.size(size)), index[-1]),
@@ -172,9 +176,13 @@ place_op: Op = Op(
 )
 
 
+_pick: Callable[..., Tensor] = call(pick_op, 2)
+_place: Callable[..., Tensor] = call(place_op, 2)
+
+
 def pick(x: Tensor, target: Tensor) -> Tensor:
     """From each row of ``x`` (..., classes) the element that ``target`` (...) names."""
-    return record.apply(pick_op, x, target)
+    return _pick(x, target)
 
 
 def take(x: Any, indices: Any, dim: int = 0, *, axis: int | None = None) -> Tensor:
@@ -238,11 +246,60 @@ def _is_mask(i: Any) -> bool:
     return isinstance(i, (Tensor, np.ndarray)) and i.dtype == bool_
 
 
+_BASIC = frozenset({int, slice, type(None), type(...)})
+
+
 def getitem(x: Tensor, key: Any) -> Tensor:
     """``x[key]``: integers, slices, None, Ellipsis, integer tensors, and in eager mode boolean masks.
 
     A 0-d tensor takes ``[0]`` as itself, for scripts from the time when losses had one element.
     """
+    keys = key if key.__class__ is tuple else (key,)
+    for k in keys:
+        if k.__class__ not in _BASIC:
+            return _getitem(x, key)
+    data = x._data
+    if data is None or record.recording_scopes or record.source_scopes:
+        return _getitem(x, key)
+    try:
+        out = wrap(data[key] if key.__class__ is slice or ... in keys else data[(*keys, ...)])
+    except (IndexError, ValueError, TypeError):
+        return _getitem(x, key)
+    out._storage = x if x._storage is None else x._storage
+    if x.requires_grad and record.grad_enabled():
+        spans = tuple((_bound(k.start), _bound(k.stop), _bound(k.step)) if k.__class__ is slice else k
+                      for k in keys)
+        attrs = _slice_attrs(spans, data.shape)
+        out._node = TapeNode(slice_op, (x._node or x,), attrs, (data.shape,), None)
+        out.requires_grad = True
+        x.storage().note_view(out)
+    return out
+
+
+def _bound(k: Any) -> int | None:
+    return k if k is None or k.__class__ is int else k.__index__()
+
+
+@lru_cache(1024)
+def _slice_attrs(keys: tuple[Any, ...], shape: tuple[int, ...]) -> dict[str, Any]:
+    """The attributes of `slice_op` for an index of integers, slices (as triples), None and an ellipsis."""
+    taken = [k for k in keys if k is not None and k is not ...]
+    fill = [(None, None, None)] * (len(shape) - len(taken))
+    at = keys.index(...) if ... in keys else len(keys)
+    front = [k for k in keys[:at] if k is not None]
+    spans = []
+    for k, n in zip([*front, *fill, *taken[len(front):]], shape):
+        if isinstance(k, tuple):
+            span = range(*slice(*k).indices(n))
+            spans.append((span.start, len(span), span.step))
+        else:
+            spans.append((k % n, 1, 1))
+    starts, sizes, steps = zip(*spans) if spans else ((), (), ())
+    return {"starts": starts, "sizes": sizes, "steps": steps}
+
+
+def _getitem(x: Tensor, key: Any) -> Tensor:
+    """`getitem` in general, and recorded: a slice, a reshape, and a gather."""
     if not x.shape and isinstance(key, int) and key == 0:
         return x
     with record_checks(x):

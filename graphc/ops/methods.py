@@ -10,10 +10,10 @@ from typing import Any
 from ..core import record
 from ..core.dtypes import as_dtype, bool_, float32, float64, int32, int64
 from ..core.errors import ArgumentError, DeviceError, GraphcError
-from ..core.fast import binary
+from ..core.fast import operator as binary
 from ..core.op import Op
 from ..core.tensor import Tensor, as_tensor
-from . import basic, compose, conv, create, index, linalg  # noqa: F401
+from . import basic, compose, conv, create, index, linalg, pool  # noqa: F401
 from . import elementwise as e
 from . import reduce as r
 from . import shape as s
@@ -55,7 +55,7 @@ _install(
 def _pow(x: Tensor, y: Any) -> Tensor:
     if type(y) in (int, float):
         if y == 2 and (type(y) is int or x.dtype.kind == "f"):
-            return record.apply(e.square_op, x) if x.dtype != bool_ else e.pow(x, y)
+            return e.square(x) if x.dtype != bool_ else e.pow(x, y)
         if y == 0.5:
             return e.sqrt(x)
     return e.pow(x, y)
@@ -192,13 +192,13 @@ _install(
     bool=lambda x: basic.cast(x, bool_),
     data=property(_data_get, _data_set,
                   doc="The same buffer without gradients; assigning writes into the buffer."),
-    T=property(lambda x: s.permute(x, tuple(reversed(range(x.ndim)))), doc="All axes reversed."),
+    T=property(s.transpose, doc="All axes reversed."),
     mT=property(lambda x: s.transpose(x, -1, -2), doc="The last two axes swapped."),
     reshape=s.reshape, view=view, flatten=s.flatten, squeeze=s.squeeze, unsqueeze=s.unsqueeze,
     permute=s.permute, transpose=s.transpose, expand=s.expand, broadcast_to=s.broadcast_to,
     flip=s.flip, split=s.split, chunk=s.chunk,
     expand_as=lambda x, y: s.broadcast_to(x, y.shape), reshape_as=lambda x, y: s.reshape(x, y.shape),
-    view_as=lambda x, y: s.reshape(x, y.shape), t=lambda x: s.permute(x, tuple(reversed(range(x.ndim)))),
+    view_as=lambda x, y: s.reshape(x, y.shape), t=s.transpose,
     contiguous=lambda x: x if x._data is None or x._data.flags.c_contiguous else basic.clone(x),
     repeat=lambda x, *n: _repeat(x, *n), sum_to=_sum_to,
     sum=r.sum, prod=r.prod, mean=r.mean, var=r.var, std=r.std, norm=r.norm,

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from ..core.aval import Aval, normalize_axes, normalize_axis
 from ..core.dims import Shape, Size, format_shape, size_of
 from ..core.dtypes import DType, bool_, int64, to_float, uint64
 from ..core.errors import ArgumentError, DTypeError, ShapeError
+from ..core.fast import call
 from ..core.op import Fold, Op, Pull, Rule
 from ..core.tensor import Tensor, as_tensor
 from .basic import cast
@@ -39,6 +41,16 @@ def _back(g: Tensor, c: Any) -> Tensor:
 
 def _sum_dtype(dtype: DType) -> DType:
     return dtype if dtype.kind == "f" else uint64 if dtype.kind == "u" else int64
+
+
+def _reducer(ufunc: Any, wide: bool = False) -> Callable[..., Array]:
+    """The NumPy of a reduction: a method's price is half Python's; ``wide`` as `_sum_dtype` says."""
+    reduce = ufunc.reduce
+    if not wide:
+        return lambda x, axis, keepdims: reduce(x, axis, None, None, keepdims)
+    wider = {"b": int64, "i": int64, "u": uint64}.get
+    return lambda x, axis, keepdims: reduce(
+        x, axis, wider(x.dtype.kind), None, keepdims)
 
 
 def _reduction(name: str, run: Callable[..., Array], fold: Fold, vjp: Rule | None = None,
@@ -89,21 +101,21 @@ def _prod_rule(g: Tensor, c: Any) -> Tensor:
 
 
 sum_op: Op = _reduction(
-    "sum", lambda x, axis, keepdims: x.sum(axis, keepdims=keepdims, dtype=_sum_dtype(x.dtype)),
+    "sum", _reducer(np.add, wide=True),
     _simple(lambda b, dtype: b.const(0, _sum_dtype(np.dtype(dtype)).name),
             lambda b, s, x: b.add(s, _wide(b, x))),
     lambda g, c: _back(g, c), dtype=_sum_dtype)
 prod_op: Op = _reduction(
-    "prod", lambda x, axis, keepdims: x.prod(axis, keepdims=keepdims, dtype=_sum_dtype(x.dtype)),
+    "prod", _reducer(np.multiply, wide=True),
     _simple(lambda b, dtype: b.const(1, _sum_dtype(np.dtype(dtype)).name),
             lambda b, s, x: b.mul(s, _wide(b, x))),
     _prod_rule, ("x",), dtype=_sum_dtype)
 max_op: Op = _reduction(
-    "amax", lambda x, axis, keepdims: x.max(axis, keepdims=keepdims),
+    "amax", _reducer(np.maximum),
     _simple(_lowest, lambda b, s, x: b.lor(s, x) if x.dtype == "bool" else b.maximum(s, x)),
     _winners, ("x", "out"), empty=False)
 min_op: Op = _reduction(
-    "amin", lambda x, axis, keepdims: x.min(axis, keepdims=keepdims),
+    "amin", _reducer(np.minimum),
     _simple(_highest, lambda b, s, x: b.land(s, x) if x.dtype == "bool" else b.minimum(s, x)),
     _winners, ("x", "out"), empty=False)
 
@@ -113,13 +125,13 @@ def _truth(b: Any, x: Any) -> Any:
 
 
 any_op: Op = _reduction(
-    "any", lambda x, axis, keepdims: x.any(axis, keepdims=keepdims),
+    "any", _reducer(np.logical_or),
     Fold(lambda b, dtype: (b.const(False, "bool"),),
          lambda b, s, x, p: (b.lor(s[0], _truth(b, x)),),
          merge=lambda b, s, t: (b.lor(s[0], t[0]),)),
     dtype=lambda d: bool_)
 all_op: Op = _reduction(
-    "all", lambda x, axis, keepdims: x.all(axis, keepdims=keepdims),
+    "all", _reducer(np.logical_and),
     Fold(lambda b, dtype: (b.const(True, "bool"),),
          lambda b, s, x, p: (b.land(s[0], _truth(b, x)),),
          merge=lambda b, s, t: (b.land(s[0], t[0]),)),
@@ -134,8 +146,18 @@ def _arg_fold(better: str, start: Callable[..., Any]) -> Fold:
         if x.dtype[0] == "f":
             wins = b.lor(wins, b.land(b.isnan(x), b.lnot(b.isnan(s[0]))))
         return b.select(wins, x, s[0]), b.select(wins, position, s[1])
+
+    def merge(b: Any, s: Any, t: Any) -> Any:
+        # an earlier one of equals wins; a start value is never ahead of an element, since its position is 0
+        equal = b.eq(s[0], t[0])
+        wins = b.call(better, t[0], s[0])
+        if s[0].dtype[0] == "f":
+            wins = b.lor(wins, b.land(b.isnan(t[0]), b.lnot(b.isnan(s[0]))))
+            equal = b.lor(equal, b.land(b.isnan(t[0]), b.isnan(s[0])))
+        wins = b.lor(wins, b.land(equal, b.lt(t[1], s[1])))
+        return b.select(wins, t[0], s[0]), b.select(wins, t[1], s[1])
     return Fold(lambda b, dtype: (start(b, "int8" if dtype == "bool" else dtype), b.const(0, "int64")), step,
-                finish=lambda b, s: s[1])
+                finish=lambda b, s: s[1], merge=merge)
 
 
 def _arg(name: str, run: Callable[..., Array], fold: Fold) -> Op:
@@ -163,10 +185,29 @@ def size_value(size: Size, dtype: DType) -> Any:
 
 # ---------------------------------------------------------------- public functions
 
-def _reduce(op: Op, x: Any, axes: Axes, keepdims: bool) -> Tensor:
+Reduction = Callable[[Tensor, tuple[int, ...], bool], Tensor]
+
+_sum, _prod, _amax, _amin, _any, _all, _argmax, _argmin = map(
+    call, (sum_op, prod_op, max_op, min_op, any_op, all_op, argmax_op, argmin_op))
+_axes = lru_cache(1024)(normalize_axes)
+
+
+def _over(name: str, x: Tensor, axes: Axes) -> tuple[int, ...]:
+    """The axes that ``axes`` names, counted from the front."""
+    data = x._data
+    return _axes(name, tuple(axes) if axes.__class__ is list else axes, x.ndim if data is None else data.ndim)
+
+
+def _reduce(reduction: Reduction, x: Any, axes: Axes, keepdims: bool) -> Tensor:
+    if not isinstance(x, Tensor):
+        x = as_tensor(x)
+    return reduction(x, _over(reduction.__name__, x, axes), bool(keepdims))
+
+
+def _floating(x: Any) -> Tensor:
     x = as_tensor(x)
-    axis = normalize_axes(op.name, tuple(axes) if isinstance(axes, (list, tuple)) else axes, x.ndim)
-    return record.apply(op, x, axis=axis, keepdims=bool(keepdims))
+    data = x._data
+    return x if data is not None and data.dtype.kind == "f" else cast(x, to_float(x.dtype))
 
 
 def _pick(dim: Axes, axis: Axes, keepdim: bool, keepdims: bool) -> tuple[Axes, bool]:
@@ -176,24 +217,26 @@ def _pick(dim: Axes, axis: Axes, keepdim: bool, keepdims: bool) -> tuple[Axes, b
 def sum(x: Any, dim: Axes = None, keepdim: bool = False, *, axis: Axes = None, keepdims: bool = False,
         dtype: Any = None) -> Tensor:
     """The sum over some axes (all by default); integers and bools add as int64."""
-    x = as_tensor(x) if dtype is None else cast(x, dtype)
-    return _reduce(sum_op, x, *_pick(dim, axis, keepdim, keepdims))
+    if dtype is not None:
+        x = cast(x, dtype)
+    return _reduce(_sum, x, dim if axis is None else axis, keepdim or keepdims)
 
 
 def prod(x: Any, dim: Axes = None, keepdim: bool = False, *,
          axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The product over some axes (all by default)."""
-    return _reduce(prod_op, x, *_pick(dim, axis, keepdim, keepdims))
+    return _reduce(_prod, x, *_pick(dim, axis, keepdim, keepdims))
 
 
 def mean(x: Any, dim: Axes = None, keepdim: bool = False, *,
          axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The mean over some axes (all by default); integers give float32."""
-    x = as_tensor(x)
-    x = cast(x, to_float(x.dtype))
-    axes, keep = _pick(dim, axis, keepdim, keepdims)
-    over = normalize_axes("mean", tuple(axes) if isinstance(axes, (list, tuple)) else axes, x.ndim)
-    return _reduce(sum_op, x, over, keep) / size_value(size_of(tuple(x.shape[a] for a in over)), x.dtype)
+    x = _floating(x)
+    over = _over("mean", x, dim if axis is None else axis)
+    total = _sum(x, over, keepdim or keepdims)
+    if x._data is not None and total._data is not None and total._data.size:
+        return total / (x._data.size / total._data.size)
+    return total / size_value(size_of(tuple(x.shape[a] for a in over)), x.dtype)
 
 
 def var(x: Any, dim: Axes = None, unbiased: bool = True, keepdim: bool = False, *, axis: Axes = None,
@@ -202,18 +245,17 @@ def var(x: Any, dim: Axes = None, unbiased: bool = True, keepdim: bool = False, 
 
     With ``axis=`` it divides by n (NumPy), else by n - 1 (PyTorch); ``correction`` overrides both.
     """
-    x = as_tensor(x)
-    x = cast(x, to_float(x.dtype))
+    x = _floating(x)
     axes, keep = _pick(dim, axis, keepdim, keepdims)
-    over = normalize_axes("var", tuple(axes) if isinstance(axes, (list, tuple)) else axes, x.ndim)
+    over = _over("var", x, axes)
     if correction is None:
         correction = 0 if axis is not None or not unbiased else 1
     centred = x - mean(x, over, True)
     n = size_value(size_of(tuple(x.shape[a] for a in over)), x.dtype) - correction
     if isinstance(n, float) and n <= 0:
         n = 0.0 if n < 0 else n
-        return _reduce(sum_op, centred * centred, over, keep) / as_tensor(np.asarray(n, x.dtype))
-    return _reduce(sum_op, centred * centred, over, keep) / n
+        return _reduce(_sum, centred * centred, over, keep) / as_tensor(np.asarray(n, x.dtype))
+    return _reduce(_sum, centred * centred, over, keep) / n
 
 
 def std(x: Any, dim: Axes = None, unbiased: bool = True, keepdim: bool = False, *, axis: Axes = None,
@@ -234,18 +276,17 @@ def norm(x: Any, p: float = 2, dim: Axes = None, keepdim: bool = False, *,
          axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The p-norm of the elements over some axes; p may be 1, 2, inf or any positive number."""
     from .elementwise import abs, sqrt
-    x = as_tensor(x)
-    x = cast(x, to_float(x.dtype))
+    x = _floating(x)
     axes, keep = _pick(dim, axis, keepdim, keepdims)
     if p == 2:
-        return _root(_reduce(sum_op, x * x, axes, keep), sqrt)
+        return _root(_reduce(_sum, x * x, axes, keep), sqrt)
     if p == 1:
-        return _reduce(sum_op, abs(x), axes, keep)
+        return _reduce(_sum, abs(x), axes, keep)
     if p == math.inf:
-        return _reduce(max_op, abs(x), axes, keep)
+        return _reduce(_amax, abs(x), axes, keep)
     if not p > 0:
         raise record.located(ArgumentError(f"norm: p = {p} is not positive"))
-    return _root(_reduce(sum_op, abs(x) ** p, axes, keep), lambda s: s ** (1.0 / p))
+    return _root(_reduce(_sum, abs(x) ** p, axes, keep), lambda s: s ** (1.0 / p))
 
 
 class Extremum(NamedTuple):
@@ -254,14 +295,15 @@ class Extremum(NamedTuple):
     indices: Tensor
 
 
-def _extremum(op: Op, arg: Op, x: Any, dim: Any, keepdim: bool, axis: Axes, keepdims: bool) -> Any:
+def _extremum(reduction: Reduction, arg: Reduction, x: Any, dim: Any, keepdim: bool, axis: Axes,
+              keepdims: bool) -> Any:
     x = as_tensor(x)
     if axis is not None or dim is None:
-        return _reduce(op, x, axis, keepdim or keepdims)
+        return _reduce(reduction, x, axis, keepdim or keepdims)
     if isinstance(dim, Tensor):
         from . import elementwise
-        return (elementwise.maximum if op is max_op else elementwise.minimum)(x, dim)
-    return Extremum(_reduce(op, x, dim, keepdim), _reduce(arg, x, dim, keepdim))
+        return (elementwise.maximum if reduction is _amax else elementwise.minimum)(x, dim)
+    return Extremum(_reduce(reduction, x, dim, keepdim), _reduce(arg, x, dim, keepdim))
 
 
 def max(x: Any, dim: Any = None, keepdim: bool = False, *,
@@ -272,7 +314,7 @@ def max(x: Any, dim: Any = None, keepdim: bool = False, *,
 
     ``max(x, y)`` of two tensors is `maximum`. NaN wins.
     """
-    return _extremum(max_op, argmax_op, x, dim, keepdim, axis, keepdims)
+    return _extremum(_amax, _argmax, x, dim, keepdim, axis, keepdims)
 
 
 def min(x: Any, dim: Any = None, keepdim: bool = False, *,
@@ -281,59 +323,60 @@ def min(x: Any, dim: Any = None, keepdim: bool = False, *,
 
     With a positional ``dim`` values and indices (PyTorch), with ``axis=`` values (NumPy).
     """
-    return _extremum(min_op, argmin_op, x, dim, keepdim, axis, keepdims)
+    return _extremum(_amin, _argmin, x, dim, keepdim, axis, keepdims)
 
 
 def amax(x: Any, dim: Axes = None, keepdim: bool = False, *,
          axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The largest element over some axes, values only."""
-    return _reduce(max_op, x, *_pick(dim, axis, keepdim, keepdims))
+    return _reduce(_amax, x, *_pick(dim, axis, keepdim, keepdims))
 
 
 def amin(x: Any, dim: Axes = None, keepdim: bool = False, *,
          axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The smallest element over some axes, values only."""
-    return _reduce(min_op, x, *_pick(dim, axis, keepdim, keepdims))
+    return _reduce(_amin, x, *_pick(dim, axis, keepdim, keepdims))
 
 
 def any(x: Any, dim: Axes = None, keepdim: bool = False, *,
         axis: Axes = None, keepdims: bool = False) -> Tensor:
     """Whether some element is true (not 0)."""
-    return _reduce(any_op, x, *_pick(dim, axis, keepdim, keepdims))
+    return _reduce(_any, x, *_pick(dim, axis, keepdim, keepdims))
 
 
 def all(x: Any, dim: Axes = None, keepdim: bool = False, *,
         axis: Axes = None, keepdims: bool = False) -> Tensor:
     """Whether all elements are true (not 0)."""
-    return _reduce(all_op, x, *_pick(dim, axis, keepdim, keepdims))
+    return _reduce(_all, x, *_pick(dim, axis, keepdim, keepdims))
 
 
-def _arg_function(op: Op, x: Any, dim: int | None, keepdim: bool) -> Tensor:
+def _arg_function(reduction: Reduction, x: Any, dim: int | None, keepdim: bool) -> Tensor:
     x = as_tensor(x)
     if dim is None:
-        flat = record.apply(op, reshape(x, (-1,)), axis=(0,), keepdims=False)
+        flat = reduction(reshape(x, (-1,)), (0,), False)
         return reshape(flat, (1,) * x.ndim) if keepdim else flat
-    return record.apply(op, x, axis=(normalize_axis(op.name, dim, x.ndim),), keepdims=bool(keepdim))
+    return reduction(x, (normalize_axis(reduction.__name__, dim, x.ndim),), bool(keepdim))
 
 
 def argmax(x: Any, dim: int | None = None, keepdim: bool = False, *,
            axis: int | None = None, keepdims: bool = False) -> Tensor:
     """The index of the first largest element along ``dim`` (in the flattened tensor by default)."""
-    return _arg_function(argmax_op, x, dim if axis is None else axis, keepdim or keepdims)
+    return _arg_function(_argmax, x, dim if axis is None else axis, keepdim or keepdims)
 
 
 def argmin(x: Any, dim: int | None = None, keepdim: bool = False, *,
            axis: int | None = None, keepdims: bool = False) -> Tensor:
     """The index of the first smallest element along ``dim`` (in the flattened tensor by default)."""
-    return _arg_function(argmin_op, x, dim if axis is None else axis, keepdim or keepdims)
+    return _arg_function(_argmin, x, dim if axis is None else axis, keepdim or keepdims)
 
 
 def fit(g: Tensor, shape: Shape) -> Tensor:
     """A gradient summed back to ``shape``: the adjoint of broadcasting."""
-    if g.shape == shape:
+    data = g._data
+    if (g.shape if data is None else data.shape) == shape:
         return g
     extra = g.ndim - len(shape)
     stretched = (i + extra for i, s in enumerate(shape) if s == 1 and g.shape[i + extra] != 1)
     axes = (*range(extra), *stretched)
-    out = _reduce(sum_op, g, axes, False) if axes else g
+    out = _sum(g, axes, False) if axes else g
     return out if out.shape == shape else reshape(out, shape)

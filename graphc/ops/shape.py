@@ -4,7 +4,8 @@ Views where NumPy has views.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,12 @@ from ..core import record
 from ..core.aval import Aval, normalize_axis
 from ..core.dims import Dim, Shape, Size, at_least, divide_exactly, format_shape, same_size, size_of
 from ..core.errors import ArgumentError, ShapeError
+from ..core.fast import call
 from ..core.op import EachInput, Op, Pull, Trait
 from ..core.tensor import Tensor, as_tensor
 
 Array = np.ndarray[Any, Any]
+Function = Callable[..., Tensor]
 VIEW: frozenset[Trait] = frozenset({"view", "cheap"})
 RESHAPE: frozenset[Trait] = VIEW | {"flat"}
 
@@ -57,6 +60,9 @@ def resolve_shape(name: str, shape: Shape, size: Size) -> Shape:
     return tuple(left if i == unknown[0] else s for i, s in enumerate(shape))
 
 
+_resolved = lru_cache(1024)(resolve_shape)
+
+
 def _sizes(args: tuple[Any, ...]) -> Shape:
     """The sizes of ``f(x, 2, 3)`` and of ``f(x, (2, 3))``."""
     if len(args) == 1 and isinstance(args[0], (tuple, list)):
@@ -72,35 +78,66 @@ def reshape(x: Any, *shape: Any) -> Tensor:
     ShapeError
         If the numbers of elements differ.
     """
+    if len(shape) == 1 and shape[0].__class__ is tuple:
+        shape = shape[0]
+    for n in shape:
+        if n.__class__ is not int or n < 0:
+            return _reshape_resolved(x, shape)
+    return _reshape(x, shape)
+
+
+def _reshape_resolved(x: Any, shape: tuple[Any, ...]) -> Tensor:
+    """`reshape` to a shape that may hold -1, named sizes, or what is no size."""
     x = as_tensor(x)
+    data = x._data
+    if data is not None and shape and {*map(type, shape)} == {int}:
+        return _reshape_plain(x, _resolved("reshape", shape, data.size))
     sizes = resolve_shape("reshape", _sizes(shape), size_of(x.shape))
-    if x._data is None and sizes == x.shape:
-        return x
-    return record.apply(reshape_op, x, shape=sizes)
+    if data is None:
+        return x if sizes == x.shape else record.apply(reshape_op, x, shape=sizes)
+    return _reshape_plain(x, sizes)
+
+
+_reshape_plain = call(reshape_op)
+_reshape = call(reshape_op, otherwise=_reshape_resolved)
 
 
 def flatten(x: Any, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     """Axes ``start_dim`` to ``end_dim`` (included) merged into one."""
     x = as_tensor(x)
-    first, last = (normalize_axis("flatten", a, x.ndim) for a in (start_dim, end_dim))
-    if x.ndim == 0:
-        return reshape(x, (1,))
-    return reshape(x, (*x.shape[:first], size_of(x.shape[first:last + 1]), *x.shape[last + 1:]))
+    return _reshape(x, _flattened(x.shape, start_dim, end_dim))
+
+
+@lru_cache(1024)
+def _flattened(shape: Shape, start_dim: int, end_dim: int) -> Shape:
+    first, last = (normalize_axis("flatten", a, len(shape)) for a in (start_dim, end_dim))
+    return (*shape[:first], size_of(shape[first:last + 1]), *shape[last + 1:]) if shape else (1,)
 
 
 def squeeze(x: Any, dim: int | tuple[int, ...] | None = None) -> Tensor:
     """Without the axes of size 1 (all of them, or those of ``dim`` that have size 1)."""
     x = as_tensor(x)
-    dims = range(x.ndim) if dim is None else {normalize_axis("squeeze", d, x.ndim)
-                                              for d in (dim if isinstance(dim, tuple) else (dim,))}
-    return reshape(x, tuple(s for i, s in enumerate(x.shape) if not (i in dims and s == 1)))
+    return _reshape(x, _squeezed(x.shape, dim))
+
+
+@lru_cache(1024)
+def _squeezed(shape: Shape, dim: int | tuple[int, ...] | None) -> Shape:
+    ndim = len(shape)
+    dims = range(ndim) if dim is None else {normalize_axis("squeeze", d, ndim)
+                                            for d in (dim if isinstance(dim, tuple) else (dim,))}
+    return tuple(s for i, s in enumerate(shape) if not (i in dims and s == 1))
 
 
 def unsqueeze(x: Any, dim: int) -> Tensor:
     """With a new axis of size 1 at ``dim``."""
     x = as_tensor(x)
-    at = normalize_axis("unsqueeze", dim, x.ndim + 1)
-    return reshape(x, (*x.shape[:at], 1, *x.shape[at:]))
+    return _reshape(x, _unsqueezed(x.shape, dim))
+
+
+@lru_cache(1024)
+def _unsqueezed(shape: Shape, dim: int) -> Shape:
+    at = normalize_axis("unsqueeze", dim, len(shape) + 1)
+    return (*shape[:at], 1, *shape[at:])
 
 
 expand_dims = unsqueeze
@@ -124,14 +161,38 @@ transpose_op: Op = Op(
 )
 
 
+@lru_cache(1024)
+def _order(axes: tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    """``axes`` counted from the front; ShapeError when they are no order of all."""
+    order = tuple(normalize_axis("permute", a.__index__(), ndim) for a in axes)
+    if sorted(order) != list(range(ndim)):
+        raise ShapeError(f"permute: {order} is not an order of the {ndim} axes")
+    return order
+
+
+@lru_cache(1024)
+def _swapped(dim0: int, dim1: int, ndim: int) -> tuple[int, ...]:
+    """The order of axes with two of them exchanged."""
+    a, b = (normalize_axis("transpose", d, ndim) for d in (dim0, dim1))
+    order = list(range(ndim))
+    order[a], order[b] = b, a
+    return tuple(order)
+
+
+@cache
+def backwards(ndim: int) -> tuple[int, ...]:
+    """The order of all axes reversed."""
+    return tuple(reversed(range(ndim)))
+
+
 def permute(x: Any, *axes: Any) -> Tensor:
     """Axes in another order, as NumPy's ``transpose(x, axes)``."""
     x = as_tensor(x)
-    order = tuple(normalize_axis("permute", int(a), x.ndim) for a in _sizes(axes))
-    if sorted(order) != list(range(x.ndim)):
-        raise record.located(ShapeError(f"permute: {order} is not an order of the {x.ndim} axes of "
-                                        f"{format_shape(x.shape)}"))
-    return record.apply(transpose_op, x, axes=order)
+    order = tuple(axes[0]) if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes
+    return _transpose(x, _order(order, x.ndim))
+
+
+_transpose = call(transpose_op)
 
 
 def transpose(x: Any, dim0: int | None = None, dim1: int | None = None, *,
@@ -142,11 +203,8 @@ def transpose(x: Any, dim0: int | None = None, dim1: int | None = None, *,
     """
     x = as_tensor(x)
     if dim0 is None or dim1 is None:
-        return permute(x, tuple(axes) if axes is not None else tuple(reversed(range(x.ndim))))
-    a, b = (normalize_axis("transpose", d, x.ndim) for d in (dim0, dim1))
-    order = list(range(x.ndim))
-    order[a], order[b] = b, a
-    return permute(x, tuple(order))
+        return permute(x, tuple(axes)) if axes is not None else _transpose(x, backwards(x.ndim))
+    return _transpose(x, _swapped(dim0, dim1, x.ndim))
 
 
 swapaxes = transpose
@@ -173,10 +231,32 @@ def _broadcast_infer(x: Aval, shape: Shape) -> Aval:
     return Aval(shape, x.dtype)
 
 
+def _broadcast_run(x: Array, shape: tuple[int, ...]) -> Array:
+    """np.broadcast_to, which takes 2 us; plain cases in a tenth of that."""
+    strides = _stretched(x.shape, x.strides, shape)
+    if strides is None or not x.flags.c_contiguous:
+        return np.broadcast_to(x, shape)
+    out: Array = np.ndarray(shape, x.dtype, x, 0, strides)
+    out.setflags(write=False)
+    return out
+
+
+@lru_cache(1024)
+def _stretched(shape: tuple[int, ...], strides: tuple[int, ...],
+               to: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The strides of an array of ``shape`` stretched to ``to``; None: it is empty, or does not fit."""
+    extra = len(to) - len(shape)
+    if extra < 0 or 0 in shape or any(n not in (1, m) for n, m in zip(shape, to[extra:])) or not all(
+            n.__class__ is int and n > 0 for n in to):
+        return None
+    return (*(0 for _ in range(extra)), *(stride if n == m else 0
+                                          for n, m, stride in zip(shape, to[extra:], strides)))
+
+
 broadcast_op: Op = Op(
     "broadcast_to",
     infer=_broadcast_infer,
-    run=lambda x, shape: np.broadcast_to(x, shape),
+    run=_broadcast_run,
     vjp=(lambda g, c: g.sum_to(c.shapes[0]),),
     lower=Pull(lambda b, index, x, shape: x.at_broadcast(index), view=True),
     traits=VIEW,
@@ -186,16 +266,25 @@ broadcast_op: Op = Op(
 def broadcast_to(x: Any, shape: Any) -> Tensor:
     """``x`` stretched to ``shape`` by NumPy's rules; a read-only view in eager mode."""
     x, shape = as_tensor(x), tuple(shape)
-    return x if x.shape == shape else record.apply(broadcast_op, x, shape=shape)
+    return x if x.shape == shape else _broadcast(x, shape)
+
+
+_broadcast = call(broadcast_op)
 
 
 def expand(x: Any, *sizes: Any) -> Tensor:
     """``x`` stretched to ``sizes``; -1 keeps an axis as it is."""
     x = as_tensor(x)
+    return broadcast_to(x, _expanded(x.shape, tuple(sizes[0]) if len(sizes) == 1 and isinstance(
+        sizes[0], (tuple, list)) else sizes))
+
+
+@lru_cache(1024)
+def _expanded(shape: Shape, sizes: tuple[Any, ...]) -> Shape:
     wanted = _sizes(sizes)
-    offset = len(wanted) - x.ndim
-    return broadcast_to(x, tuple(x.shape[i - offset] if isinstance(s, int) and s == -1 and i >= offset else s
-                                 for i, s in enumerate(wanted)))
+    offset = len(wanted) - len(shape)
+    return tuple(shape[i - offset] if isinstance(s, int) and s == -1 and i >= offset else s
+                 for i, s in enumerate(wanted))
 
 
 # ---------------------------------------------------------------- slice
@@ -216,7 +305,9 @@ slice_op: Op = Op(
     "slice",                             # start, number of elements and step for every axis
     infer=_slice_infer,
     run=_slice_run,
-    vjp=(lambda g, c: record.apply(unslice_op, g, shape=c.shapes[0], starts=c.starts, steps=c.steps),),
+    # (of `x[0]` the eager tape has one node, in whose result the axis is gone)
+    vjp=(lambda g, c: _unslice(reshape(g, c.sizes) if g.shape != c.sizes else g,
+                               c.shapes[0], c.starts, c.steps),),
     lower=Pull(lambda b, index, x, starts, sizes, steps:
                x.at([b.index_add(b.size(s), b.index_mul(i, k)) for i, s, k in zip(index, starts, steps)]),
                view=True),
@@ -253,6 +344,10 @@ unslice_op: Op = Op(
     vjp=(lambda g, c: record.apply(slice_op, g, starts=c.starts, sizes=c.shapes[0], steps=c.steps),),
     lower=Pull(_unslice_element),
 )
+
+
+_slice: Function = call(slice_op)
+_unslice: Function = call(unslice_op)
 
 
 def flip(x: Any, dims: int | Sequence[int] | None = None, *,

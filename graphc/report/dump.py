@@ -18,11 +18,12 @@ from ..core.node import Node
 from ..core.record import record_sources
 from ..core.tensor import Tensor
 from ..static import dot
-from ..static.function import Function, Traced
+from ..static.function import Function
 from ..static.passes import optimize
 from ..static.printer import print_program, short_origin
 from ..static.program import Program
 from ..static.session import TARGETS
+from ..static.trace import Traced
 from .measure import code_of
 from .workload import Make, Workload, request, start, user_code
 

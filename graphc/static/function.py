@@ -1,203 +1,31 @@
 """@graphc.function: eager code traced into a program, once per signature.
 
-While tracing, tensors are mutable handles: in-place methods, `.grad`, `backward()` and `optimizer.step()` are
-turned into values and updates (`Trace`). Shapes are ints at first; the second distinct size of an axis makes
-it a named size.
+Shapes are ints at first; the second distinct size of an axis makes it a named size.
 """
 from __future__ import annotations
 
 import functools
-import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 
-from ..core import random, record
-from ..core.autodiff import walk
-from ..core.aval import Aval
-from ..core.config import config
-from ..core.dims import Dim, evaluate
-from ..core.dtypes import as_dtype
+from ..core import events, record
+from ..core.dims import Dim
 from ..core.errors import ArgumentError, AutogradError, GraphError, ModeError, ShapeError
 from ..core.node import Context, Node, TapeNode, Value
 from ..core.op import EachInput, Op
 from ..core.tensor import Tensor, as_tensor, from_numpy, symbol, wrap
-from ..ops.basic import full_value
-from .graph import Graph, State, assign_op, placeholder_op
-from .session import Prepared, Session, bind_sizes
-from .views import refresh
+from ..core.threads import fork_safe_lock
+from .graph import State, placeholder_op
+from .session import Plan, bind_sizes
+from .structure import array_of, describe, flatten, is_array, static_key, write_argument
+from .trace import Traced, trace_call
 
 R = TypeVar("R")
-
-
-@dataclass(eq=False)
-class Trace(Graph):
-    """A graph in which code written for eager mode is recorded: writes take effect for what follows.
-
-    Attributes
-    ----------
-    written
-        Eager tensors updated so far.
-    grads_seen, grads_used
-        Gradients from outside: those looked at, and those computed with.
-    arguments
-        Of each: its placeholder, its handle, what the call passed.
-    seeds
-        Tensors to go on from with backward(), and whence.
-    """
-    written: dict[int, tuple[Tensor, Value]] = field(default_factory=dict)
-    grads_before: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
-    modules: list[tuple[Any, bool]] = field(default_factory=list)
-    differentiated: bool = False
-    grads_seen: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
-    grads_used: dict[int, Tensor] = field(default_factory=dict)
-    arguments: list[tuple[Node, Tensor, Any]] = field(default_factory=list)
-    seeds: dict[int, tuple[Any, Tensor]] = field(default_factory=dict)
-
-    def read(self, tensor: Tensor) -> Value:
-        found = self.written.get(id(tensor))
-        if found is not None:
-            return found[1]
-        for owner, g in self.grads_seen.values():
-            if g is tensor:
-                self.grads_used[id(owner)] = owner
-        return super().read(tensor)
-
-    def note_grad_read(self, tensor: Tensor, g: Tensor | None) -> None:
-        if id(tensor) not in self.grads_before:
-            self.grads_seen.setdefault(id(tensor), (tensor, g))
-
-    def guards(self) -> tuple[tuple[Tensor, Tensor | None, bool], ...]:
-        """(tensor, its gradient at the time, whether that very gradient is needed) of each looked at.
-
-        Else only whether there was one.
-        """
-        return tuple((t, g, id(t) in self.grads_used) for t, g in self.grads_seen.values())
-
-    def write(self, target: Tensor, value: Tensor) -> Tensor:
-        if target._data is None:
-            from .graph import rebind
-            return rebind(self, target, value)
-        if target.requires_grad and target.is_leaf and record.grad_enabled():
-            raise AutogradError("in place: a leaf that requires grad cannot be changed in place; "
-                                "update it inside graphc.no_grad()")
-        v = self._into(self.value_of(value), target.dtype, "in place: the tensor")
-        if v.aval.shape != target.shape:
-            from ..ops.shape import broadcast_to
-            v = broadcast_to(symbol(v), target.shape)._node
-        super().read(target)                                            # so that it is state
-        cast(State, self.states[id(target)].attrs["state"]).captured_version = None
-        self.written[id(target)] = (target, v)
-        refresh(self, target)
-        return target
-
-    def note_grad(self, tensor: Tensor) -> None:
-        """Called before ``tensor.grad`` is set: remember what it was outside."""
-        self.grads_before.setdefault(id(tensor), (tensor, tensor._rare.grad if tensor._rare else None))
-
-    def note_module(self, module: Any) -> None:
-        """Called by modules when they run: their training flag is part of what was traced."""
-        self.modules.append((module, module.training))
-
-    def backward(self, loss: Tensor, gradient: Any = None) -> None:
-        """``loss.backward()`` inside a traced function.
-
-        Gradients of parameters become values in their ``.grad``.
-        """
-        self.differentiated = True
-        value = self.value_of(loss)
-        if gradient is None and value.aval.size != 1:
-            raise AutogradError(
-                f"backward(): a gradient starts from a scalar; this value has shape {value.aval.shape}")
-        leaves = [(n, n.attrs["state"].tensor) for n in self.states.values()
-                  if n.attrs["state"].tensor.requires_grad]
-        given = [(n, handle, x) for n, handle, x in self.arguments
-                 if isinstance(x, Tensor) and x.requires_grad]
-        with record.recording(self):
-            start = as_tensor(gradient) if gradient is not None else full_value(
-                value.aval.shape, 1, value.aval.dtype)
-            wrt = {(id(n), 0) for n, *_ in (*leaves, *given)}
-            found, _ = walk([(value, symbol(self.value_of(start)))], wrt)
-            for node, handle, x in given:
-                self._seed(x, handle, found.get((id(node), 0)))
-            for node, tensor in leaves:
-                g = found.get((id(node), 0))
-                if g is None or not tensor.is_leaf:
-                    self._seed(tensor, None, g)
-                    continue
-                before = tensor.grad
-                self.note_grad(tensor)
-                if before is not None and before._data is not None:         # accumulate into what is there
-                    self.write(before, before + g)
-                else:
-                    tensor._more().grad = g if before is None else before + g
-
-    def _seed(self, tensor: Tensor, handle: Tensor | None, g: Tensor | None) -> None:
-        """The gradient of an eager tensor that has a history (or of an argument).
-
-        The tape takes over after the run.
-        """
-        if g is None:
-            return
-        before = self.seeds.get(id(tensor))
-        total = g if before is None else before[1] + g
-        self.seeds[id(tensor)] = (tensor, total)
-        if handle is not None and tensor.is_leaf:
-            handle._more().grad = total
-
-
-@dataclass(eq=False, slots=True)
-class Traced:
-    """One trace: what it takes, what must still hold, and the compiled program."""
-    structure_of_call: Any                        # how the arguments nest
-    pattern: tuple[Any, ...]                      # per leaf: (shape, dtype, requires_grad) or a static value
-    ones: bool                                    # may a named size be 1? (only with a signature)
-    grad_mode: bool
-    placeholders: tuple[Node, ...]
-    session: Session
-    prepared: Prepared
-    structure: Any
-    n_results: int
-    grads: tuple[Tensor, ...]                     # parameters whose .grad the function sets
-    grad_guards: tuple[tuple[Tensor, Tensor | None, bool], ...]     # see Trace.guards
-    cleared: tuple[Tensor, ...]                   # parameters whose .grad the function sets to None
-    written: tuple[int, ...]                      # arguments that the function writes into
-    seeds: tuple[Tensor | int, ...]               # tensors (or arguments' positions) backward() goes on from
-    states: tuple[tuple[Tensor, bool, Aval], ...]  # eager tensors it reads: requires_grad, and what they were
-    modules: tuple[tuple[Any, bool], ...]
-    trace: Trace
-    seconds: float
-    differentiable: tuple[Tensor, ...] = ()       # eager leaves that results may be differentiated by
-    pullback: Callable[..., list[Any]] | None = None
-
-    def match(self, structure: Any, leaves: list[Any]) -> dict[Dim, int] | None:
-        """The named sizes when a call fits this trace and what it relied on still holds, else None."""
-        sizes: dict[Dim, int] = {}
-        if len(self.pattern) != len(leaves) or self.structure_of_call != structure:
-            return None
-        if self.grad_mode is not record.grad_enabled():
-            return None
-        for pattern, x in zip(self.pattern, leaves):
-            if not _matches(pattern, x, sizes, self.ones):
-                return None
-        return sizes if self.holds() else None
-
-    def holds(self) -> bool:
-        for tensor, wants, aval in self.states:
-            data = tensor._data
-            if tensor.requires_grad is not wants or data.dtype != aval.dtype or data.shape != aval.shape:
-                return False
-        for module, flag in self.modules:
-            if module.training is not flag:
-                return False
-        for tensor, g, very in self.grad_guards:
-            now = tensor._rare.grad if tensor._rare is not None else None
-            if (now is None) is not (g is None) or (very and now is not g):
-                return False
-        return True
+MAX_TRACES = 64             # of a function; of more, the one not used for longest goes
+MAX_QUICK = 4               # signatures that calls try first, see `_Quick`
 
 
 class Function(Generic[R]):
@@ -211,31 +39,51 @@ class Function(Generic[R]):
         self.traces: list[Traced] = []
         self.log: list[str] = []
         self._seen: dict[Any, list[tuple[tuple[int, ...], ...]]] = {}
-        self._lock = threading.RLock()
+        self._quick: tuple[_Quick, ...] = ()
+        self._lock = fork_safe_lock()
 
     def __repr__(self) -> str:
-        return f"<graphc.function {getattr(self.body, '__name__', self.body)!s}: {len(self.traces)} traces>"
+        return f"<graphc.function {self._name}: {len(self.traces)} traces>"
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else functools.partial(self, instance)
 
     def __call__(self, *args: Any, **kwargs: Any) -> R:
-        if record.current_recorder() is not None:
+        if record.recording_scopes and record.current_recorder() is not None:
             return self.body(*args, **kwargs)                      # inside another trace or graph: part of it
+        if not kwargs:
+            for quick in self._quick:
+                found: R | None = quick(args)
+                if found is not None:
+                    return found
         leaves: list[Any] = []
-        structure = _flatten((args, dict(sorted(kwargs.items()))), leaves)
+        structure = flatten((args, dict(sorted(kwargs.items()))), leaves)
         for k, x in enumerate(leaves):
             if type(x) is np.ndarray and not x.dtype.isnative:
                 leaves[k] = x.astype(x.dtype.newbyteorder("="))
         traced, sizes = self._find(structure, leaves) or self._trace(structure, leaves)
-        return cast(R, self._run(traced, sizes, [x for x in leaves if _is_array(x)]))
+        result = self._run(traced, sizes, [x for x in leaves if is_array(x)])
+        if not kwargs and not traced.only_long:
+            traced.only_long = not _Quick.takes(traced, args)
+            if not traced.only_long:
+                self._quick = (_Quick(traced, args), *self._quick)[:MAX_QUICK]
+        return cast(R, result)
+
+    @property
+    def _name(self) -> str:
+        return str(getattr(self.body, "__name__", self.body))
 
     # ------------------------------------------------------------ signatures
 
     def _find(self, structure: Any, leaves: list[Any]) -> tuple[Traced, dict[Dim, int]] | None:
-        for traced in self.traces:
+        for k, traced in enumerate(self.traces):
             sizes = traced.match(structure, leaves)
             if sizes is not None:
+                if k:                                           # the one used last is tried first
+                    with self._lock:
+                        if traced in self.traces:
+                            self.traces.remove(traced)
+                            self.traces.insert(0, traced)
                 return traced, sizes
         return None
 
@@ -246,13 +94,13 @@ class Function(Generic[R]):
 
         Axes that have always changed together share a name; a size of 1 broadcasts and stays a number.
         """
-        arrays = [x for x in leaves if _is_array(x)]
+        arrays = [x for x in leaves if is_array(x)]
         if self.signature is not None:
             if len(self.signature) != len(arrays):
                 raise record.located(ArgumentError(
                     f"signature has {len(self.signature)} shapes, the call {len(arrays)} arrays"))
             return [tuple(s) for s in self.signature]
-        key = (repr(structure), *((x.dtype, len(x.shape)) if _is_array(x) else _static(x) for x in leaves))
+        key = (repr(structure), *((x.dtype, len(x.shape)) if is_array(x) else static_key(x) for x in leaves))
         shapes = tuple(tuple(x.shape) for x in arrays)
         history = self._seen.setdefault(key, [])
         history.append(shapes)
@@ -269,122 +117,43 @@ class Function(Generic[R]):
             found = self._find(structure, leaves)
             if found is not None:
                 return found
+            events.allow("trace", self._name, self._why(structure, leaves))
+            start = time.perf_counter()
             sizes = self._sizes(structure, leaves)
+            trace = functools.partial(trace_call, self.body, structure, leaves, target=self.target,
+                                      ones=self.signature is not None)
             try:
-                traced = self._trace_with(structure, leaves, sizes)
+                traced = trace(sizes=sizes)
             except (ShapeError, GraphError, ModeError):
                 if self.signature is not None or all(isinstance(n, int) for s in sizes for n in s):
                     raise
                 # the code needs numbers: one trace per size
-                sizes = [tuple(x.shape) for x in leaves if _is_array(x)]
-                traced = self._trace_with(structure, leaves, sizes)
+                traced = trace(sizes=[tuple(x.shape) for x in leaves if is_array(x)])
             # the signature may say otherwise than the arrays
-            bind_sizes(traced.placeholders, [x for x in leaves if _is_array(x)])
-            why = "state changed"
-            if not self.traces:
-                why = "first call"
-            elif traced.pattern not in [t.pattern for t in self.traces]:
-                why = "new signature"
-            patterns = ", ".join(_describe(p) for p in traced.pattern)
-            self.log.append(f"trace {len(self.traces) + 1} ({why}): {patterns}; {traced.seconds:.3f} s")
+            bind_sizes(traced.placeholders, [x for x in leaves if is_array(x)])
+            why = self._why(structure, leaves)
+            patterns = ", ".join(describe(p) for p in traced.pattern)
+            self.log.append(f"trace {len(self.log) + 1} ({why}): {patterns}; {traced.seconds:.3f} s")
+            events.note("trace", self._name, why, time.perf_counter() - start)
             self.traces.insert(0, traced)
+            del self.traces[MAX_TRACES:]
+            self._quick = ()
             found = self._find(structure, leaves)
             if found is None:
                 raise GraphError("function: what it was traced with changed while it was traced")
             return found
 
-    def _trace_with(self, structure_of_call: Any, leaves: list[Any], sizes: list[tuple[Any, ...]]) -> Traced:
-        start = time.perf_counter()
-        trace = Trace()
-        placeholders: list[Node] = []
-        shared: dict[tuple[int, ...], Dim] = {}
-        arrays = [x for x in leaves if _is_array(x)]
-        for k, (x, shape) in enumerate(zip(arrays, sizes)):
-            dims: list[Any] = []
-            for s in shape:
-                if isinstance(s, str):
-                    from ..core.dims import dim
-                    dims.append(dim(s))
-                elif isinstance(s, tuple):
-                    if s not in shared:
-                        shared[s] = trace.fresh_size()
-                    dims.append(shared[s])
-                else:
-                    dims.append(trace.fresh_size() if s is None else s)
-            aval = Aval(tuple(dims), as_dtype(x.dtype))
-            wants = isinstance(x, Tensor) and x.requires_grad
-            node = trace.add(placeholder_op, (), {"aval": aval}, (aval,), record.user_line(), f"arg{k}",
-                             wants_grad=wants)
-            placeholders.append(node)
-            trace.arguments.append((node, symbol(Value(node, 0), wants), x))
-        handles = iter([handle for _, handle, _ in trace.arguments])
-        traced_leaves = [next(handles) if _is_array(x) else x for x in leaves]
-        new_args, new_kwargs = _unflatten(structure_of_call, traced_leaves)
-        try:
-            with trace:
-                seeded = random.state._data.copy()
-                result = self.body(*new_args, **new_kwargs)
-                if random.state._data[0] != seeded[0] or random.state._data[1] < seeded[1]:
-                    raise ModeError("function: manual_seed() inside would act while tracing only; "
-                                    "call it outside")
-            outputs: list[Any] = []
-            structure = _flatten(result, outputs)
-            with trace:
-                fetches = [trace.value_of(x) if _is_array(x) else x for x in outputs]
-                now = [(p, before, p._rare.grad if p._rare is not None else None)
-                       for p, before in trace.grads_before.values()]
-                grads = [(p, trace.value_of(g)) for p, _, g in now if g is not None and g._data is None]
-                cleared = tuple(p for p, before, g in now if before is not None and g is None)
-        finally:
-            for tensor, before in trace.grads_before.values():
-                tensor._more().grad = before
-        for x in outputs:
-            if not (_is_array(x) or isinstance(x, (int, float, str, Dim)) or x is None):
-                raise record.located(ArgumentError(
-                    f"function: it returned {type(x).__name__}; "
-                    "return tensors, numbers, or structures of them"))
-        values = [f for f in fetches if isinstance(f, Value)]
-        for target, v in trace.written.values():
-            state = trace.states[id(target)].attrs["state"]
-            node = trace.add(assign_op, (v,), {"state": state}, (state.aval,), record.user_line(),
-                             f"{state.name.split('/')[-1]}_assign")
-            values.append(Value(node, 0))
-        n_results = sum(isinstance(f, Value) for f in fetches)
-        session = Session(trace, self.target or config.target)
-        written = [k for k, (node, handle, _) in enumerate(trace.arguments) if handle._node.node is not node]
-        for k in written:
-            if trace.arguments[k][1].requires_grad:
-                raise AutogradError(f"function: argument {k} requires grad and is changed in place; "
-                                    "return the new value instead")
-        seeds = list(trace.seeds.values())
-        returned = [*values[:n_results], *(v for _, v in grads),
-                    *(trace.arguments[k][1]._node for k in written), *(g._node for _, g in seeds)]
-        prepared = session.prepare_with_updates(returned, values[n_results:])
-        prepared.program = replace(prepared.program, draws=trace.draws)     # as in eager mode, needed or not
-        passed = {id(x): k for k, x in enumerate(arrays)}
-        avals = iter([n.avals[0] for n in placeholders])
-        pattern = tuple((next(avals).shape, as_dtype(x.dtype), isinstance(x, Tensor) and x.requires_grad)
-                        if _is_array(x) else _static(x) for x in leaves)
-        guards = trace.guards()
-        modules = tuple({id(m): (m, flag) for m, flag in trace.modules}.values())
-        leaves_ = () if trace.differentiated else tuple(
-            n.attrs["state"].tensor for n in trace.states.values() if n.attrs["state"].tensor.requires_grad)
-        position = iter(range(n_results))
-        slots = _Slots(structure, [("value", next(position)) if isinstance(f, Value) else ("static", f)
-                                   for f in fetches])
-        states = tuple((s.tensor, s.tensor.requires_grad, s.aval)
-                       for s in (n.attrs["state"] for n in trace.states.values()))
-        seconds = time.perf_counter() - start
-        return Traced(structure_of_call, pattern, self.signature is not None, record.grad_enabled(),
-                      tuple(placeholders), session, prepared, slots, n_results,
-                      tuple(p for p, _ in grads), guards, cleared, tuple(written),
-                      tuple(passed.get(id(t), t) for t, _ in seeds), states, modules, trace, seconds, leaves_)
+    def _why(self, structure: Any, leaves: list[Any]) -> str:
+        """Why no trace fits this call."""
+        if not self.traces:
+            return "first call"
+        reasons = [t.differs(structure, leaves) for t in self.traces]
+        return min(reasons, key=lambda r: (r.startswith("other"), r.startswith("argument")))
 
     # ------------------------------------------------------------ running
 
     def _run(self, traced: Traced, sizes: dict[Dim, int], arrays: list[Any]) -> Any:
-        by_node = {id(n): _array(x) for n, x in zip(traced.placeholders, arrays)}
-        feeds = [by_node[id(n)] for n in traced.prepared.feeds]
+        feeds = [array_of(arrays[k]) for k in traced.feeds]
         linked = traced.grad_mode and not traced.trace.differentiated and bool(
             traced.differentiable or any(isinstance(x, Tensor) and x.requires_grad for x in arrays))
         before: dict[State, Any] = {}
@@ -395,7 +164,7 @@ class Function(Generic[R]):
         for parameter in traced.grads:
             parameter._more().grad = wrap(next(values))
         for k in traced.written:
-            _write_argument(arrays[k], next(values))
+            write_argument(arrays[k], next(values))
         for t in traced.seeds:
             (arrays[t] if isinstance(t, int) else t).backward(wrap(next(values)))
         if linked:
@@ -445,6 +214,68 @@ class Function(Generic[R]):
             results[k]._node, results[k].requires_grad = Value(node, k), True
 
 
+class _Quick:
+    """The short way for calls of one signature that only compute.
+
+    They have no state to update and nothing to differentiate. Arguments are checked against shapes and dtypes
+    by the native call itself. Anything unusual is None: the long way deals with it.
+    """
+    __slots__ = ("bound", "grad_mode", "plan", "positions", "several", "stateful", "traced", "wants")
+
+    @staticmethod
+    def takes(traced: Traced, args: Sequence[Any]) -> bool:
+        """Whether a signature can go this way."""
+        prepared, results = traced.prepared, traced.structure
+        placeholders = [n for n in prepared.program.arguments if n.op is placeholder_op]
+        return (
+            all(isinstance(x, (Tensor, np.ndarray)) for x in args)                     # no nested structures
+            and sorted(map(id, placeholders)) == sorted(map(id, traced.placeholders))   # all are looked at
+            and not (prepared.program.updates or prepared.program.draws or traced.written or traced.seeds
+                     or traced.grads or traced.cleared or traced.grad_guards or True in prepared.skipped)
+            and not (traced.grad_mode and (traced.differentiable or any(p[2] for p in traced.pattern)))
+            and results.is_flat and prepared.bound is not None and hasattr(prepared.plan, "instances"))
+
+    def __init__(self, traced: Traced, args: Sequence[Any]) -> None:
+        prepared = traced.prepared
+        assert prepared.bound is not None
+        plan: Any = prepared.plan
+        self.traced, self.grad_mode, self.bound = traced, traced.grad_mode, prepared.bound
+        self.wants = [p[2] for p in traced.pattern]
+        order = {id(n): k for k, n in enumerate(traced.placeholders)}
+        self.positions = [order.get(id(n), -1) for n in prepared.program.arguments]
+        self.stateful = bool(traced.states or traced.modules) or self.positions != list(range(len(args)))
+        self.plan: Plan = plan
+        self.several = None if isinstance(traced.structure.structure, int) else traced.structure.structure[0]
+
+    def __call__(self, args: Sequence[Any]) -> Any:
+        wants = self.wants
+        if len(args) != len(wants):
+            return None
+        if (not record.no_grad_scopes or record.modes.grad) is not self.grad_mode:
+            return None
+        arrays = []
+        for x, want in zip(args, wants):
+            if isinstance(x, Tensor):
+                if x.requires_grad is not want:
+                    return None
+                arrays.append(x._data)
+            elif want:
+                return None
+            else:
+                arrays.append(x)
+        if self.stateful:
+            if not (self.bound.holds() and self.traced.holds()):
+                return None
+            states = self.bound.arguments
+            arrays = [arrays[k] if k >= 0 else states[i] for i, k in enumerate(self.positions)]
+        outputs, code = self.plan.run(arrays)
+        if code != -1:
+            return None                                  # other sizes, or an index out of range
+        if self.several is None:
+            return wrap(outputs[0])
+        return self.several([wrap(a) for a in outputs])
+
+
 def _pullback(traced: Traced, wants: list[bool], floating: list[int]) -> Callable[..., list[Any]]:
     """A function from inputs and cotangents to the gradient of each operand, of the same graph.
 
@@ -481,113 +312,13 @@ def _pullback(traced: Traced, wants: list[bool], floating: list[int]) -> Callabl
         for n, t in zip(placeholders, tensors):
             if n in prepared.feeds:
                 check(name, t, versions)
-        by_node = {id(n): _array(t) for n, t in zip(placeholders, tensors)}
-        by_node |= {id(n): _array(c) for n, c in zip(cots, cotangents)}
+        by_node = {id(n): array_of(t) for n, t in zip(placeholders, tensors)}
+        by_node |= {id(n): array_of(c) for n, c in zip(cots, cotangents)}
         out = iter(traced.session._execute(prepared, [by_node[id(n)] for n in prepared.feeds], before))
         found = iter([from_numpy(next(out)) if g is not None else None for g in got])
         return [next(found) if w else None for w in wants]
 
     return call
-
-
-# ---------------------------------------------------------------- structures
-
-def _is_array(x: Any) -> bool:
-    return isinstance(x, (Tensor, np.ndarray))
-
-
-def _array(x: Any) -> Any:
-    a = x._data if isinstance(x, Tensor) else x
-    return a if a.flags.c_contiguous else np.ascontiguousarray(a).reshape(a.shape)
-
-
-def _flatten(x: Any, leaves: list[Any]) -> Any:
-    if isinstance(x, (list, tuple)):
-        return (type(x), [_flatten(i, leaves) for i in x])
-    if isinstance(x, dict):
-        return (dict, [(k, _flatten(v, leaves)) for k, v in x.items()])
-    leaves.append(x)
-    return len(leaves) - 1
-
-
-def _unflatten(structure: Any, leaves: Sequence[Any]) -> Any:
-    if isinstance(structure, int):
-        return leaves[structure]
-    kind, parts = structure
-    if kind is dict:
-        return {k: _unflatten(s, leaves) for k, s in parts}
-    items = [_unflatten(s, leaves) for s in parts]
-    return kind(*items) if hasattr(kind, "_fields") else kind(items)
-
-
-@dataclass(frozen=True, slots=True)
-class _Slots:
-    """How results are put back into the structure the function returned."""
-    structure: Any
-    leaves: list[tuple[str, Any]]
-
-    def rebuild(self, results: Sequence[Tensor], sizes: dict[Dim, int]) -> Any:
-        env = {str(d): n for d, n in sizes.items()}
-
-        def leaf(kind: str, v: Any) -> Any:
-            if kind == "value":
-                return results[v]
-            return evaluate(v, env) if isinstance(v, Dim) else v
-        return _unflatten(self.structure, [leaf(kind, v) for kind, v in self.leaves])
-
-
-def _write_argument(x: Any, value: Any) -> None:
-    np.copyto(x._data if isinstance(x, Tensor) else x, value)
-    if isinstance(x, Tensor):
-        x.storage().bump(record.source_line())
-
-
-class _Held:
-    """An object that is compared by identity, kept alive so that no other one takes its id."""
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Held) and other.value is self.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-    def __repr__(self) -> str:
-        return type(self.value).__name__
-
-
-def _static(x: Any) -> Any:
-    if isinstance(x, float):                     # 0.0 == -0.0, and NaN differs from itself
-        return ("static", type(x), x.hex())
-    try:
-        hash(x)
-    except TypeError:
-        return ("static", type(x), frozenset(x) if isinstance(x, set) else _Held(x))
-    return ("static", type(x), x)
-
-
-def _matches(pattern: Any, x: Any, sizes: dict[Dim, int], ones: bool) -> bool:
-    """Whether an argument fits; takes the values of named sizes."""
-    if not _is_array(x):
-        return bool(pattern == _static(x))
-    if pattern[0] == "static":
-        return False
-    shape, dtype, wants = pattern
-    if dtype != x.dtype or len(shape) != len(x.shape) or wants != (isinstance(x, Tensor) and x.requires_grad):
-        return False
-    for s, n in zip(shape, x.shape):
-        if s != n and (isinstance(s, int) or (n == 1 and not ones) or sizes.setdefault(s, n) != n):
-            return False
-    return True
-
-
-def _describe(pattern: Any) -> str:
-    if pattern[0] == "static":
-        return str(pattern[-1])
-    return f"{pattern[1].name}[{', '.join('?' if isinstance(s, Dim) else str(s) for s in pattern[0])}]"
 
 
 def function(body: Callable[..., R] | None = None, *, target: str | None = None,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.dims import Dim, evaluate
+from ..core.dims import Dim, evaluate, evaluate_shape
 from ..core.node import Node, Value
 from .program import Program, toposort
 
@@ -60,33 +60,40 @@ class Interpreted:
         self.nodes = program.nodes()
         self.check_nodes = [toposort([c.value.node]) for c in program.checks]
 
+    def plan(self, env: Mapping[str, int]) -> _Plan:
+        return _Plan(self, dict(env))
+
     def run(self, arguments: Sequence[Array], targets: Sequence[Array],
             env: Mapping[str, int]) -> tuple[list[Array], int | None]:
-        """Run once.
+        """Run once on sizes ``env``: the outputs, and the position of the check that does not hold."""
+        outputs, code = self.plan(env).run([*arguments[:len(self.program.arguments)], *targets])
+        return outputs, None if code < 0 else code - (1 << 20)
 
-        Parameters
-        ----------
-        arguments
-            One array per `Program.arguments`.
-        targets
-            The buffers of the updated states, written only if all checks hold.
-        env
-            The named sizes.
 
-        Returns
-        -------
-        outputs, index of the first failed check (None: all hold)
-        """
-        program = self.program
-        known: dict[int, tuple[Array, ...]] = {id(n): (a,) for n, a in zip(program.arguments, arguments)}
+class _Plan:
+    """The program for one assignment of its named sizes; see `graphc.static.session.Plan`."""
+
+    def __init__(self, interpreted: Interpreted, env: Mapping[str, int]) -> None:
+        self.interpreted, self.env = interpreted, env
+        program = interpreted.program
+        avals = [*(n.avals[0] for n in program.arguments), *(u.value.aval for u in program.updates)]
+        self.fits = [(a.dtype, evaluate_shape(a.shape, env)) for a in avals]
+
+    def run(self, arrays: Sequence[Array]) -> tuple[list[Array], int]:
+        program = self.interpreted.program
+        for k, (a, fits) in enumerate(zip(arrays, self.fits, strict=True)):
+            if (a.dtype, a.shape) != fits:
+                return [], k
+        known: dict[int, tuple[Array, ...]] = {id(n): (a,) for n, a in zip(program.arguments, arrays)}
+        targets = arrays[len(program.arguments):]
         # checks one by one: a later one may index by what an earlier one checks
-        for i, (check, nodes) in enumerate(zip(program.checks, self.check_nodes)):
-            if not bool(evaluate_values([check.value], dict(known), nodes, env)[0]):
-                return [], i
-        values = evaluate_values(program.roots, known, self.nodes, env)
+        for i, (check, nodes) in enumerate(zip(program.checks, self.interpreted.check_nodes)):
+            if not bool(evaluate_values([check.value], dict(known), nodes, self.env)[0]):
+                return [], (1 << 20) + i
+        values = evaluate_values(program.roots, known, self.interpreted.nodes, self.env)
         n, m = len(program.outputs), len(program.updates)
         outputs = [np.array(v) for v in values[:n]]
         new = [np.array(v) for v in values[n:n + m]]
         for target, v in zip(targets, new):
             np.copyto(target, v)
-        return outputs, None
+        return outputs, -1

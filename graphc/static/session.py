@@ -2,17 +2,25 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 import numpy as np
 
-from ..core import random, record
+from ..core import events, random, record
 from ..core.config import config
 from ..core.dims import evaluate, format_shape, names, single_name
-from ..core.errors import ArgumentError, AxisError, DTypeError, FeedError, FetchError, GraphError
+from ..core.errors import (
+    ArgumentError,
+    AxisError,
+    DTypeError,
+    FeedError,
+    FetchError,
+    GraphError,
+    InternalError,
+)
 from ..core.node import Node, Value
 from ..core.storage import Storage
 from ..core.tensor import Tensor
@@ -25,20 +33,52 @@ Array = np.ndarray[Any, Any]
 TARGETS = ("cpu", "python", "interpret")
 
 
+class Plan(Protocol):
+    """A program ready for one assignment of its named sizes."""
+
+    def run(self, arrays: Sequence[Array]) -> tuple[list[Array], int]:
+        """Run once.
+
+        Parameters
+        ----------
+        arrays
+            One per `Program.arguments`, then the buffers of the updated states, written only if all checks
+            hold.
+
+        Returns
+        -------
+        outputs, code
+            The code is -1 when all went well, `FAILED` + the position of a check that does not hold, or the
+            position of an array that has another size than this plan is for; then nothing was written.
+        """
+
+
 class Runnable(Protocol):
     """What a target makes of a Program."""
 
-    def run(self, arguments: Sequence[Array], targets: Sequence[Array],
-            env: Mapping[str, int]) -> tuple[list[Array], int | None]: ...
+    def plan(self, env: Mapping[str, int]) -> Plan: ...
 
 
-def build(program: Program, target: str) -> Runnable:
+FAILED = 1 << 20
+
+
+def build(program: Program, target: str, name: str) -> Runnable:
     """``program`` ready to run on ``target``, passes included."""
-    from .observe import observer
-    optimized = optimize(program, observer(program))
+    start, reason = time.perf_counter(), "first run of these fetches"
+
+    def passes(recorded: Program) -> Program:
+        from .observe import observer
+        events.allow("program", name, reason)
+        return optimize(recorded, observer(recorded))
+
     if target == "interpret":
-        return Interpreted(optimized)
-    return cast(Runnable, record.executor().build(optimized, target))
+        runnable: Runnable = Interpreted(passes(program))
+    else:
+        runnable = cast(Runnable, record.executor().build(program, target, passes))
+        if getattr(runnable, "origin", "") == "disk":
+            reason += ": from the disk cache"
+    events.note("program", name, reason, time.perf_counter() - start)
+    return runnable
 
 
 def bind_sizes(feeds: Sequence[Node], arrays: Sequence[Array]) -> dict[str, int]:
@@ -93,13 +133,69 @@ def check_sizes(program: Program, env: Mapping[str, int]) -> None:
 
 @dataclass(eq=False, slots=True)
 class Prepared:
-    """A program compiled for one set of fetches."""
+    """A program compiled for one set of fetches.
+
+    ``bound`` and ``plan`` are what the last run used; the next one tries them first.
+    """
     program: Program
     runnable: Runnable
     fetches: tuple[Value, ...]
     feeds: tuple[Node, ...]
     reads: tuple[tuple[int, State], ...]           # (position among the arguments, state)
     skipped: tuple[bool, ...]                      # fetches that are groups: their value is None
+    bound: Bound | None = None
+    plan: Plan | None = None
+
+
+class Bound:
+    """The states of a program with their arrays, found once and used as long as they stay the same.
+
+    Attributes
+    ----------
+    arguments : list
+        One array per argument, None where a feed belongs.
+    targets : list of array
+    copies : bool
+        Whether some of these are copies, good for one run.
+    """
+    __slots__ = ("arguments", "captured", "copies", "draw", "eager", "locks", "scattered", "states",
+                 "storages", "targets")
+
+    def __init__(self, prepared: Prepared, session: Session) -> None:
+        program = prepared.program
+        self.arguments: list[Any] = [None] * len(program.arguments)
+        self.eager: list[tuple[Tensor, Array]] = []              # tensors, and the arrays they had
+        self.captured: list[State] = []                          # eager tensors that may not change
+        self.draw = -1                                           # the position of the random state
+        self.states = [u.state for u in program.updates]
+        self.storages = [session.storage(s) for s in self.states]
+        self.targets = [session._array(s, storage) for s, storage in zip(self.states, self.storages)]
+        written = dict(zip(self.states, self.targets))
+        for i, state in prepared.reads:
+            storage = session.storage(state)
+            self.arguments[i] = written[state] if state in written else session._array(state, storage)
+            if program.draws and state.tensor is random.state:
+                self.draw = i
+            if state.captured_version is not None:
+                self.captured.append(state)
+        tensors = {id(s.tensor): s.tensor for s in (*self.states, *(s for _, s in prepared.reads))}
+        self.eager = [(t, t._data) for t in tensors.values() if t is not None]
+        # views that kernels cannot take as they are: run on a copy
+        self.scattered = [(s.tensor, a) for s, a in written.items()
+                          if s.tensor is not None and a is not s.tensor._data]
+        self.locks = [s.lock for s in sorted({id(s): s for s in self.storages}.values(), key=id)]
+        self.copies = any(s.tensor is not None and self.arguments[i] is not s.tensor._data
+                          for i, s in prepared.reads) or bool(self.scattered)
+
+    def holds(self) -> bool:
+        """Whether all states still have the arrays that were found."""
+        for tensor, array in self.eager:
+            if tensor._data is not array:
+                return False
+        for state in self.captured:
+            if state.tensor is not None and state.tensor.version != state.captured_version:
+                return False
+        return True
 
 
 class Session:
@@ -235,7 +331,8 @@ class Session:
         reads = tuple((i, n.attrs["state"]) for i, n in enumerate(program.arguments)
                       if n.op is not placeholder_op)
         groups = tuple(v.node.op is group_op for v in fetches)
-        return Prepared(program, build(program, self.target), fetches, feeds, reads, groups)
+        name = ", ".join(v.node.name for v in fetches[:3]) + (", ..." if len(fetches) > 3 else "")
+        return Prepared(program, build(program, self.target, name), fetches, feeds, reads, groups)
 
     # ------------------------------------------------------------ fetches
 
@@ -337,9 +434,15 @@ class Session:
                     f"{state.name} was {aval} when the graph was made and is "
                     f"{array.dtype.name}{list(array.shape)} now; convert models before a graph uses them")
             if not (array.flags.c_contiguous and array.flags.aligned):
-                return np.ascontiguousarray(array).reshape(array.shape)
+                return array.copy("C")
             state.fits = array
         return array
+
+    def _bind(self, prepared: Prepared) -> Bound:
+        bound = prepared.bound
+        if bound is None or not bound.holds():
+            bound = prepared.bound = Bound(prepared, self)
+        return bound
 
     def _execute(self, prepared: Prepared, feeds: Sequence[Array],
                  before: Mapping[State, Array] | None = None,
@@ -352,43 +455,68 @@ class Session:
         if self._closed:
             raise GraphError("Session: it was closed; make another one")
         program = prepared.program
-        env = bind_sizes(prepared.feeds, feeds)
-        if program.size_checks:
-            check_sizes(program, env)
-        reads = [(i, state, self.storage(state)) for i, state in prepared.reads]
-        targets = [(u.state, self.storage(u.state)) for u in program.updates]
-        with ExitStack() as locks:
-            for storage in sorted({id(s): s for _, s in targets}.values(), key=id):
-                locks.enter_context(storage.lock)
-            arrays = {state: self._array(state, s) for state, s in targets}
+        bound = self._bind(prepared)
+        for lock in bound.locks:
+            lock.acquire()
+        try:
+            if bound.locks and not bound.holds():               # somebody was faster
+                return self._execute(prepared, feeds, before, keep)
+            if bound.copies:
+                bound = Bound(prepared, self)
             if keep is not None:
-                keep.update((state, a.copy()) for state, a in arrays.items())
-            arguments: list[Array] = [None] * len(program.arguments)  # type: ignore[list-item]
-            drawn = random.reserve(program.draws) if program.draws and before is None else None
-            for i, state, s in reads:
-                if before is not None and state in before:
-                    arguments[i] = before[state]
-                elif drawn is not None and state.tensor is random.state:
-                    arguments[i] = drawn
-                    if keep is not None:
-                        keep[state] = drawn
-                else:
-                    arguments[i] = arrays[state] if state in arrays else self._array(state, s)
+                keep.update((state, a.copy()) for state, a in zip(bound.states, bound.targets))
             fed = iter(feeds)
-            arguments = [next(fed) if a is None else a for a in arguments]
-            outputs, failed = prepared.runnable.run(arguments, list(arrays.values()), env)
-            if failed is not None:
+            arguments = [next(fed) if a is None else a for a in bound.arguments]
+            drawn = None
+            if program.draws and before is None:
+                drawn = random.reserve(program.draws)
+                if bound.draw >= 0:
+                    arguments[bound.draw] = drawn
+                    if keep is not None:
+                        keep[program.arguments[bound.draw].attrs["state"]] = drawn
+            if before is not None:
+                for i, state in prepared.reads:
+                    arguments[i] = before.get(state, arguments[i])
+            arguments += bound.targets
+            outputs, code = prepared.plan.run(arguments) if prepared.plan is not None else ([], 0)
+            if 0 <= code < FAILED:                              # the first run, or one of other sizes
+                prepared.plan = self._plan(prepared, feeds)
+                outputs, code = prepared.plan.run(arguments)
+                if 0 <= code < FAILED:
+                    outputs, code = prepared.plan.run([_standard(a) for a in arguments])
+            if code >= 0:
                 if drawn is not None:
                     random.give_back(drawn, program.draws)
-                check = program.checks[failed]
+                if code < FAILED:
+                    raise InternalError(f"argument {code} of a program does not fit its plan")
+                check = program.checks[code - FAILED]
                 raise AxisError(f"{check.op} at {', '.join(check.origins)}: an index is out of range in this "
                                 "run; nothing was updated")
-            for state, s in targets:
-                if state.tensor is not None and arrays[state] is not state.tensor._data:
-                    np.copyto(state.tensor._data, arrays[state])
-                s.bump(record.source_line())
+            for tensor, array in bound.scattered:
+                np.copyto(tensor._data, array)
+            if bound.storages:
+                line = record.source_line()
+                for storage in bound.storages:
+                    storage.bump(line)
+        finally:
+            for lock in bound.locks:
+                lock.release()
+        if True not in prepared.skipped:
+            return outputs
         values = iter(outputs)
         return [None if skip else next(values) for skip in prepared.skipped]
+
+    def _plan(self, prepared: Prepared, feeds: Sequence[Array]) -> Plan:
+        """The plan for the sizes of ``feeds``; FeedError where they do not fit."""
+        env = bind_sizes(prepared.feeds, feeds)
+        if prepared.program.size_checks:
+            check_sizes(prepared.program, env)
+        return prepared.runnable.plan(env)
+
+
+def _standard(array: Array) -> Array:
+    """The same memory as a plain ndarray with NumPy's own dtype object: `longlong` is another int64."""
+    return np.asarray(array).view(np.dtype(array.dtype.name))
 
 
 def _convert(node: Node, value: Any) -> Array:
@@ -412,9 +540,7 @@ def _convert(node: Node, value: Any) -> Array:
                 f"fed with {array.dtype.name} of shape {format_shape(array.shape)}; "
                 "cast it yourself if losing values is intended")
         array = array.astype(aval.dtype)
-    if not (array.flags.c_contiguous and array.flags.aligned):
-        array = np.ascontiguousarray(array).reshape(array.shape)
-    return array
+    return array if array.flags.c_contiguous and array.flags.aligned else array.copy("C")
 
 
 def _forbid_shared_updates(program: Program) -> None:

@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import graphc as gc
 from graphc.codegen import cache
 from graphc.core.config import config
 
@@ -84,3 +86,84 @@ def test_the_oldest_entries_go_first(folder: Path) -> None:
     assert [cache.load(f"k{i}") is not None for i in range(4)] == [False, False, True, True]
     assert cache.info().entries == 2
     assert cache.clear() == 2 and cache.info().entries == 0
+
+
+WARM = """
+import json, sys
+import numpy as np, graphc as gc
+from graphc.codegen import program
+def never(*_): raise AssertionError("assembled anew")
+if sys.argv[1] == "warm":
+    program.Assembly = never
+layer, norm = gc.nn.Linear(3, 4), gc.nn.Dropout(0.5)
+f = gc.function(lambda x, i: gc.softmax(norm(layer(x)), 1)[:, i])
+gc.manual_seed(7)
+out = f(gc.tensor(np.eye(3, dtype=np.float32)), gc.tensor([0, 2]))
+runnable = f.traces[0].prepared.runnable
+print(json.dumps([out.tolist(), runnable.origin, "numba" in sys.modules]))
+"""
+
+
+def run_warm(folder: Path, how: str) -> list[object]:
+    done = subprocess.run([sys.executable, "-c", WARM, how], text=True, capture_output=True, timeout=120,
+                          env={**os.environ, "GRAPHC_CACHE": str(folder)}, check=False)
+    assert done.returncode == 0, done.stderr
+    found: list[object] = json.loads(done.stdout)
+    return found
+
+
+def test_a_whole_program_comes_from_disk_without_passes(tmp_path: Path) -> None:
+    cold = run_warm(tmp_path, "cold")
+    assert cold[1:] == ["compiled", True]
+    assert run_warm(tmp_path, "warm") == [cold[0], "disk", False]
+    image = next(tmp_path.rglob("*.image"))
+    whole = image.read_bytes()
+    for broken in (whole[:-9], b"graphc-entry-2\n" + bytes(50), b""):
+        image.write_bytes(broken)
+        assert run_warm(tmp_path, "cold") == [cold[0], "compiled", False]       # its kernels are still there
+        assert run_warm(tmp_path, "warm") == [cold[0], "disk", False]
+    for kernel in tmp_path.rglob("*.o"):
+        kernel.unlink()
+    assert run_warm(tmp_path, "cold") == cold
+
+
+def test_a_folder_that_others_may_write_to_is_not_read(folder: Path) -> None:
+    cache.store("k", b"code")
+    assert cache.load("k") == b"code"
+    folder.chmod(0o777)
+    cache._is_safe.cache_clear()
+    assert cache.load("k") is None
+    cache.store("k2", b"code")
+    assert not list(folder.rglob("k2.o"))
+    folder.chmod(0o700)
+    cache._is_safe.cache_clear()
+
+
+def key_of(make: object) -> str | None:
+    from graphc.static.key import program_key
+    from graphc.static.program import build_program
+    with gc.Graph() as g:
+        out = make()  # type: ignore[operator]
+    return program_key(build_program(g, [out._node]))
+
+
+def test_keys_are_those_of_the_computation() -> None:
+    def x(dtype: str = "float32", n: object = 3, name: str = "x") -> gc.Tensor:
+        return gc.placeholder(dtype, (n, 2), name=name)
+
+    same = [lambda: x() * 2.0 + 1.0, lambda: x(name="another") * 2.0 + 1.0]
+    others = [
+        lambda: x() * 2.0 + 1.5, lambda: x() * 2.0 - 1.0, lambda: x("float64") * 2.0 + 1.0,
+        lambda: x(n=4) * 2.0 + 1.0, lambda: x(n="n") * 2.0 + 1.0, lambda: x(n="m") * 2.0 + 1.0,
+        lambda: x().sum(0), lambda: x().sum(1), lambda: x()[0], lambda: x()[1],
+        lambda: x() + np.ones(2, np.float32), lambda: x() + np.zeros(2, np.float32),
+        lambda: gc.Variable(np.ones(2, np.float32)) + x(), lambda: x() * 0.0, lambda: x() * -0.0]
+    keys = [key_of(make) for make in (*same, *others)]
+    assert keys[0] == keys[1] and None not in keys and len(set(keys)) == 1 + len(others)
+
+
+def test_programs_with_ops_from_elsewhere_have_no_key() -> None:
+    from graphc.core import record
+    from graphc.ops.elementwise import unary
+    twice = unary("test_cache_twice", lambda a: a * 2, lower=lambda b, a: b.add(a, a))
+    assert key_of(lambda: record.apply(twice, gc.placeholder("float32", (3,)))) is None

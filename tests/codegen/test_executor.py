@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from graphc.codegen import executor, threads
+from graphc.codegen import executor, native, threads
 from graphc.codegen.compile import compile_kernels
 from graphc.codegen.loopir import Buffer, For, Kernel, Load, Store, Var, call, const, verify
 from graphc.core.config import Config, config
@@ -117,16 +117,71 @@ def test_parallel_regions_before_and_after_fork() -> None:
     assert once()
 
 
-def test_bind_program_sees_changes_of_its_table() -> None:
-    x = np.zeros(10, np.int64)
+def bound(x: np.ndarray, checks: int = 0) -> tuple[executor.Call, np.ndarray]:
+    """A call that adds 1 to the array it is given; with a check of what slot 3 points to, first."""
     program = Program()
-    program.add(marker(), [x, np.zeros(10, np.int64), np.zeros(10, np.int64)], 10, 5)
-    table = np.array(program.rows, np.int64)
-    run = executor.bind_program(table, 1)
-    run(1)
-    table[0, 3] = 5
-    run(1)
-    np.testing.assert_array_equal(x, [2] * 5 + [1] * 5)
+    slots = program.add(marker(), [x, np.zeros(10, np.int64), np.zeros(10, np.int64)], len(x), 5)
+    ok = np.ones(1, bool)
+    slots = np.array([*slots, ok.ctypes.data])
+    bufs = np.array([slots.ctypes.data + 8 * i for i in range(3)], np.int64)
+    program.kept += [ok, bufs]
+    program.rows[0][1] = bufs.ctypes.data
+    operands = [executor.Operand(0, x.dtype, x.shape, written=True)]
+    call = executor.Call(np.array(program.rows, np.int64), 0, slots, operands, [3] * checks)
+    call.head.flags.writeable = False
+    PROGRAMS.append(program)
+    return call, ok
+
+
+PROGRAMS: list[Program] = []                                    # kept alive
+
+
+def test_a_call_takes_arrays_and_looks_at_them() -> None:
+    x = np.zeros(10, np.int64)
+    call, _ = bound(x)
+    other = np.full(10, 7)
+    assert call.run(2, x) == call.run(1, other) == executor.OK
+    assert (x == 1).all() and (other == 8).all()
+    frozen = other.copy()
+    frozen.flags.writeable = False
+    raw = np.zeros(81, np.uint8)[1:].view(np.int64)
+    for misfit in (other[:5], other.reshape(2, 5), other.astype(np.uint64), other.astype(np.int32),
+                   other[::-1], frozen, raw, None, [1], other.view(type("Sub", (np.ndarray,), {}))):
+        assert call.run(2, misfit) == 0
+    assert call.run(2) == call.run(2, x, x) == 0
+    assert (x == 1).all() and (other == 8).all() and not raw.any()
+
+
+def test_a_check_that_fails_stops_a_call() -> None:
+    x = np.zeros(10, np.int64)
+    call, ok = bound(x, checks=2)
+    assert call.run(2, x) == executor.OK and (x == 1).all()
+    ok[0] = False
+    assert call.run(2, x) == executor.FAILED and (x == 1).all()
+    ok[0] = True
+    assert call.run(2, x) == executor.OK and (x == 2).all()
+
+
+def test_a_call_that_is_running_is_busy() -> None:
+    x = np.zeros(10, np.int64)
+    call, _ = bound(x)
+    call.head.flags.writeable = True
+    call.head[0] = 1
+    assert call.run(1, x) == executor.BUSY and not x.any()
+    call.head[0] = 0
+    assert call.run(1, x) == executor.OK and x.all()
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 5])
+@pytest.mark.parametrize("extents", [(1, 1), (7, 0, 3), (100, 1, 50, 20)])
+def test_the_steps_of_a_wave_are_one_region(extents: tuple[int, ...], num_threads: int) -> None:
+    program, outs = Program(), []
+    for extent in (*extents, 9):
+        outs.append(np.zeros(extent, np.int64))
+        program.add(marker(), [outs[-1], np.zeros(200, np.int64), np.zeros(200, np.int64)], extent, 3)
+    program.rows[0][5] = len(extents)
+    program.run(num_threads)
+    assert all((x == 1).all() for x in outs)
 
 
 def test_an_empty_program_and_bad_tables() -> None:
@@ -150,7 +205,8 @@ def test_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_tbb_programs_run_serially(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = str(executor._build(parallel=False))
+    text = executor._source(parallel=False)
     assert "graphc_parallel_for" not in text
+    native.optimise(text.replace("@graphc_", "@serial_"))
     monkeypatch.setattr(threads, "_LIBRARY", "libtbb-that-is-not-there.so")
     assert not threads._load_tbb()

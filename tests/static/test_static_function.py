@@ -52,7 +52,7 @@ def test_the_second_size_becomes_a_name() -> None:
         assert f(x).shape == (n,)
     assert [e.split(";")[0] for e in f.log] == [
         "trace 1 (first call): float32[3, 2]",
-        "trace 2 (new signature): float32[?, 2]",
+        "trace 2 (argument 0: float32[5, 2], traced with float32[3, 2]): float32[?, 2]",
     ]
     f(gc.ones(1, 2))  # 1 broadcasts: its own trace
     f(gc.ones(4, 3))

@@ -83,7 +83,7 @@ def data(n: int) -> dict[str, Any]:
 def compiled_kernels() -> int:
     from graphc.codegen import compile
 
-    return len(compile._compiled)
+    return len(compile._addresses)
 
 
 @pytest.mark.parametrize("target", ["interpret", "python", "cpu"])

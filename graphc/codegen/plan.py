@@ -1,0 +1,260 @@
+"""Plans: memory, chunks and waves of a program for one assignment of its named sizes, and their runs.
+
+A plan is made from an `Image` before anything runs, compiles nothing, and knows the memory that runs take. A
+run takes an `Instance` of it (an arena and a table of its own), so runs may overlap.
+"""
+from __future__ import annotations
+
+import math
+from bisect import insort
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..core.config import config
+from ..core.dims import evaluate_shape
+from .builder import size_variable
+from .image import Array, Image, evaluate_expr
+
+ALIGN = 64
+OK, BUSY, FAILED = -1, -2, 1 << 20      # codes of a run, see `executor.Call`
+WORTH_A_THREAD = 0.25           # of a chunk's work: less is not run side by side with other steps
+
+
+class Plan:
+    """Offsets, extents, chunks and waves.
+
+    Attributes
+    ----------
+    arena_bytes, live_bytes : int
+        The memory of all intermediate values, and the most that are alive at once: what no plan that keeps
+        the order of steps can go below.
+    waves : list of range
+        Steps that run side by side.
+    """
+
+    def __init__(self, image: Image, entries: Sequence[Any], env: Mapping[str, int], python: bool) -> None:
+        self.image, self.entries, self.python = image, entries, python
+        self.env = {**env, **{size_variable(name): n for name, n in env.items()}}
+        self.dtypes = [np.dtype(s.dtype) for s in image.slots]
+        self.shapes = [None if s.shape is None else evaluate_shape(s.shape, env) for s in image.slots]
+        self.extents = [max(0, evaluate_expr(s.extent, self.env)) for s in image.steps]
+        self.grains = [max(1, evaluate_expr(s.grain, self.env)) for s in image.steps]
+        self.counts = [self._count(k) for k in range(len(image.slots))]
+        self.waves = self._waves()
+        self.offsets, self.arena_bytes, self.live_bytes = self._place()
+        self.operands = image.operands()
+        self._outputs = [(self.shapes[k] or (), self.dtypes[k]) for k in self.operands
+                         if image.slots[k].kind == "output"]
+        self.instances: list[Instance] = []
+
+    def _count(self, slot: int) -> int:
+        shape, size = self.shapes[slot], self.image.slots[slot].size
+        if shape is not None:
+            return math.prod(shape)
+        assert size is not None
+        step = self.image.slots[slot].scratch_of
+        return max(0, evaluate_expr(size, self.env)) * (1 if step < 0 else max(1, self.chunks(step)))
+
+    def chunks(self, step: int) -> int:
+        return -(-self.extents[step] // self.grains[step])
+
+    # ------------------------------------------------------------ order
+
+    def _waves(self) -> list[range]:
+        """Neighbours in the order of steps that need nothing of each other and are worth a thread each."""
+        image = self.image
+        memory = {k: k for k in range(len(image.slots))}            # what is one buffer under two slots
+        argument = {s.index: k for k, s in enumerate(image.slots) if s.kind == "argument"}
+        for k, s in enumerate(image.slots):
+            if s.kind == "target" and image.aliases[s.index] >= 0:
+                memory[k] = argument.get(image.aliases[s.index], k)
+        waves: list[range] = []
+        read, written, work = set[int](), set[int](), 0.0
+        for t, step in enumerate(image.steps):
+            own = self.extents[t] / self.grains[t]
+            writes = {memory[s] for s, w in zip(step.slots, step.writes) if w}
+            reads = {memory[s] for s, w in zip(step.slots, step.writes) if not w}
+            apart = writes.isdisjoint(read | written) and reads.isdisjoint(written)
+            worth = min(own, work) >= WORTH_A_THREAD
+            if waves and apart and worth and t != image.n_early:
+                waves[-1] = range(waves[-1].start, t + 1)
+                read, written, work = read | reads, written | writes, work + own
+            else:
+                waves.append(range(t, t + 1))
+                read, written, work = reads, writes, own
+        return waves
+
+    # ------------------------------------------------------------ memory
+
+    def _place(self) -> tuple[dict[int, int], int, int]:
+        """Arena offsets by liveness: each slot from the first wave that uses it to the last; first fit."""
+        image = self.image
+        first: dict[int, int] = {}
+        last: dict[int, int] = {}
+        for w, wave in enumerate(self.waves):
+            for t in wave:
+                for s in image.steps[t].slots:
+                    if image.slots[s].kind == "arena":
+                        first.setdefault(s, w)
+                        last[s] = w
+        early = sum(wave.start < image.n_early for wave in self.waves)
+        for s in set(last).intersection(image.checks):              # read when the early steps are done
+            last[s] = max(last[s], early)
+        starts: dict[int, list[int]] = {}
+        ends: dict[int, list[int]] = {}
+        for s, w in first.items():
+            starts.setdefault(w, []).append(s)
+            ends.setdefault(last[s], []).append(s)
+        offsets: dict[int, int] = {}
+        free: list[tuple[int, int]] = []                       # (offset, bytes), sorted
+        top = live = peak = 0
+        for w in range(len(self.waves)):
+            for s in sorted(starts.get(w, ()), key=lambda s: -self._bytes(s)):
+                need = self._bytes(s)
+                live += need
+                fits = [(room, at) for at, room in free if room >= need]
+                if fits:                                                        # the tightest hole
+                    room, at = min(fits)
+                    offsets[s] = at
+                    k = free.index((at, room))
+                    free[k:k + 1] = [(at + need, room - need)] if room > need else []
+                elif free and free[-1][0] + free[-1][1] == top:                 # grow the last hole
+                    at, _ = free.pop()
+                    offsets[s], top = at, at + need
+                else:
+                    offsets[s], top = top, top + need
+            peak = max(peak, live)
+            for s in ends.get(w, ()):
+                live -= self._bytes(s)
+                _give_back(free, offsets[s], self._bytes(s))
+        return offsets, top, peak
+
+    def room(self, slot: int) -> int:
+        """Elements that may be read.
+
+        An empty value has one along each empty axis, where clamped indices point.
+        """
+        shape = self.shapes[slot]
+        return max(1, self.counts[slot]) if shape is None else math.prod(max(1, n) for n in shape)
+
+    def _bytes(self, slot: int) -> int:
+        return -(-self.room(slot) * self.dtypes[slot].itemsize // ALIGN) * ALIGN
+
+    # ------------------------------------------------------------ runs
+
+    def run(self, arrays: Sequence[Array]) -> tuple[list[Array], int]:
+        """Run on arguments and targets.
+
+        Returns
+        -------
+        outputs, code
+            Arrays of the caller's own, and what `executor.Call` returns.
+        """
+        outputs = [np.empty(shape, dtype) for shape, dtype in self._outputs]
+        for instance in self.instances:
+            code = instance.call(config.num_threads, *arrays, *outputs)
+            if code != BUSY:
+                return outputs, code
+        instance = Instance(self)
+        code = instance.call(config.num_threads, *arrays, *outputs)
+        self.instances.append(instance)
+        return outputs, code
+
+
+def standard(array: Array) -> Array:
+    """The same elements as `executor.Call` takes them: a plain, aligned, C-contiguous array.
+
+    The same memory where that is possible. Its dtype is NumPy's own object: `longlong` is another int64.
+    """
+    plain = np.asarray(array).view(np.dtype(array.dtype.name))
+    return plain if plain.flags.c_contiguous and plain.flags.aligned else plain.copy("C")
+
+
+def _give_back(free: list[tuple[int, int]], offset: int, size: int) -> None:
+    """Return a range to the free list, merging neighbours."""
+    insort(free, (offset, size))
+    k = free.index((offset, size))
+    if k + 1 < len(free) and free[k][0] + free[k][1] == free[k + 1][0]:
+        free[k:k + 2] = [(free[k][0], free[k][1] + free[k + 1][1])]
+    if k and free[k - 1][0] + free[k - 1][1] == free[k][0]:
+        free[k - 1:k + 1] = [(free[k - 1][0], free[k - 1][1] + free[k][1])]
+
+
+def _address(array: Array) -> int:
+    return array.__array_interface__["data"][0]
+
+
+class Instance:
+    """What one run at a time uses: an arena, a table of slots, and ``call(num_threads, *arrays)``."""
+
+    def __init__(self, plan: Plan) -> None:
+        image = plan.image
+        self.arena = np.empty(plan.arena_bytes + ALIGN, np.uint8)
+        base = -_address(self.arena) % ALIGN
+        self.views: dict[int, Array] = {}               # of slots whose memory stays
+        for s, offset in plan.offsets.items():
+            raw = self.arena[base + offset:base + offset + plan.room(s) * plan.dtypes[s].itemsize]
+            self.views[s] = raw.view(plan.dtypes[s])
+        for s, slot in enumerate(image.slots):
+            if slot.kind == "constant":
+                self.views[s] = image.constants[slot.index].reshape(-1)
+        # an array without elements is not read, but clamped indices must point somewhere
+        self.instead = {s: np.zeros(plan.room(s), plan.dtypes[s])
+                        for s in plan.operands if not plan.counts[s]}
+        self.call = self._python(plan) if plan.python else self._native(plan)
+
+    def _native(self, plan: Plan) -> Any:
+        from .executor import COLUMNS, Call, Operand
+        image = plan.image
+        slots = np.zeros(max(1, len(image.slots)), np.int64)
+        for s, view in self.views.items():
+            slots[s] = _address(view)
+        lists: list[Array] = []                                             # kept alive with the call
+
+        def address(numbers: Sequence[int]) -> int:
+            lists.append(np.array(numbers or [0], np.int64))
+            return _address(lists[-1])
+
+        table = np.zeros((len(image.steps), COLUMNS), np.int64)
+        at, width = _address(slots), {wave.start: len(wave) for wave in plan.waves}
+        for t, step in enumerate(image.steps):
+            table[t] = (plan.entries[t], address([at + 8 * s for s in step.slots]),
+                        address([n if isinstance(n, int) else plan.env[n] for n in step.sizes]),
+                        plan.extents[t], plan.grains[t], width.get(t, 1))
+        operands = [
+            Operand(s, plan.dtypes[s], plan.shapes[s] or (),
+                    written=image.slots[s].kind != "argument",
+                    instead=_address(self.instead[s]) if s in self.instead else 0) for s in plan.operands]
+        call = Call(table, image.n_early, slots, operands, image.checks)
+        self._keep = (call, lists)
+        return call.run
+
+    def _python(self, plan: Plan) -> Any:
+        """The same in Python, for entries that are Python functions. `executor` says what it returns."""
+        image, views = plan.image, dict(self.views)
+
+        def run(steps: range) -> None:
+            for t in steps:
+                step, extent, grain = image.steps[t], plan.extents[t], plan.grains[t]
+                sizes = [n if isinstance(n, int) else plan.env[n] for n in step.sizes]
+                for chunk in range(plan.chunks(t)):
+                    plan.entries[t]([views[s] for s in step.slots], sizes, chunk, chunk * grain,
+                                    min((chunk + 1) * grain, extent))
+
+        def call(_: int, *arrays: Array) -> int:
+            for k, (s, a) in enumerate(zip(plan.operands, arrays, strict=True)):
+                if type(a) is not np.ndarray or a.dtype != plan.dtypes[s] or a.shape != plan.shapes[s]:
+                    return k
+                views[s] = self.instead[s] if s in self.instead else a.reshape(-1)
+            run(range(image.n_early))
+            for k, s in enumerate(image.checks):
+                if not views[s][0]:
+                    return FAILED + k
+            run(range(image.n_early, len(image.steps)))
+            return OK
+        return call
+
+
+__all__ = ["BUSY", "FAILED", "OK", "Plan", "standard"]

@@ -1,0 +1,300 @@
+"""Pooling in two dimensions, with its adjoints as ops of their own."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..core import record
+from ..core.aval import Aval
+from ..core.dims import Shape, format_shape
+from ..core.errors import DTypeError, ShapeError
+from ..core.op import Loops, Op
+from ..core.tensor import Tensor, as_tensor
+from .window import Array, Pair, add_windows, out_size, pair, windows
+
+
+def _pool_infer(name: str, x: Aval, kernel: Pair, stride: Pair, padding: Pair) -> Shape:
+    if x.dtype.kind == "b":
+        raise DTypeError(f"{name}: takes numbers, not bool")
+    if x.ndim != 4:
+        raise ShapeError(f"{name}: input {format_shape(x.shape)}; expected (n, c, h, w)")
+    if any(2 * p > k for p, k in zip(padding, kernel)):
+        raise ShapeError(f"{name}: padding {padding} is more than half of the kernel {kernel}")
+    out = tuple(out_size(x.shape[2 + i], kernel[i], stride[i], padding[i], 1) for i in (0, 1))
+    if any(isinstance(s, int) and s <= 0 for s in out):
+        raise ShapeError(f"{name}: a window of {kernel} does not fit into {format_shape(x.shape[2:])}")
+    return (*x.shape[:2], *out)
+
+
+def _max_pool_infer(x: Aval, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Aval, Aval]:
+    shape = _pool_infer("max_pool2d", x, kernel, stride, padding)
+    return Aval(shape, x.dtype), Aval(shape, np.dtype(np.int32))
+
+
+def _window(c: Any) -> dict[str, Any]:
+    return {key: c.attrs[key] for key in ("kernel", "stride", "padding")}
+
+
+def _max_pool_run(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Array, Array]:
+    _pool_infer("max_pool2d", Aval(x.shape, x.dtype), kernel, stride, padding)
+    low = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
+    win = windows(x, kernel, stride, padding, (1, 1), low)
+    best, where = win[..., 0, 0].copy(), np.zeros(win.shape[:4], np.int32)
+    for k in range(1, kernel[0] * kernel[1]):
+        candidate = win[..., k // kernel[1], k % kernel[1]]
+        wins = candidate > best
+        if x.dtype.kind == "f":
+            wins |= np.isnan(candidate) & ~np.isnan(best)
+        np.copyto(best, candidate, where=wins)
+        where[wins] = k
+    return best, where
+
+
+def _flat(k: Any, plane: Any, y: Any, x: Any, h: Any, w: Any) -> Any:
+    """Where element (plane, y, x) is: ``(plane*h + y)*w + x``."""
+    return k.index_add(k.index_mul(k.index_add(k.index_mul(plane, h), y), w), x)
+
+
+def _position(k: Any, o: Any, tap: Any, stride: int, padding: int) -> Any:
+    return k.index_sub(k.index_add(k.index_mul(o, stride), tap), padding)
+
+
+def _max_pool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pair, padding: Pair) -> None:
+    (x,), (best, where) = inputs, outputs
+    n, c, oh, ow = best.shape
+    h, w = x.shape[2:]
+    low = k.lowest(x.dtype)
+    work = k.estimate(ow, k.index(4 * kernel[0] * kernel[1]))
+    with k.parallel(k.index_mul(k.index_mul(n, c), oh), work=work) as row:
+        plane, y = k.let(k.index_div(row, oh)), k.let(k.index_mod(row, oh))
+        with k.loop(k.index(0), ow) as z:
+            value, tap = low, k.const(0, "int32")
+            for i in range(kernel[0]):
+                for j in range(kernel[1]):
+                    a = _position(k, y, k.index(i), stride[0], padding[0])
+                    b = _position(k, z, k.index(j), stride[1], padding[1])
+                    inside = k.inside((a, h, padding[0]), (b, w, padding[1]))
+                    a, b = k.clip(a, h, padding[0]), k.clip(b, w, padding[1])
+                    v = k.let(x.at_flat(_flat(k, plane, a, b, h, w)))
+                    if inside is not None:
+                        v = k.let(k.select(inside, v, low))
+                    wins = k.gt(v, value)
+                    if x.dtype[0] == "f":                    # larger, or the first NaN
+                        wins = k.land(k.lnot(k.le(v, value)), k.eq(value, value))
+                    first = i == j == 0
+                    tap = tap if first else k.let(k.select(wins, k.const(i * kernel[1] + j, "int32"), tap))
+                    value = v if first else k.let(k.select(wins, v, value))
+            at = k.let(k.index_add(k.index_mul(row, ow), z))
+            best.store_flat(at, value)
+            where.store_flat(at, tap)
+
+
+max_pool2d_op: Op = Op(
+    "max_pool2d",                        # the largest of each window, and which element of the window it was
+    infer=_max_pool_infer,
+    run=_max_pool_run,
+    vjp=(lambda g, c: record.apply(max_unpool2d_op, g[0], c.outputs[1], **_window(c),
+                                   size=c.shapes[0][2:]),),
+    saves=("out",),
+    lower=Loops(_max_pool_loops),
+    outputs=2,
+    kinds="iuf",
+    cost=8.0,
+    compiled=2048,
+    batched=(0,),
+)
+
+
+def _unpool_run(g: Array, where: Array, kernel: Pair, stride: Pair, padding: Pair, size: Pair) -> Array:
+    n, c, oh, ow = g.shape
+    win = np.zeros((n, c, oh, ow, kernel[0] * kernel[1]), g.dtype)
+    np.put_along_axis(win, where[..., None].astype(np.int64), g[..., None], -1)
+    win = win.reshape(n, c, oh, ow, *kernel)
+    return np.ascontiguousarray(add_windows(win, (n, c, *size), stride, padding, (1, 1)))
+
+
+def _covering(k: Any, position: Any, size: Any, kernel: int, stride: int,
+              padding: int) -> list[tuple[Any, Any, Any]]:
+    """The windows that hold an input position: (window, tap, whether it exists).
+
+    There are ceil(kernel/stride) of them.
+    """
+    q = k.let(k.index_add(position, padding))
+    last = k.let(k.index_div(q, stride))
+    out = []
+    for back in range(-(-kernel // stride)):
+        o = k.index_sub(last, back)
+        tap = k.let(k.index_sub(q, k.index_mul(o, stride)))
+        exists = k.land(k.land(k.ge(o, k.index(0)), k.lt(o, size)), k.lt(tap, k.index(kernel)))
+        out.append((k.let(k.minimum(k.maximum(o, k.index(0)), k.index_sub(size, 1))), tap, k.let(exists)))
+    return out
+
+
+def _unpool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pair, padding: Pair,
+                  size: Pair) -> None:
+    """Each input element adds up the gradients of the windows it won."""
+    (g, where), (dx,) = inputs, outputs
+    n, c, h, w = dx.shape
+    oh, ow = g.shape[2:]
+    with k.parallel(k.index_mul(k.index_mul(n, c), h), work=k.estimate(w, k.index(6))) as row:
+        plane, y = k.let(k.index_div(row, h)), k.let(k.index_mod(row, h))
+        rows = _covering(k, y, oh, kernel[0], stride[0], padding[0])
+        with k.loop(k.index(0), w) as z:
+            total = k.const(0, g.dtype)
+            for o, i, exists in rows:
+                for p, j, there in _covering(k, z, ow, kernel[1], stride[1], padding[1]):
+                    at = k.let(_flat(k, plane, o, p, oh, ow))
+                    tap = k.cast(k.index_add(k.index_mul(i, kernel[1]), j), "int32")
+                    won = k.land(k.land(exists, there), k.eq(where.at_flat(at), tap))
+                    part = k.select(won, g.at_flat(at), k.const(0, g.dtype))
+                    total = part if len(rows) == 1 and kernel[1] <= stride[1] else k.let(k.add(total, part))
+            dx.store_flat(k.index_add(k.index_mul(row, w), z), total)
+
+
+def _pick_window_run(x: Array, where: Array, kernel: Pair, stride: Pair, padding: Pair) -> Array:
+    win = windows(x, kernel, stride, padding, (1, 1))
+    flat = win.reshape(*win.shape[:4], kernel[0] * kernel[1])
+    return np.take_along_axis(flat, where[..., None].astype(np.int64), -1)[..., 0]
+
+
+def _pick_window_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pair, padding: Pair) -> None:
+    (x, where), (out,) = inputs, outputs
+    n, c, oh, ow = out.shape
+    h, w = x.shape[2:]
+    with k.parallel(k.index_mul(k.index_mul(n, c), oh), work=k.estimate(ow, k.index(6))) as row:
+        plane, y = k.let(k.index_div(row, oh)), k.let(k.index_mod(row, oh))
+        with k.loop(k.index(0), ow) as z:
+            at = k.let(k.index_add(k.index_mul(row, ow), z))
+            tap = k.let(k.cast(where.at_flat(at), "int64"))
+            a = _position(k, y, k.index_div(tap, kernel[1]), stride[0], padding[0])
+            b = _position(k, z, k.index_mod(tap, kernel[1]), stride[1], padding[1])
+            a, b = k.clip(a, h, 1), k.clip(b, w, 1)
+            out.store_flat(at, x.at_flat(_flat(k, plane, a, b, h, w)))
+
+
+max_unpool2d_op: Op = Op(
+    "max_unpool2d",                      # the adjoint of max_pool2d: gradients to the winners
+    infer=lambda g, where, kernel, stride, padding, size: Aval((*g.shape[:2], *size), g.dtype),
+    run=_unpool_run,
+    vjp=(lambda g, c: record.apply(pick_window_op, g, c.y, **_window(c)), None),
+    saves=("y",),
+    lower=Loops(_unpool_loops),
+    cost=8.0,
+    compiled=2048,
+    batched=(0, 1),
+)
+
+pick_window_op: Op = Op(
+    "pick_window",                       # of each window the element that won before
+    infer=lambda x, where, kernel, stride, padding: Aval(where.shape, x.dtype),
+    run=_pick_window_run,
+    vjp=(lambda g, c: record.apply(max_unpool2d_op, g, c.y, **_window(c), size=c.shapes[0][2:]), None),
+    saves=("y",),
+    lower=Loops(_pick_window_loops),
+    cost=8.0,
+)
+
+
+def _avg_pool_run(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> Array:
+    _pool_infer("avg_pool2d", Aval(x.shape, x.dtype), kernel, stride, padding)
+    total = windows(x, kernel, stride, padding, (1, 1)).sum((4, 5))
+    return (total / x.dtype.type(kernel[0] * kernel[1])).astype(x.dtype)
+
+
+def _avg_pool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pair, padding: Pair) -> None:
+    (x,), (out,) = inputs, outputs
+    n, c, oh, ow = out.shape
+    h, w = x.shape[2:]
+    area = k.const(float(kernel[0] * kernel[1]), x.dtype)
+    work = k.estimate(ow, k.index(2 * kernel[0] * kernel[1]))
+    with k.parallel(k.index_mul(k.index_mul(n, c), oh), work=work) as row:
+        plane, y = k.let(k.index_div(row, oh)), k.let(k.index_mod(row, oh))
+        with k.loop(k.index(0), ow) as z:
+            total = None
+            for i in range(kernel[0]):
+                for j in range(kernel[1]):
+                    a = _position(k, y, k.index(i), stride[0], padding[0])
+                    b = _position(k, z, k.index(j), stride[1], padding[1])
+                    inside = k.inside((a, h, padding[0]), (b, w, padding[1]))
+                    a, b = k.clip(a, h, padding[0]), k.clip(b, w, padding[1])
+                    v = x.at_flat(_flat(k, plane, a, b, h, w))
+                    v = v if inside is None else k.select(inside, v, k.const(0, x.dtype))
+                    total = v if total is None else k.add(total, v)
+            out.store_flat(k.index_add(k.index_mul(row, ow), z), k.div(total, area))
+
+
+def _avg_unpool_run(g: Array, kernel: Pair, stride: Pair, padding: Pair, size: Pair) -> Array:
+    share = g / g.dtype.type(kernel[0] * kernel[1])
+    win = np.broadcast_to(share[..., None, None], (*g.shape, *kernel))
+    return np.ascontiguousarray(add_windows(win, (*g.shape[:2], *size), stride, padding, (1, 1)))
+
+
+def _avg_unpool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pair, padding: Pair,
+                      size: Pair) -> None:
+    (g,), (dx,) = inputs, outputs
+    n, c, h, w = dx.shape
+    oh, ow = g.shape[2:]
+    area = k.const(float(kernel[0] * kernel[1]), g.dtype)
+    with k.parallel(k.index_mul(k.index_mul(n, c), h), work=k.estimate(w, k.index(6))) as row:
+        plane, y = k.let(k.index_div(row, h)), k.let(k.index_mod(row, h))
+        rows = _covering(k, y, oh, kernel[0], stride[0], padding[0])
+        with k.loop(k.index(0), w) as z:
+            total = k.const(0, g.dtype)
+            for o, _, exists in rows:
+                for p, _, there in _covering(k, z, ow, kernel[1], stride[1], padding[1]):
+                    at = _flat(k, plane, o, p, oh, ow)
+                    part = k.select(k.land(exists, there), k.div(g.at_flat(at), area), k.const(0, g.dtype))
+                    total = k.let(k.add(total, part))
+            dx.store_flat(k.index_add(k.index_mul(row, w), z), total)
+
+
+def _float_pool(name: str, x: Aval, kernel: Pair, stride: Pair, padding: Pair) -> Aval:
+    if x.dtype.kind != "f":
+        raise DTypeError(f"{name}: takes floats, not {x.dtype.name}")
+    return Aval(_pool_infer(name, x, kernel, stride, padding), x.dtype)
+
+
+avg_pool2d_op: Op = Op(
+    "avg_pool2d",                        # the mean of each window, padding counted in
+    infer=lambda x, kernel, stride, padding: _float_pool("avg_pool2d", x, kernel, stride, padding),
+    run=_avg_pool_run,
+    vjp=(lambda g, c: record.apply(avg_unpool2d_op, g, **_window(c), size=c.shapes[0][2:]),),
+    lower=Loops(_avg_pool_loops),
+    kinds="f",
+    cost=8.0,
+    compiled=2048,
+    batched=(0,),
+)
+
+avg_unpool2d_op: Op = Op(
+    "avg_unpool2d",                      # the adjoint of avg_pool2d
+    infer=lambda g, kernel, stride, padding, size: Aval((*g.shape[:2], *size), g.dtype),
+    run=_avg_unpool_run,
+    vjp=(lambda g, c: record.apply(avg_pool2d_op, g, **_window(c)),),
+    lower=Loops(_avg_unpool_loops),
+    cost=8.0,
+    compiled=2048,
+    batched=(0,),
+)
+
+
+def _pool_attrs(kernel_size: int | Pair, stride: int | Pair | None, padding: int | Pair) -> dict[str, Pair]:
+    kernel = pair("kernel_size", kernel_size)
+    return {"kernel": kernel, "stride": kernel if stride is None else pair("stride", stride),
+            "padding": pair("padding", padding, 0)}
+
+
+def max_pool2d(x: Any, kernel_size: int | Pair, stride: int | Pair | None = None,
+               padding: int | Pair = 0) -> Tensor:
+    """The largest element of each window of (n, c, h, w).
+
+    NaN wins; the gradient goes to the first largest.
+    """
+    return record.apply(max_pool2d_op, as_tensor(x), **_pool_attrs(kernel_size, stride, padding))[0]
+
+
+def avg_pool2d(x: Any, kernel_size: int | Pair, stride: int | Pair | None = None,
+               padding: int | Pair = 0) -> Tensor:
+    """The mean of each window of (n, c, h, w); padding counts as zeros, as in PyTorch."""
+    return record.apply(avg_pool2d_op, as_tensor(x), **_pool_attrs(kernel_size, stride, padding))
