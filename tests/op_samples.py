@@ -86,7 +86,9 @@ ULPS = dict.fromkeys((
 SPREAD = dict.fromkeys((
     "sum", "prod", "matmul", "conv2d", "conv2d_dx", "conv2d_dw", "avg_pool2d", "avg_unpool2d",
     "max_unpool2d", "index_add"), 16)
-SPREAD |= dict.fromkeys(("attention", "masked_attention", "attention_back", "masked_attention_back"), 64)
+SPREAD |= dict.fromkeys(("attention", "masked_attention", "attention_back", "masked_attention_back", "lstm",
+                         "lstm_back", "gru", "gru_back", "rnn", "rnn_back"), 64)
+FINAL = {"lstm_back", "gru_back", "rnn_back"}            # whose rules are errors: first derivatives only
 
 
 # ---------------------------------------------------------------- data
@@ -582,6 +584,30 @@ for _name, _masks in (("attention", ()), ("masked_attention", (np.ones((3, 5), b
 bad("masked_attention", ((_q, _k, _v, _data((3, 4))), _FULL, gc.ShapeError, r"\(3, 4\) and \(2, 3, 5\)"),
     ((_q, _k, _v, _data((2, 2, 3, 5))), _FULL, gc.ShapeError, r"\(2, 2, 3, 5\)"),
     ((_q, _k, _v, _data((3, 5), I64)), _FULL, gc.DTypeError, "mask is bool.*int64"))
+
+_data = Data("recurrent")
+for _d in FLOATS:
+    for _steps, _batch, _n in ((4, 3, 2), (1, 2, 3), *(((3, 1, 2), (2, 0, 2)) if _d == F64 else ())):
+        for _name, _gates in (("lstm", 4), ("gru", 3), ("rnn", 1)):
+            _op = getattr(gc.ops.recurrent, f"{_name}_op")
+            _w, _h = _data((_gates * _n, _n), _d), _data((_batch, _n), _d)
+            _last = {"lstm": (_data((_batch, _n), _d),), "gru": (_data((_n,), _d),), "rnn": ()}[_name]
+            for _a in ({"relu": False}, {"relu": True}) if _name == "rnn" else ({},):
+                _x = _data((_steps, _batch, _gates * _n), _d)
+                good(_name, Sample((_x, _w, _h, *_last), _a, order=1, fixed=None if _n == 3 else (1,)))
+                _outs = _op.run(_x, _w, _h, *_last, **_a)
+                _outs = _outs if isinstance(_outs, tuple) else (_outs,)
+                _kept = {"lstm": (*_last, *_outs[1:]), "gru": (_h, *_outs), "rnn": (_h, *_outs)}[_name]
+                _bars = tuple(_data(y.shape, _d) for y in _outs)
+                for _g in (_bars, _bars[:2 if _name == "lstm" else 1])[:1 if _name == "rnn" else 2]:
+                    good(f"{_name}_back", Sample((_w, *_kept, *_g), _a, grad=False, fixed=None))
+for _name, _gates, _last, _a in (("lstm", 4, (_data((3, 2)),), {}), ("gru", 3, (_data((2,)),), {}),
+                                 ("rnn", 1, (), {"relu": False})):
+    _x, _w, _h = _data((4, 3, 2 * _gates)), _data((2 * _gates, 2)), _data((3, 2))
+    bad(_name, ((_x[0], _w, _h, *_last), _a, gc.ShapeError, rf"{_name}: inputs \(3, {2 * _gates}\)"),
+        ((_x, _w, _h[:2], *_last), _a, gc.ShapeError, r"state \(2, 2\); expected \(steps, batch"),
+        ((_x, _w[:, :1], _h, *_last), _a, gc.ShapeError, rf"weight \({2 * _gates}, 1\)"),
+        ((_x, _w.astype(F32), _h, *_last), _a, gc.DTypeError, f"{_name}: float64, float32"))
 
 # Ops of graphs that are not functions of arrays: inputs, state and updates. tests/static has their tests.
 STRUCTURE = {"placeholder", "read", "assign", "group"}

@@ -1,5 +1,6 @@
 """The op library: one file per family, one literal per op; compositions and Tensor's methods on top."""
 from . import methods as methods
+from . import recurrent as recurrent
 from .basic import cast, clone, detach
 from .compose import (
     binary_cross_entropy_with_logits,
@@ -37,6 +38,7 @@ from .create import (
     zeros,
     zeros_like,
 )
+from .einsum import addmm, baddbmm, einsum, inner, kron, tensordot, vdot
 from .elementwise import (
     abs,
     acos,
@@ -123,6 +125,7 @@ __all__ = [
     "abs",
     "acos",
     "add",
+    "addmm",
     "all",
     "amax",
     "amin",
@@ -134,6 +137,7 @@ __all__ = [
     "atan",
     "atan2",
     "avg_pool2d",
+    "baddbmm",
     "binary_cross_entropy_with_logits",
     "bmm",
     "broadcast_to",
@@ -152,6 +156,7 @@ __all__ = [
     "div",
     "dot",
     "dropout",
+    "einsum",
     "elu",
     "empty",
     "eq",
@@ -173,9 +178,11 @@ __all__ = [
     "gelu",
     "gt",
     "index_select",
+    "inner",
     "isfinite",
     "isinf",
     "isnan",
+    "kron",
     "l1_loss",
     "layer_norm",
     "le",
@@ -184,9 +191,9 @@ __all__ = [
     "linear",
     "linspace",
     "log",
+    "log10",
     "log1p",
     "log2",
-    "log10",
     "log_softmax",
     "logical_and",
     "logical_not",
@@ -247,10 +254,12 @@ __all__ = [
     "take",
     "tan",
     "tanh",
+    "tensordot",
     "transpose",
     "trunc",
     "unsqueeze",
     "var",
+    "vdot",
     "where",
     "zeros",
     "zeros_like",

@@ -77,7 +77,7 @@ def _back_infer(q: Aval, k: Aval, v: Aval, g: Aval, lse: Aval, delta: Aval, *mas
 def _run_scores(q: Array, k: Array, mask: tuple[Array, ...], causal: bool, scale: float) -> Array:
     s = np.matmul(q, np.swapaxes(k, -1, -2)) * q.dtype.type(scale)
     for m in mask:
-        s = np.where(m, s, q.dtype.type(-np.inf)) if m.dtype == bool_ else s + m
+        s = s + (np.where(m, 0, -np.inf).astype(q.dtype) if m.dtype == bool_ else m)
     return np.where(np.tri(*s.shape[-2:]) > 0, s, q.dtype.type(-np.inf)) if causal else s
 
 
@@ -117,7 +117,7 @@ def _scores(q: Any, k: Any, mask: tuple[Any, ...], causal: bool, scale: float) -
     """The matrix of scores in public ops."""
     s: Any = matmul_t(q, k, False, True) * scale
     for m in mask:
-        s = where(m, s, -math.inf) if m.dtype == bool_ else s + m
+        s = s + (where(m, 0.0, -math.inf).to(q.dtype) if m.dtype == bool_ else m)
     if not causal:
         return s
     with _recording(q):
@@ -228,7 +228,7 @@ def scaled_dot_product_attention(query: Any, key: Any, value: Any, attn_mask: An
     --------
     >>> import graphc as gc
     >>> q = gc.tensor([[[1.0, 0.0], [0.0, 1.0]]])
-    >>> gc.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True, scale=100.0)
+    >>> gc.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True, scale=1000.0)
     tensor([[[1., 0.],
              [0., 1.]]])
     """

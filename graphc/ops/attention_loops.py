@@ -14,7 +14,7 @@ QUERIES, KEYS = 64, 128          # rows and columns of a block of scores, which 
 SMALL_PRODUCT = 1_000_000        # m n k up to which OpenBLAS multiplies without packing
 SHORT = 256                      # tokens up to which half of a diagonal block is worth saving
 UNROLL = 4                       # keys that share one load and store of the running maximum
-TILE = 16                        # keys of a mask's rows that are read before the next row
+PADDING = 16                     # between the rows of a copied mask: a column of it spreads over the cache
 MOST_CHUNKS = 64                 # each has a block of scores of its own
 CHUNK_WORK = 4_000_000           # multiplications and additions worth a chunk
 TASKS = 16                       # backward: ranges of keys, of all heads together, that may run in parallel
@@ -70,6 +70,9 @@ class _Scores:
         self.k, self.q, self.key, self.mask, self.rows = k, q, key, mask, rows
         self.causal, self.scale = causal, scale
         self.buffer = k.scratch(q.dtype, k.index(rows * columns))
+        self.copied = columns + PADDING
+        by_query = bool(mask) and len(mask[0].shape) > 1 and k.known(mask[0].shape[-2]) != 1
+        self.copy = k.scratch(q.dtype, k.index(rows * self.copied)) if by_query else None
         self.left = self.right = None               # a transposed copy of the keys, or of the queries
         self.whole = bool(mask) or scale <= 0       # scaled when made; else left to the loop that reads them
         self.rest = k.const(1.0 if self.whole else scale, q.dtype)
@@ -98,17 +101,22 @@ class _Scores:
                 _fill(k, self.buffer, self.at(j, k.index(0)), stop, k.const(-math.inf, self.q.dtype))
 
     def _add_mask(self, head: Any, start: Any, count: Any, first: Any, n: Any) -> None:
-        k, mask, = self.k, self.mask[0]
+        """Scaled scores plus the mask; a bool one counts as 0 where it is True, else as minus infinity."""
+        k, mask = self.k, self.mask[0]
         front = k.unravel(head, self.q.shape[:-2])
-        scale = k.const(self.scale, self.q.dtype)
-        with k.loop(k.index(0), _ceil(k, n, k.index(TILE))) as tile, k.loop(k.index(0), count) as i:
-            begin = k.let(k.index_mul(tile, TILE))
-            with k.loop(begin, k.minimum(k.index_add(begin, TILE), n)) as j:
-                at = k.let(self.at(j, i))
-                m = mask.at_broadcast([*front, k.index_add(start, i), k.index_add(first, j)])
-                s = self.buffer.at_flat(at)
-                self.buffer.store_flat(at, k.fma(s, scale, m) if m.dtype != "bool" else
-                                       k.select(m, k.mul(s, scale), k.const(-math.inf, s.dtype)))
+        scale, zero = k.const(self.scale, self.q.dtype), k.const(0, self.q.dtype)
+
+        def element(j: Any, i: Any) -> Any:
+            m = mask.at_broadcast([*front, k.index_add(start, i), k.index_add(first, j)])
+            return m if m.dtype != "bool" else k.select(m, zero, k.const(-math.inf, self.q.dtype))
+        copy = self.copy
+        if copy is not None:                        # along the mask's rows, then along the scores'
+            with k.loop(k.index(0), count) as i, k.loop(k.index(0), n) as j:
+                copy.store_flat(k.index_add(k.index_mul(i, self.copied), j), element(j, i))
+        with k.loop(k.index(0), n) as j, k.loop(k.index(0), count) as i:
+            at = k.let(self.at(j, i))
+            m = element(j, i) if copy is None else copy.at_flat(k.index_add(k.index_mul(i, self.copied), j))
+            self.buffer.store_flat(at, k.fma(self.buffer.at_flat(at), scale, m))
 
 
 def _rows(k: Any, x: Any, head: Any, start: Any, transposed: bool = False) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..core import record
 from ..core.aval import Aval, broadcast
-from ..core.dims import Shape, format_shape, same_size
+from ..core.dims import Shape, format_shape, same_size, size_of
 from ..core.errors import DTypeError, ShapeError
 from ..core.fast import call
 from ..core.op import Loops, Op
@@ -60,7 +60,10 @@ def _dx(g: Tensor, c: Any) -> Tensor:
 
 def _dy(g: Tensor, c: Any) -> Tensor:
     # C = A B: dB = A' G;  C = A B': dB = G' A
-    d = matmul_t(g, c.x, True, c.ta) if c.tb else matmul_t(c.x, g, not c.ta, False)
+    x = c.x
+    if len(c.shapes[1]) == 2 < x.ndim and not c.ta:      # all rows at once, not a sum of products
+        x, g = (reshape(t, (size_of(t.shape[:-1]), t.shape[-1])) for t in (x, g))
+    d = matmul_t(g, x, True, c.ta) if c.tb else matmul_t(x, g, not c.ta, False)
     return fit(d, c.shapes[1])
 
 

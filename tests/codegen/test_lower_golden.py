@@ -16,6 +16,7 @@ import pytest
 
 import graphc as gc
 import graphc.optim as optim
+from graphc.codegen.lower import OpKernels
 
 GOLDEN = Path(__file__).parent / "golden"
 UPDATE = bool(os.environ.get("GRAPHC_UPDATE_GOLDEN"))
@@ -75,3 +76,14 @@ def test_there_is_a_golden_text_for_each() -> None:
 @pytest.mark.parametrize("name", GROUPS)
 def test_lowering_is_the_same_every_time(name: str) -> None:
     assert lowered(GROUPS[name]) == lowered(GROUPS[name])
+
+
+def test_loops_read_anew_what_they_write() -> None:
+    """A loop that is known to run once is no loop: then a store and the reads around it are one block."""
+    k: Any = OpKernels(None, frozenset())  # type: ignore[arg-type]
+    with k.block():
+        scratch = k.scratch("float32", k.index(1))
+        before = k.let(scratch.at_flat(k.index(0)))
+        scratch.store_flat(k.index(0), k.const(1, "float32"))
+        assert k.let(scratch.at_flat(k.index(0))) != before
+        assert k.let(k.add(before, before)) == k.let(k.add(before, before))

@@ -39,6 +39,17 @@ def attention(length: int, keys: int, depth: int, width: int, causal: bool = Fal
     return (q, k, v, g, lse, (g * out).sum(-1), *mask), attrs
 
 
+def recurrent(name: str, steps: int, batch: int, n: int, back: bool = False) -> tuple[tuple[Array, ...], Any]:
+    gates, attrs = {"lstm": 4, "gru": 3, "rnn": 1}[name], {"relu": True} if name == "rnn" else {}
+    last = {"lstm": (data(batch, n),), "gru": (data(n),), "rnn": ()}[name]
+    x, w, h = data(steps, batch, gates * n), data(gates * n, n) / n, data(batch, n)
+    if not back:
+        return (x, w, h, *last), attrs
+    outs = several(get_op(name).run(x, w, h, *last, **attrs))
+    kept = (*last, *outs[1:]) if name == "lstm" else (h, *outs)
+    return (w, *kept, *(data(*y.shape) for y in outs)), attrs
+
+
 BLOCKS: list[dict[str, Any]] = [
     {"length": 128, "keys": 256, "depth": 8, "width": 8},
     {"length": 150, "keys": 301, "depth": 7, "width": 3, "scale": -0.2},
@@ -68,6 +79,8 @@ LARGE: dict[str, list[tuple[tuple[Array, ...], dict[str, Any]]]] = {
     "attention_back": [attention(**case, back=True) for case in BLOCKS],
     "masked_attention": [attention(**case) for case in MASKED],
     "masked_attention_back": [attention(**case, back=True) for case in MASKED],
+    **{f"{name}{back}": [recurrent(name, *sizes, bool(back)) for sizes in ((5, 40, 130), (11, 3, 70))]
+       for name in ("lstm", "gru", "rnn") for back in ("", "_back")},
     "erf": [((data(50, 60),), {}), ((data(50, 60).T,), {})],
 }
 

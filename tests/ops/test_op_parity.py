@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from op_samples import ERRORS, SAMPLES, ErrorSample, Sample
-from test_op_properties import Failures, apply, difference, several, tensors
+from test_op_properties import DIFFERENTIABLE, Failures, apply, difference, several, tensors
 
 import graphc as gc
 from graphc.core import record
@@ -173,7 +173,7 @@ def test_static_with_named_sizes_is_eager(op: Op, target: str) -> None:
 
 @pytest.mark.parametrize("target", ["interpret", "python", pytest.param("cpu", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("named", (False, True), ids=("literal", "named"))
-@pytest.mark.parametrize("op", [op for op in OPS if op.vjp is not None], ids=lambda op: op.name)
+@pytest.mark.parametrize("op", DIFFERENTIABLE, ids=lambda op: op.name)
 def test_static_gradients_are_eager_gradients(op: Op, named: bool, target: str) -> None:
     failures = Failures()
     floating = [s for s in SAMPLES[op.name]
