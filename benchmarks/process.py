@@ -88,7 +88,8 @@ class EngineProcess:
     def _died(self) -> EngineFailed:
         code = self._process.wait()
         self._log.seek(0)
-        said = [line.strip() for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
+        log = self._log.read().decode(errors="replace")
+        said = [line.strip() for line in log.splitlines() if line.strip()]
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
         return EngineFailed(f"its process ended ({how})" + (f": {last_error(said)}" if said else ""))
 

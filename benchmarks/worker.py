@@ -1,8 +1,8 @@
 """An engine's own process: ``python -m benchmarks.worker ENGINE THREADS``.
 
-It does what `benchmarks.process` asks for, a line of JSON each, and answers each with a line. A process of its
-own keeps one engine's crash, memory, threads and caches from the others'; it imports no more than its engine
-needs, and NumPy.
+It does what `benchmarks.process` asks for, a line of JSON each, and answers each with a line. A process of
+its own keeps one engine's crash, memory, threads and caches from the others'; it imports no more than its
+engine needs, and NumPy.
 """
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Worker:
 
     def _warm_up(self, step: Step) -> float:
         """Steps until their time has settled; sets the number of steps of a recorded time."""
-        times = []
+        times: list[float] = []
         began = now = time.perf_counter()
         while len(times) < 2 or now - began < _WARM_UP:
             step.run()

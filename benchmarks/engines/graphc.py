@@ -9,7 +9,7 @@ import numpy as np
 
 import graphc as gc
 from graphc import optim
-from graphc.nn import functional as F  # noqa: N812  (as users call it)
+from graphc.nn import functional as F
 
 from ..workload import Array, Workload
 from . import Step

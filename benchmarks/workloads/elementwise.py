@@ -52,7 +52,8 @@ def _everywhere(body: Any) -> dict[str, Any]:
 
 
 WORKLOADS = (
-    Workload("call", "x * y + z of three arrays of 16 elements", lambda: Data(tuple(normal(16, seed=k) for k in range(3))),
+    Workload("call", "x * y + z of three arrays of 16 elements",
+             lambda: Data(tuple(normal(16, seed=k) for k in range(3))),
              _everywhere(_three), Cost(4 * 16 * 4, 2 * 16), tolerance=1e-6),
     Workload("chain", "100 operations in a row on 16 elements",
              lambda: Data((normal(16), normal(16, seed=1, scale=0.5), normal(16, seed=2))),

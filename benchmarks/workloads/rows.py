@@ -73,7 +73,8 @@ def _embedding_pytensor(pytensor, pt, p: Any, words: Any, y: Any) -> Any:
 def _sum(axis: int) -> Workload:
     out = size(_REDUCED) // _REDUCED[axis]
     return Workload(
-        f"sum-{axis}", f"sum over axis {axis} of {' x '.join(map(str, _REDUCED))}", lambda: Data((normal(*_REDUCED),)),
+        f"sum-{axis}", f"sum over axis {axis} of {' x '.join(map(str, _REDUCED))}",
+        lambda: Data((normal(*_REDUCED),)),
         {**dict.fromkeys(("graphc", "torch", "jax", "pytensor"), lambda lib, nn, x: x.sum(axis)),
          "tensorflow": lambda tf, nn, x: tf.reduce_sum(x, axis)},
         Cost(4 * (size(_REDUCED) + out), size(_REDUCED)), tolerance=1e-5)
