@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -191,17 +192,22 @@ def _compare(only: Sequence[str], engines: str | None, quick: bool, threads: int
 
 def _watched(workloads: Sequence[Workload], engines: Sequence[str], threads: int, effort: compare.Effort,
              rates: limits.Rates, done: list[compare.Compared]) -> None:
-    """Fill ``done``, with a progress bar on stderr; what was done stays when it is interrupted."""
+    """Fill ``done``, with progress on stderr; what was done stays when it is interrupted."""
+    console = Console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=1) as bar:
-        task = bar.add_task("", total=len(workloads))
+    with Progress(*columns, console=console, transient=True, refresh_per_second=1,
+                  disable=not console.is_terminal) as bar:
+        task, began = bar.add_task("", total=len(workloads)), time.monotonic()
         try:
             for compared in compare.run(workloads, engines, threads, effort, rates,
                                         lambda now: bar.update(task, description=now)):
                 done.append(compared)
                 bar.advance(task)
+                if not console.is_terminal:
+                    took = time.monotonic() - began
+                    console.print(f"{len(done)}/{len(workloads)} {compared.workload.name}, {took:.0f} s")
         except KeyboardInterrupt:
-            bar.console.print("interrupted: what follows is of the workloads before")
+            console.print("interrupted: what follows is of the workloads before")
 
 
 def _finish(json_file: Path | None, *benchmarks: Callable[[], Result]) -> None:

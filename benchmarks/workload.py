@@ -49,7 +49,10 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Optimizer:
-    """How parameters are trained."""
+    """How parameters are trained.
+
+    The learning rate is large enough that a wrong gradient shows in the losses of the first steps.
+    """
     name: Literal["sgd", "adam"] = "sgd"
     lr: float = 1e-3
 

@@ -126,7 +126,7 @@ WORKLOADS = (
               "tensorflow": _logistic_tensorflow, "pytensor": _logistic_pytensor},
              Cost(8 * _ROWS * (_FEATURES + 1), 4 * _ROWS * _FEATURES, {"exp": _ROWS, "log": _ROWS},
                   "float64"),
-             "train", Optimizer("sgd", 0.1), tolerance=1e-9),
+             "train", Optimizer("sgd", 0.125), tolerance=1e-9),
     Workload("adam", "Adam, 10 M parameters in 8 matrices, the update alone",
              lambda: Data(tuple(normal(*s, seed=k) for k, s in enumerate(_ADAM)),
                           tuple(normal(*s, seed=100 + k) for k, s in enumerate(_ADAM))), {},

@@ -82,7 +82,8 @@ def lenet(batch: int, name: str, **options: Any) -> Workload:
         {"graphc": _lenet, "torch": _lenet, "jax": _lenet_jax, "tensorflow": _lenet_tensorflow},
         # forward, gradients by weights and, but for the first layer, by inputs
         Cost(trained(parameters, batch * 784), 2 * batch * (3 * sum(_LENET_MACS) - _LENET_MACS[0])), "train",
-        Optimizer("sgd", 0.01), arrange=dict.fromkeys(("jax", "tensorflow"), _lenet_channels_last),
+        Optimizer("sgd", 0.05 if batch > 10 else 0.01),
+        arrange=dict.fromkeys(("jax", "tensorflow"), _lenet_channels_last),
         without=_NO_CONV, sweep=("LeNet train step, batch", batch), **options)
 
 

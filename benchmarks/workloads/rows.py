@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..workload import Cost, Data, Workload, integers, normal, size, trained, weights
+from ..workload import Cost, Data, Optimizer, Workload, integers, normal, size, trained, weights
 
 _N, _D = 4096, 1024
 _REDUCED = (128, 256, 128)
@@ -106,5 +106,5 @@ WORKLOADS = (
               "tensorflow": _embedding_tensorflow, "pytensor": _embedding_pytensor},
              # rows that no word names keep their values, so an engine need not touch them
              Cost(trained(min(_BATCH * _TOKENS, _VOCABULARY) * _WIDTH, 2 * _BATCH * _TOKENS),
-                  3 * _BATCH * _TOKENS * _WIDTH), "train"),
+                  3 * _BATCH * _TOKENS * _WIDTH), "train", Optimizer("sgd", 1.0)),
 )

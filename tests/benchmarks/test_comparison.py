@@ -91,14 +91,14 @@ def _mlp_1() -> list[Any]:
 
 def _logistic() -> list[Any]:
     """The losses of the first steps of gradient descent."""
-    data = WORKLOADS["logistic"].data()
+    data, lr = WORKLOADS["logistic"].data(), WORKLOADS["logistic"].optimizer.lr
     (x, y), (w, b) = data.inputs, data.parameters
     losses = []
     for _ in range(worker.COMPARED):
         z = x @ w + b
         losses.append(np.array([np.mean(np.logaddexp(0, z) - z * y)]))
         error = (1 / (1 + np.exp(-z)) - y) / len(y)
-        w, b = w - 0.1 * (x.T @ error), b - 0.1 * error.sum()
+        w, b = w - lr * (x.T @ error), b - lr * error.sum()
     return losses
 
 
