@@ -45,7 +45,7 @@ class Effort:
     fresh : bool
         Whether what needs fresh processes is measured.
     """
-    seconds: float = 8.0
+    seconds: float = 6.0
     rounds: tuple[int, int] = (5, 100)
     record: int = 3
     fresh: bool = True

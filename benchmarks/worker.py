@@ -26,6 +26,7 @@ COMPARED = 5                        # train steps whose losses are compared
 _FEW = 3                            # steps whose memory is watched
 _WARM_UP = 0.3                      # seconds
 _SAMPLE = 2**16                     # elements of a result that are compared, at equal distances
+_SLOW = 0.2                         # seconds of recorded steps in a turn
 _TICK = 5e-5                        # seconds: shorter steps are timed in loops of about this
 
 
@@ -106,7 +107,10 @@ class Worker:
         return typical
 
     def turn(self, lead_in: float, record: int) -> dict[str, Any]:
-        """Times of steps, after steps that are not recorded for ``lead_in`` seconds, at least one."""
+        """Times of steps, after steps that are not recorded for ``lead_in`` seconds, at least one.
+
+        ``record`` of them; fewer, but one, of slow steps.
+        """
         assert self.step is not None
         run, clock, inner = self.step.run, time.perf_counter, self.inner
         leads_until = clock() + lead_in
@@ -119,6 +123,8 @@ class Worker:
             for _ in range(inner):
                 run()
             times.append((clock() - began) / inner)
+            if sum(times) > _SLOW:
+                break
         return {"times": times}
 
     def check(self) -> dict[str, Any]:
