@@ -55,7 +55,8 @@ def test_comparison(tmp_path: Path) -> None:
 
 def test_comparison_with_pytorch(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    found, shown = invoke(tmp_path, "--quick", "--only", "mlp-1")
+    found, shown = invoke(tmp_path, "--quick", "--only", "mlp-1", "--plot", str(tmp_path / "out.svg"))
+    assert "MLP 784-512-512-10, one row, forward" in (tmp_path / "out.svg").read_text()
     compared = found["results"][0]
     assert compared["workloads"][0]["best_peer"] == "torch-eager"
     static = next(r for r in compared["rows"] if r["engine"] == "graphc-static")
@@ -65,7 +66,9 @@ def test_comparison_with_pytorch(tmp_path: Path) -> None:
 
 
 def test_first_call_and_memory_in_fresh_processes(tmp_path: Path) -> None:
-    found, shown = invoke(tmp_path, "--only", "lenet-100", "--engines", "graphc-static")
+    found, shown = invoke(tmp_path, "--only", "lenet-100", "--engines", "graphc-static",
+                          "--plot", str(tmp_path / "out.pdf"))
+    assert (tmp_path / "out.pdf").read_bytes().startswith(b"%PDF")
     row, = found["results"][0]["rows"]
     first, memory = row["first_s"], row["memory_bytes"]
     assert first["cold"] > first["compiler"] > 0 and first["cold"] > first["warm"] > 0

@@ -125,6 +125,15 @@ def test_processes_are_started_anew_after_a_death() -> None:
         shared.close()
 
 
+def test_an_engine_that_cannot_start_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = Processes(1)
+    with pytest.raises(EngineFailed, match="KeyError: 'broken'"):
+        shared.of("broken")
+    monkeypatch.delattr("benchmarks.process.EngineProcess")
+    with pytest.raises(EngineFailed, match="KeyError: 'broken'"):
+        shared.of("broken")
+
+
 def test_an_error_is_an_answer() -> None:
     """And the next question is answered as if nothing had been."""
     questions = "\n".join(json.dumps(q) for q in (
