@@ -73,8 +73,9 @@ class Row:
     first : mapping
         Seconds: "start" of the process with its imports, "compiler" for the start of its compiler, "cold" and
         "warm" from building to the first result, "start_warm".
-    memory : mapping of "first" and "later" to bytes or None
-        Rise of the peak over just before the first step: during the first one, and during later ones.
+    memory : mapping of "first", "later" and "warm" to bytes or None
+        Rise of the peak over just before the first step: during the first one, and during later ones; during
+        any of them in the second process, which compiles nothing.
     """
     workload: str
     engine: str
@@ -194,6 +195,9 @@ def _warm(workload: Workload, row: Row, threads: int, folder: Path) -> None:
     with EngineProcess(row.engine, threads, str(folder / row.engine)) as process:
         told = process.ask("prepare", name=workload.name, results=None, compiler=False, again=False)
         row.first |= {"start_warm": process.seconds_to_start, "warm": told["build"] + told["step"]}
+        if row.memory:
+            rises = [told["memory_first"], told["memory_later"]]
+            row.memory["warm"] = None if None in rises else max(rises)
 
 
 def _guarded(row: Row, ask: Callable[[], R]) -> R | None:

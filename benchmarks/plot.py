@@ -124,8 +124,10 @@ def _growth(ax: Any, growth: Result) -> None:
 
 
 def _two_marks(ax: Any, kind: str, title: str, chosen: Sequence[Compared], engines: Sequence[str]) -> None:
-    """Filled and hollow: caches empty, or filled by another process; memory in the first step, or later."""
-    marks, unit = (("cold", "warm"), 1.0) if kind == "first" else (("first", "later"), 1e-6)
+    """Filled: in a process with empty caches; hollow: in one that finds them filled."""
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    marks, unit = (("cold", "warm"), 1.0) if kind == "first" else (("first", "warm"), 1e-6)
     for e in engines:
         for when, face in zip(marks, (_COLOURS[e], "none"), strict=True):
             points = [(unit * found, k) for k, c in enumerate(chosen)
@@ -136,6 +138,9 @@ def _two_marks(ax: Any, kind: str, title: str, chosen: Sequence[Compared], engin
     ax.set_xscale("log")
     ax.set_yticks(range(len(chosen)), [c.workload.name for c in chosen], fontsize=8.5)
     ax.set_ylim(len(chosen) - 0.4, -0.6)
-    ax.set_title(f"{title} (filled: {'cold' if kind == 'first' else 'in the first step'}; "
-                 f"hollow: {'warm' if kind == 'first' else 'in later ones'})")
+    ax.set_title(f"{title} (filled: cold; hollow: warm)")
+    if kind == "memory":                                         # within a decade or two
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(ScalarFormatter())
+        ax.xaxis.set_minor_formatter(NullFormatter())
     ax.grid(color="#eeeeee")

@@ -85,7 +85,7 @@ def _first(compared: Sequence[Compared], engines: Sequence[str]) -> Table:
     if compilers:
         lines.append(("in the cold times: start of Numba", *(
             f"{compilers[len(compilers) // 2]:.2f}" if e == "graphc-static" else "" for e in engines)))
-    return table("first result after imports, s: cold / caches filled by another process",
+    return table("first result after imports, s: cold / second process, caches filled",
                  ("", *(ENGINES[e].short for e in engines)), lines)
 
 
@@ -98,12 +98,12 @@ def _first_cell(row: Row) -> str:
 def _memory(compared: Sequence[Compared], engines: Sequence[str]) -> Table:
     lines = [(c.workload.title, *(_memory_cell(c.rows[e]) for e in engines))
              for c in compared if any(r.memory for r in c.rows.values())]
-    return table("rise of peak memory over just before the first step, MB: in it / in later ones",
+    return table("rise of peak memory over just before the first step, MB: cold / second process",
                  ("", *(ENGINES[e].short for e in engines)), lines)
 
 
 def _memory_cell(row: Row) -> str:
-    found = [row.memory.get(when) for when in ("first", "later")]
+    found = [row.memory.get(when) for when in ("first", "warm")]
     return " / ".join("-" if n is None else f"{n / 1e6:.0f}" for n in found) if row.memory else "-"
 
 

@@ -51,9 +51,9 @@ class Worker:
         ----------
         name : str
         results : str or None
-            Where to save what the first steps gave; None: do one step only.
+            Where to save what the first steps gave.
         compiler : bool
-            Start the engine's compiler first, where it has one, and time that apart.
+            Start the engine's compiler before the first step, where it has one, and time that apart.
         again : bool
             Also warm up, for turns to follow.
         """
@@ -61,37 +61,26 @@ class Worker:
         workload = WORKLOADS[name]
         made = workload.data()
         workload = replace(workload, data=lambda: made)
-        told: dict[str, Any] = {"compiler": 0.0}
+        began = time.perf_counter()
+        step: Step = self.module.prepare(workload, self.engine.mode)
+        told: dict[str, Any] = {"build": time.perf_counter() - began, "compiler": 0.0}
+        memory = _Memory()
         if compiler and hasattr(self.module, "start_compiler"):
             told["compiler"] = self.module.start_compiler(self.engine.mode)
         began = time.perf_counter()
-        step: Step = self.module.prepare(workload, self.engine.mode)
-        built = time.perf_counter()
-        memory = _Memory()
         found = step.run()
-        told |= {"build": built - began, "step": time.perf_counter() - built}
+        told |= {"step": time.perf_counter() - began, "memory_first": memory.rise()}
         if results is not None:
-            self._first_steps(workload, step, found, results, memory, told)
-        if again:
-            self.step = step
-            told["seconds"] = self._warm_up(step)
-        return told
-
-    def _first_steps(self, workload: Workload, step: Step, found: Any, results: str, memory: _Memory,
-                     told: dict[str, Any]) -> None:
-        """What they give, and what memory they take: while compiling, and from then on."""
-        told["memory_first"] = memory.rise()
-        values = step.fetch(found)
+            _save(results, workload, step, found)
         del found
-        if workload.kind in ("train", "update"):
-            values = [values[0], *(step.fetch(step.run())[0] for _ in range(COMPARED - 1))]
-        sampled = {f"a{k}": np.array(a).ravel()[::max(1, a.size // _SAMPLE)] for k, a in enumerate(values)}
-        np.savez(results, **sampled)  # type: ignore[arg-type]
-        del values, sampled
         memory.forget_peak()
         for _ in range(_FEW):
             step.run()
         told["memory_later"] = memory.rise()
+        if again:
+            self.step = step
+            told["seconds"] = self._warm_up(step)
+        return told
 
     def _warm_up(self, step: Step) -> float:
         """Steps until their time has settled; sets the number of steps of a recorded time."""
@@ -139,6 +128,15 @@ class Worker:
         gc.unfreeze()
         gc.collect()
         return {}
+
+
+def _save(file: str, workload: Workload, step: Step, found: Any) -> None:
+    """What the first step gave, or the losses of the first few."""
+    values = step.fetch(found)
+    if workload.kind in ("train", "update"):
+        values = [values[0], *(step.fetch(step.run())[0] for _ in range(COMPARED - 1))]
+    sampled = {f"a{k}": np.array(a).ravel()[::max(1, a.size // _SAMPLE)] for k, a in enumerate(values)}
+    np.savez(file, **sampled)  # type: ignore[arg-type]
 
 
 class _Memory:

@@ -74,7 +74,8 @@ def test_first_call_and_memory_in_fresh_processes(tmp_path: Path) -> None:
     assert first["cold"] > first["compiler"] > 0 and first["cold"] > first["warm"] > 0
     assert 0 < first["start"] < 20 and 0 < first["start_warm"] < 20
     if memory["first"] is not None:
-        assert 1e5 < memory["first"] < 1e9 and 1e5 < memory["later"] < 1e9
+        assert all(1e5 < memory[when] < 1e9 for when in ("first", "later", "warm"))
+        assert memory["first"] > memory["warm"]                  # Numba's own
     assert "in the cold times: start of Numba" in shown and "rise of peak memory" in shown
 
 
