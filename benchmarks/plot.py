@@ -80,7 +80,7 @@ def _relative(ax: Any, compared: Sequence[Compared], engines: Sequence[str]) -> 
     ax.grid(axis="both", color="#eeeeee", zorder=0)
     ax.set_axisbelow(True)
     ax.set_xlabel("time of a step over the best peer's (median and quartiles of the rounds; left is faster)")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.05), ncols=4, fontsize=9, frameon=False)
+    ax.figure.legend(loc="outside lower center", ncols=4, fontsize=9, frameon=False)
 
 
 def _sweeps(compared: Sequence[Compared]) -> dict[str, list[tuple[int, Compared]]]:
@@ -142,5 +142,5 @@ def _two_marks(ax: Any, kind: str, title: str, chosen: Sequence[Compared], engin
     if kind == "memory":                                         # within a decade or two
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(ScalarFormatter())
-        ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.grid(color="#eeeeee")
