@@ -1,4 +1,4 @@
-"""Figures of graphc: ``python -m benchmarks --help``.
+"""graphc beside its peers: ``python -m benchmarks --help``.
 
-How they are measured, and what they are: docs/performance.md.
+How to run it and what is measured: docs/benchmarks.md. What was found: docs/performance.md.
 """

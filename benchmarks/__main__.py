@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -31,8 +32,9 @@ _json = click.option("--json", "json_file", type=click.Path(dir_okay=False, path
                      help="Also write figures and measurements there.")
 _data = click.option("--data", metavar="ROOT", type=click.Path(exists=True, file_okay=False),
                      help="The folder with the MNIST files.  [default: the digits that come with graphc]")
-_quick = click.option("--quick", is_flag=True, help="A few turns of each, no fresh processes: to see that all of it "
-                                                    f"runs. Engines by default: {', '.join(QUICK_ENGINES)}.")
+_quick = click.option("--quick", is_flag=True,
+                      help="A few turns of each, no fresh processes: to see that all of it runs. Engines by "
+                           f"default: {', '.join(QUICK_ENGINES)}.")
 
 
 def _comparison(command: F) -> F:
@@ -40,14 +42,15 @@ def _comparison(command: F) -> F:
     for option in (
             _quick,
             click.option("--only", multiple=True, metavar="PATTERN",
-                         help="Workloads whose name or title holds it, or whose name it matches with * and ?; "
-                              "several times: any of them. Those whose name it is exactly come alone."),
-            click.option("--engines", metavar="NAMES", help=f"Out of {', '.join(ENGINES)}; commas between them."),
+                         help="The workload of this name, else those whose name or title holds it, or whose "
+                              "name it matches with * and ?. May be given several times."),
+            click.option("--engines", metavar="NAMES",
+                         help=f"Out of {', '.join(ENGINES)}; commas between them."),
             click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True,
                          help="Threads of each engine."),
             _json,
-            click.option("--plot", "plot_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-                         help="Also draw the comparison, as .png, .svg or .pdf.")):
+            click.option("--plot", "plot_file", type=click.Path(dir_okay=False, path_type=Path),
+                         metavar="FILE", help="Also draw the comparison, as .png, .svg or .pdf.")):
         command = option(command)
     return command
 
@@ -80,8 +83,8 @@ def everything(only: Sequence[str], engines: str | None, quick: bool, threads: i
 
 
 @main.command()
-@click.option("--op", "ops", multiple=True, type=click.Choice(list(_overhead.OPS)), default=list(_overhead.OPS),
-              show_default=True, help="May be given several times.")
+@click.option("--op", "ops", multiple=True, type=click.Choice(list(_overhead.OPS)),
+              default=list(_overhead.OPS), show_default=True, help="May be given several times.")
 @click.option("--rounds", type=click.IntRange(min=1), default=200, show_default=True,
               help="Turns of each library.")
 @click.option("--calls", type=click.IntRange(min=1), default=2000, show_default=True, help="Calls in a turn.")
@@ -139,11 +142,13 @@ def chosen(only: Sequence[str]) -> list[Workload]:
     """The workloads that the patterns mean; all without patterns."""
     if not only:
         return list(WORKLOADS.values())
-    out = []
-    for name, w in WORKLOADS.items():
-        if any(name == p if p in WORKLOADS else p in name or p.lower() in w.title.lower() or fnmatchcase(name, p)
-               for p in only):
-            out.append(w)
+
+    def meant(w: Workload, pattern: str) -> bool:
+        if pattern in WORKLOADS:
+            return w.name == pattern
+        return pattern.lower() in f"{w.name} {w.title}".lower() or fnmatchcase(w.name, pattern)
+
+    out = [w for w in WORKLOADS.values() if any(meant(w, p) for p in only)]
     if not out:
         raise click.UsageError(f"no workload matches {', '.join(only)}; there are {', '.join(WORKLOADS)}")
     return out
@@ -170,7 +175,7 @@ def _compare(only: Sequence[str], engines: str | None, quick: bool, threads: int
 
     def comparison() -> Result:
         rates = limits.measure(threads, tries=2 if quick else 5)
-        _watched(workloads, here, threads, compare.QUICK if quick else compare.Effort(), rates, done)
+        _watched(workloads, here, threads, compare.QUICK if quick else compare.FULL, rates, done)
         return tables.result(done, here, missing, rates)
 
     def graphs() -> Result:
@@ -187,17 +192,22 @@ def _compare(only: Sequence[str], engines: str | None, quick: bool, threads: int
 
 def _watched(workloads: Sequence[Workload], engines: Sequence[str], threads: int, effort: compare.Effort,
              rates: limits.Rates, done: list[compare.Compared]) -> None:
-    """Fill ``done``, with a progress bar on stderr; what was done stays when it is interrupted."""
+    """Fill ``done``, with progress on stderr; what was done stays when it is interrupted."""
+    console = Console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=len(workloads))
+    with Progress(*columns, console=console, transient=True, refresh_per_second=1,
+                  disable=not console.is_terminal) as bar:
+        task, began = bar.add_task("", total=len(workloads)), time.monotonic()
         try:
             for compared in compare.run(workloads, engines, threads, effort, rates,
                                         lambda now: bar.update(task, description=now)):
                 done.append(compared)
                 bar.advance(task)
+                if not console.is_terminal:
+                    took = time.monotonic() - began
+                    console.print(f"{len(done)}/{len(workloads)} {compared.workload.name}, {took:.0f} s")
         except KeyboardInterrupt:
-            bar.console.print("interrupted: what follows is of the workloads before")
+            console.print("interrupted: what follows is of the workloads before")
 
 
 def _finish(json_file: Path | None, *benchmarks: Callable[[], Result]) -> None:

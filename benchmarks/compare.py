@@ -1,8 +1,8 @@
 """The comparison: each workload in every engine that is there, in turns, their results compared.
 
-A workload whose ``parts`` ask for it gets a fresh process per engine with empty caches, which says what the first
-call costs and how far memory rises; a second one then finds what the first left in its caches. The others share one
-process per engine. Which process it is, the step is timed in turns with those of the other engines.
+A workload whose ``parts`` ask for it gets a fresh process per engine with empty caches, which says what the
+first call costs and how far memory rises; a second one then finds what the first left in its caches. The
+others share one process per engine. In either, the step is timed in turns with those of the other engines.
 """
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,12 +45,13 @@ class Effort:
     fresh : bool
         Whether what needs fresh processes is measured.
     """
-    seconds: float = 8.0
+    seconds: float = 6.0
     rounds: tuple[int, int] = (5, 100)
     record: int = 3
     fresh: bool = True
 
 
+FULL = Effort()
 QUICK = Effort(seconds=0.3, rounds=(2, 10), fresh=False)
 
 
@@ -71,8 +73,9 @@ class Row:
     first : mapping
         Seconds: "start" of the process with its imports, "compiler" for the start of its compiler, "cold" and
         "warm" from building to the first result, "start_warm".
-    memory : mapping of "first" and "later" to bytes or None
-        Rise of the peak over just before the first step: during the first one, and during later ones.
+    memory : mapping of "first", "later" and "warm" to bytes or None
+        Rise of the peak over just before the first step: during the first one, and during later ones; during
+        any of them in the second process, which compiles nothing.
     """
     workload: str
     engine: str
@@ -90,9 +93,9 @@ class Row:
         t = self.times
         ms = None if t is None else {"best": 1e3 * t.best, "low": 1e3 * t.low, "median": 1e3 * t.median,
                                      "high": 1e3 * t.high, "count": t.count}
-        return {"workload": self.workload, "engine": self.engine, "left_out": self.left_out, "error": self.error,
-                "apart": self.apart, "ms": ms, "ratios": self.ratios, "share_of_limit": self.share,
-                "first_s": self.first, "memory_bytes": self.memory}
+        return {"workload": self.workload, "engine": self.engine, "left_out": self.left_out,
+                "error": self.error, "apart": self.apart, "ms": ms, "ratios": self.ratios,
+                "share_of_limit": self.share, "first_s": self.first, "memory_bytes": self.memory}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +141,7 @@ def _workload(workload: Workload, engines: Sequence[str], effort: Effort, rates:
         if fresh and "first" in workload.parts:
             for e in processes:
                 progress(f"{workload.name}: {ENGINES[e].title}, second process")
-                _guarded(rows[e], lambda e=e: _warm(workload, rows[e], shared.threads, folder))  # type: ignore
+                _guarded(rows[e], partial(_warm, workload, rows[e], shared.threads, folder))
     limit = rates.limit(workload.cost)
     return Compared(workload, rows, limit, _evaluate(rows, rounds, limit[0]))
 
@@ -153,11 +156,11 @@ def _prepare_fresh(workload: Workload, rows: dict[str, Row], folder: Path, share
         if row.left_out is not None:
             continue
         progress(f"{workload.name}: {ENGINES[e].title}, first step")
-        process = _guarded(row, lambda e=e: EngineProcess(e, shared.threads, str(folder / e)))  # type: ignore
+        process = _guarded(row, partial(EngineProcess, e, shared.threads, str(folder / e)))
         if process is None:
             continue
-        told = _guarded(row, lambda e=e, p=process: p.ask(  # type: ignore
-            "prepare", name=workload.name, results=_file(folder, e), compiler=True, again=True))
+        told = _guarded(row, partial(process.ask, "prepare", name=workload.name, results=_file(folder, e),
+                                     compiler=True, again=True))
         if told is None:
             process.close()
             continue
@@ -192,6 +195,9 @@ def _warm(workload: Workload, row: Row, threads: int, folder: Path) -> None:
     with EngineProcess(row.engine, threads, str(folder / row.engine)) as process:
         told = process.ask("prepare", name=workload.name, results=None, compiler=False, again=False)
         row.first |= {"start_warm": process.seconds_to_start, "warm": told["build"] + told["step"]}
+        if row.memory:
+            rises = [told["memory_first"], told["memory_later"]]
+            row.memory["warm"] = None if None in rises else max(rises)
 
 
 def _guarded(row: Row, ask: Callable[[], R]) -> R | None:
@@ -249,8 +255,8 @@ def _take_turns(processes: dict[str, EngineProcess], rows: dict[str, Row],
     began, done = time.monotonic(), 0
     while done < effort.rounds[0] or (done < effort.rounds[1] and time.monotonic() - began < effort.seconds):
         for e in list(rounds):
-            told = _guarded(rows[e], lambda e=e: processes[e].ask(  # type: ignore
-                "turn", lead_in=LEAD_IN, record=effort.record))
+            told = _guarded(rows[e], partial(processes[e].ask, "turn", lead_in=LEAD_IN,
+                                             record=effort.record))
             if told is None:
                 del rounds[e]
             else:

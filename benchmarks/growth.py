@@ -1,8 +1,9 @@
-"""``growth``: what a graph costs before it runs, by its number of nodes: recording, passes, kernels, planning.
+"""``growth``: what a graph costs before it runs, by its number of nodes.
 
-Near linear is the aim, so each is shown per node. Layers of one shape share their kernels, so that what is compiled
-does not grow with the graph; a long chain of element by element operations is one kernel, of which only recording
-and passes are timed. How the time of a step grows with its sizes is part of the comparison.
+That is recording, passes, kernels and planning. Near linear is the aim, so each is shown per node. Layers
+of one shape share their kernels, so that what is compiled does not grow with the graph; a long chain of
+element by element operations is one kernel, of which only recording and passes are timed. How the time of a
+step grows with its sizes is part of the comparison.
 """
 from __future__ import annotations
 
@@ -46,8 +47,9 @@ GRAPHS: dict[str, tuple[Callable[[int], Any], tuple[str, ...]]] = {
 def run(sizes: Sequence[int]) -> Result:
     """Graphs of about so many nodes each."""
     _stages(_layers, STAGES, 30)                                 # what is loaded and compiled once
-    rows = [{"graph": name, "nodes": n, **_stages(build, stages, n)}
-            for name, (build, stages) in GRAPHS.items() for n in sizes]
+    rows: list[dict[str, Any]] = [
+        {"graph": name, "nodes": n, **_stages(build, stages, n)}
+        for name, (build, stages) in GRAPHS.items() for n in sizes]
     figures = tuple(Figure(f"growth of {stage}, {name}: exponent", _exponent(rows, name, stage), "^", AT_MOST)
                     for name, (_, stages) in GRAPHS.items() for stage in stages)
     lines = [(r["graph"], f"{r['nodes']:,}", *(_cell(r, stage) for stage in STAGES)) for r in rows]

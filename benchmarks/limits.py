@@ -1,18 +1,18 @@
-"""What this machine can do at most, measured on the spot: bytes, fused multiply-adds, transcendentals a second.
+"""What this machine can do at most, measured on the spot: bytes, fused multiply-adds, transcendentals.
 
-A workload cannot take less than the largest of its bytes over the copy rate at that working set, its flop over
-the peak of fused multiply-adds, and its transcendentals over the fastest vectorised ones here. Each rate is the best
-of several tries on all threads: a limit is what is possible. Loops are native (LLVM IR, below), so that no
-call of Python's is in them.
+A workload cannot take less than the largest of its bytes over the copy rate at that working set, its flop
+over the peak of fused multiply-adds, and its transcendentals over the rate of the fastest vectorised ones
+here. Each rate is the best of several tries on all threads: a limit is what is possible. Loops are native
+(LLVM IR, below), so that no call of Python's is in them.
 """
 from __future__ import annotations
 
 import ctypes
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -50,8 +50,8 @@ class Rates:
         return wanted[by], by
 
     def plain(self) -> dict[str, Any]:
-        return {"copy_bytes_per_s": {str(n): rate for n, rate in self.copy.items()}, "flop_per_s": dict(self.flop),
-                "transcendentals_per_s": dict(self.calls)}
+        return {"copy_bytes_per_s": {str(n): rate for n, rate in self.copy.items()},
+                "flop_per_s": dict(self.flop), "transcendentals_per_s": dict(self.calls)}
 
 
 def measure(threads: int, tries: int = 5) -> Rates:
@@ -67,7 +67,7 @@ def measure(threads: int, tries: int = 5) -> Rates:
 def _copy_rate(working_set: int, threads: int, tries: int) -> float:
     each = max(64, working_set // 2 // threads)
     arrays = [(np.zeros(each, np.uint8), np.zeros(each, np.uint8)) for _ in range(threads)]
-    jobs = [lambda n, a=a: _native().copy(a[0].ctypes.data, a[1].ctypes.data, each, n) for a in arrays]
+    jobs = [partial(_native().copy, to.ctypes.data, source.ctypes.data, each) for to, source in arrays]
     return 2 * each * threads * _repeats_per_second(jobs, tries)
 
 
@@ -103,7 +103,7 @@ def _graphc_rate(name: str, x: Any, tries: int) -> float:
     return _repeats_per_second([run], tries)
 
 
-def _repeats_per_second(jobs: list[Callable[[int], Any]], tries: int) -> float:
+def _repeats_per_second(jobs: Sequence[Callable[[int], Any]], tries: int) -> float:
     """How often all jobs, each in a thread, can be done; a job takes the number of its repeats."""
     repeats = 1
     while (took := min(_together(jobs, repeats) for _ in range(3))) < _TRY / 4:
@@ -112,7 +112,7 @@ def _repeats_per_second(jobs: list[Callable[[int], Any]], tries: int) -> float:
     return repeats / min(_together(jobs, repeats) for _ in range(tries))
 
 
-def _together(jobs: list[Callable[[int], Any]], repeats: int) -> float:
+def _together(jobs: Sequence[Callable[[int], Any]], repeats: int) -> float:
     """Seconds from the first one's start to the last one's end, all let go at once."""
     ready, begins, ends = threading.Barrier(len(jobs)), [0.0] * len(jobs), [0.0] * len(jobs)
 

@@ -1,10 +1,15 @@
-"""The comparison as a picture: every step relative to the best peer, how cost grows, first calls."""
+"""The comparison as a picture: every step relative to the best peer, how cost grows, first calls, memory."""
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from graphc.core.files import write_atomically
 
@@ -12,36 +17,35 @@ from .compare import Compared
 from .engines import ENGINES
 from .result import Result
 
-_COLOURS = {"graphc-eager": "#f2a35e", "graphc-static": "#d1495b", "torch-eager": "#8aa1b1",
-            "torch-compile": "#3d5a80", "jax": "#2a9d8f", "tensorflow": "#9a6fb0", "pytensor": "#a5a58d"}
-_MARKERS = {"graphc-eager": "D", "graphc-static": "o", "torch-eager": "s", "torch-compile": "^", "jax": "v",
-            "tensorflow": "P", "pytensor": "X"}
+_PALETTE = ("#f2a35e", "#d1495b", "#8aa1b1", "#3d5a80", "#2a9d8f", "#9a6fb0", "#a5a58d", "#6c757d")
+_COLOURS = dict(zip(ENGINES, cycle(_PALETTE)))
+_MARKERS = dict(zip(ENGINES, cycle("Dos^vPX*")))
+_LIMIT_SHOWN = 0.02                 # of the best peer's time: below, the axis would be all room for it
 
 
-def save(path: Path, compared: Sequence[Compared], engines: Sequence[str], growth: Result | None = None) -> Path:
+def save(path: Path, compared: Sequence[Compared], engines: Sequence[str],
+         growth: Result | None = None) -> Path:
     """Draw it; the format follows from the file's name."""
     from matplotlib.figure import Figure
 
-    sweeps = sorted({c.workload.sweep[0] for c in compared if c.workload.sweep})
-    sweeps = [s for s in sweeps if sum(c.workload.sweep is not None and c.workload.sweep[0] == s
-                                       for c in compared) > 1]
-    first = any(row.first for c in compared for row in c.rows.values())
-    panels = [("sweep", s) for s in sweeps] + [("growth", "")] * (growth is not None) + [("first", "")] * first
-    figure = Figure(figsize=(17, max(5.0, 1.8 + 0.36 * len(compared), 3.1 * len(panels))), layout="constrained")
+    panels: list[Callable[[Any], None]] = [
+        partial(_sweep, name=name, chosen=chosen, engines=engines)
+        for name, chosen in _sweeps(compared).items() if len(chosen) > 1]
+    if growth is not None:
+        panels.append(partial(_growth, growth=growth))
+    for kind, title in (("first", "first result after imports, s"), ("memory", "rise of peak memory, MB")):
+        chosen = [c for c in compared if any(getattr(row, kind) for row in c.rows.values())]
+        if chosen:
+            panels.append(partial(_two_marks, kind=kind, title=title, chosen=chosen, engines=engines))
+    height = max(5.0, 1.8 + 0.36 * len(compared), 3.1 * len(panels))
+    figure = Figure(figsize=(17, height), layout="constrained")
+    widths = (1.55, 1) if panels else (1,)
+    columns = figure.subfigures(1, len(widths), squeeze=False, width_ratios=widths)
+    _relative(columns[0, 0].subplots(), compared, engines)
     if panels:
-        left, right = figure.subfigures(1, 2, width_ratios=(1.55, 1))
-        axes = right.subplots(len(panels), 1, squeeze=False)[:, 0]
-    else:
-        left, axes = figure, []
-    _relative(left.subplots(), compared, engines)
-    for (kind, name), ax in zip(panels, axes, strict=True):
-        if kind == "sweep":
-            _sweep(ax, name, compared, engines)
-        elif kind == "growth":
-            assert growth is not None
-            _growth(ax, growth)
-        else:
-            _first(ax, compared, engines)
+        axes = columns[0, 1].subplots(len(panels), 1, squeeze=False)[:, 0]
+        for draw, ax in zip(panels, axes, strict=True):
+            draw(ax)
     data = io.BytesIO()
     figure.savefig(data, format=path.suffix[1:] or "png", dpi=110)
     return write_atomically(path, data.getvalue())
@@ -51,45 +55,57 @@ def _relative(ax: Any, compared: Sequence[Compared], engines: Sequence[str]) -> 
     """A line per workload, a mark per engine: its step's time over the best peer's, with quartiles."""
     shown = [c for c in compared if c.best_peer is not None]
     for e in engines:
-        rows = [(k, c.rows[e].ratios["best_peer"]) for k, c in enumerate(shown) if c.rows[e].times is not None]
-        if not rows:
+        found = [(k, c.rows[e].ratios["best_peer"]) for k, c in enumerate(shown)
+                 if c.rows[e].times is not None]
+        if not found:
             continue
-        at, spread = [k for k, _ in rows], [r for _, r in rows]
-        middle = [r[1] for r in spread]
-        errors = [[r[1] - r[0] for r in spread], [r[2] - r[1] for r in spread]]
+        low, middle, high = np.array([ratio for _, ratio in found]).T
         ours = ENGINES[e].package == "graphc"
-        ax.errorbar(middle, at, xerr=errors, fmt=_MARKERS[e], color=_COLOURS[e], label=ENGINES[e].title,
-                    markersize=8 if ours else 6, alpha=1.0 if ours else 0.75, zorder=3 if ours else 2,
-                    elinewidth=1.2, markeredgecolor="white", markeredgewidth=0.6)
-    limits = [(k, c.limit[0] / c.rows[c.best_peer].times.median) for k, c in enumerate(shown)  # type: ignore
-              if c.limit[0] > 0.02 * c.rows[c.best_peer].times.median]  # type: ignore[index,union-attr]
-    if limits:
-        ax.plot([x for _, x in limits], [k for k, _ in limits], "|", color="black", markersize=13,
-                label="limit of the machine", zorder=1)
+        ax.errorbar(middle, [k for k, _ in found], xerr=[middle - low, high - middle], fmt=_MARKERS[e],
+                    color=_COLOURS[e], label=ENGINES[e].title, markersize=8 if ours else 6,
+                    alpha=1.0 if ours else 0.75, zorder=3 if ours else 2, elinewidth=1.2,
+                    markeredgecolor="white", markeredgewidth=0.6)
+    shares = [(share, k) for k, c in enumerate(shown)
+              if c.best_peer and (share := c.rows[c.best_peer].share) and share > _LIMIT_SHOWN]
+    if shares:
+        ax.plot(*zip(*shares, strict=True), "|", color="black", markersize=13, label="limit of the machine",
+                zorder=1)
     ax.axvline(1, color="#888888", linewidth=1, zorder=0)
+    if not shown:
+        ax.set_title("no peer here to compare with")
+        return
     ax.set_xscale("log")
     ax.set_yticks(range(len(shown)), [c.workload.title for c in shown], fontsize=8.5)
     ax.set_ylim(len(shown) - 0.4, -0.6)
     ax.grid(axis="both", color="#eeeeee", zorder=0)
     ax.set_axisbelow(True)
     ax.set_xlabel("time of a step over the best peer's (median and quartiles of the rounds; left is faster)")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.05), ncols=4, fontsize=9, frameon=False)
+    ax.figure.legend(loc="outside lower center", ncols=4, fontsize=9, frameon=False)
 
 
-def _sweep(ax: Any, name: str, compared: Sequence[Compared], engines: Sequence[str]) -> None:
-    chosen = sorted((c for c in compared if c.workload.sweep is not None and c.workload.sweep[0] == name),
-                    key=lambda c: c.workload.sweep[1] if c.workload.sweep is not None else 0)
+def _sweeps(compared: Sequence[Compared]) -> dict[str, list[tuple[int, Compared]]]:
+    """Each series of workloads, from the smallest to the largest."""
+    out: dict[str, list[tuple[int, Compared]]] = {}
+    for c in compared:
+        if c.workload.sweep is not None:
+            name, n = c.workload.sweep
+            out.setdefault(name, []).append((n, c))
+    return {name: sorted(found, key=lambda pair: pair[0]) for name, found in sorted(out.items())}
+
+
+def _sweep(ax: Any, name: str, chosen: Sequence[tuple[int, Compared]], engines: Sequence[str]) -> None:
+    low = math.inf
     for e in engines:
-        points = [(c.workload.sweep[1], 1e3 * c.rows[e].times.median) for c in chosen  # type: ignore
-                  if c.rows[e].times is not None]
+        points = [(n, 1e3 * t.median) for n, c in chosen if (t := c.rows[e].times) is not None]
         if points:
+            low = min(low, *(ms for _, ms in points), low)
             ax.plot(*zip(*points, strict=True), marker=_MARKERS[e], color=_COLOURS[e], markersize=5,
                     linewidth=2 if ENGINES[e].package == "graphc" else 1)
-    sizes = [c.workload.sweep[1] for c in chosen if c.workload.sweep is not None]
-    ax.plot(sizes, [1e3 * c.limit[0] for c in chosen], color="black", linestyle=":", label="limit of the machine")
-    low = min((1e3 * r.times.median for c in chosen for r in c.rows.values() if r.times is not None), default=1.0)
+    ax.plot([n for n, _ in chosen], [1e3 * c.limit[0] for _, c in chosen], color="black", linestyle=":",
+            label="limit of the machine")
     ax.set(xscale="log", yscale="log", title=name, ylabel="ms")
-    ax.set_ylim(bottom=low / 5)
+    if math.isfinite(low):
+        ax.set_ylim(bottom=low / 5)
     ax.grid(color="#eeeeee")
     ax.legend(fontsize=8, frameon=False)
 
@@ -107,17 +123,24 @@ def _growth(ax: Any, growth: Result) -> None:
     ax.legend(fontsize=8, frameon=False, ncols=2)
 
 
-def _first(ax: Any, compared: Sequence[Compared], engines: Sequence[str]) -> None:
-    """Filled: caches empty; hollow: filled by another process."""
-    chosen = [c for c in compared if any(r.first for r in c.rows.values())]
+def _two_marks(ax: Any, kind: str, title: str, chosen: Sequence[Compared], engines: Sequence[str]) -> None:
+    """Filled: in a process with empty caches; hollow: in one that finds them filled."""
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    marks, unit = (("cold", "warm"), 1.0) if kind == "first" else (("first", "warm"), 1e-6)
     for e in engines:
-        for when, face in (("cold", _COLOURS[e]), ("warm", "none")):
-            points = [(c.rows[e].first[when], k) for k, c in enumerate(chosen) if when in c.rows[e].first]
+        for when, face in zip(marks, (_COLOURS[e], "none"), strict=True):
+            points = [(unit * found, k) for k, c in enumerate(chosen)
+                      if (found := getattr(c.rows[e], kind).get(when))]
             if points:
                 ax.plot(*zip(*points, strict=True), _MARKERS[e], color=_COLOURS[e], markerfacecolor=face,
                         markersize=6, linestyle="none")
     ax.set_xscale("log")
     ax.set_yticks(range(len(chosen)), [c.workload.name for c in chosen], fontsize=8.5)
     ax.set_ylim(len(chosen) - 0.4, -0.6)
-    ax.set(title="first result after imports (filled: cold; hollow: warm)", xlabel="s")
+    ax.set_title(f"{title} (filled: cold; hollow: warm)")
+    if kind == "memory":                                         # within a decade or two
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.grid(color="#eeeeee")

@@ -88,7 +88,8 @@ class EngineProcess:
     def _died(self) -> EngineFailed:
         code = self._process.wait()
         self._log.seek(0)
-        said = [line.strip() for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
+        log = self._log.read().decode(errors="replace")
+        said = [line.strip() for line in log.splitlines() if line.strip()]
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
         return EngineFailed(f"its process ended ({how})" + (f": {last_error(said)}" if said else ""))
 
@@ -127,11 +128,15 @@ class EngineProcess:
 
 
 class Processes:
-    """A process per engine that several workloads share; one that died is started anew."""
+    """A process per engine that several workloads share.
+
+    One that died is started anew; an engine that could not start is not tried again.
+    """
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._by_engine: dict[str, EngineProcess] = {}
+        self._without: dict[str, EngineFailed] = {}
 
     def of(self, engine: str) -> EngineProcess:
         found = self._by_engine.get(engine)
@@ -139,7 +144,13 @@ class Processes:
             return found
         if found is not None:
             found.close()
-        self._by_engine[engine] = made = EngineProcess(engine, self.threads)
+        if engine in self._without:
+            raise self._without[engine]
+        try:
+            self._by_engine[engine] = made = EngineProcess(engine, self.threads)
+        except EngineFailed as error:
+            self._without[engine] = error
+            raise
         return made
 
     def close(self) -> None:

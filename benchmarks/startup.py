@@ -1,4 +1,4 @@
-"""``startup``: what ``import graphc`` costs, and apart from it the start-up of Numba, which a first kernel needs.
+"""``startup``: what ``import graphc`` costs; apart from it the start-up of Numba, which a first kernel needs.
 
 Each in fresh processes. First calls are part of the comparison.
 """

@@ -11,21 +11,20 @@ from .engines import ENGINES, REFERENCE, is_peer
 from .limits import Rates
 from .result import Figure, Result, table
 
-SHORT = {"graphc-eager": "gc eager", "graphc-static": "gc static", "torch-eager": "PyTorch",
-         "torch-compile": "compile", "jax": "JAX", "tensorflow": "TF", "pytensor": "PyTensor"}
 FIRST_STEP_AT_MOST = 2.5            # seconds, graphc static, imports and the start of Numba included
 
 
-def result(compared: Sequence[Compared], engines: Sequence[str], missing: dict[str, str], rates: Rates) -> Result:
+def result(compared: Sequence[Compared], engines: Sequence[str], missing: dict[str, str],
+           rates: Rates) -> Result:
     """All of it, for the terminal and for JSON."""
     tables = [_limits(rates), _steps(compared, engines)]
     if any(row.first for row in _rows(compared)):
         tables.append(_first(compared, engines))
     if any(row.memory for row in _rows(compared)):
         tables.append(_memory(compared, engines))
-    rows = tuple(row.plain() for row in _rows(compared))
     more = {"workloads": [c.plain() for c in compared], "limits": rates.plain()}
-    return Result("compare", tuple(tables), tuple(_figures(compared)), rows, tuple(_notes(compared, missing)), more)
+    return Result("compare", tuple(tables), tuple(_figures(compared)),
+                  tuple(row.plain() for row in _rows(compared)), tuple(_notes(compared, missing)), more)
 
 
 def _rows(compared: Iterable[Compared]) -> Iterator[Row]:
@@ -36,15 +35,16 @@ def _rows(compared: Iterable[Compared]) -> Iterator[Row]:
 def _limits(rates: Rates) -> Table:
     lines = [(f"copy, {n >> 10:,} KiB read and written", f"{rates.copy[n] / 1e9:.0f} GB/s")
              for n in rates.copy if n in (2**14, 2**18, 2**22, 2**25, 2**29)]
-    lines += [(f"fused multiply-adds, {dtype}", f"{rate / 1e9:.0f} GFLOP/s") for dtype, rate in rates.flop.items()]
+    lines += [(f"fused multiply-adds, {dtype}", f"{rate / 1e9:.0f} GFLOP/s")
+              for dtype, rate in rates.flop.items()]
     lines += [(name, f"{rate / 1e9:.2f} G/s") for name, rate in rates.calls.items()]
     return table("what this machine can do at most", ("", "rate"), lines)
 
 
 def _steps(compared: Sequence[Compared], engines: Sequence[str]) -> Table:
     static = "graphc-static"
-    out = table("a step, ms (median)", ("", *(SHORT[e] for e in engines), "static to best peer", "half of them in",
-                                        "share of limit", "limit"), ())
+    out = table("a step, ms (median); static is gc static, its ratio is to the best peer, with quartiles",
+                ("", *(ENGINES[e].short for e in engines), "static", "quartiles", "of limit", "which"), ())
     for c in compared:
         cells = [_step_cell(c.rows[e], best=e == c.best_peer) for e in engines]
         row = c.rows.get(static)
@@ -85,8 +85,8 @@ def _first(compared: Sequence[Compared], engines: Sequence[str]) -> Table:
     if compilers:
         lines.append(("in the cold times: start of Numba", *(
             f"{compilers[len(compilers) // 2]:.2f}" if e == "graphc-static" else "" for e in engines)))
-    return table("first result after imports, s: cold / caches filled by another process",
-                 ("", *(SHORT[e] for e in engines)), lines)
+    return table("first result after imports, s: cold / second process, caches filled",
+                 ("", *(ENGINES[e].short for e in engines)), lines)
 
 
 def _first_cell(row: Row) -> str:
@@ -98,20 +98,20 @@ def _first_cell(row: Row) -> str:
 def _memory(compared: Sequence[Compared], engines: Sequence[str]) -> Table:
     lines = [(c.workload.title, *(_memory_cell(c.rows[e]) for e in engines))
              for c in compared if any(r.memory for r in c.rows.values())]
-    return table("rise of peak memory over just before the first step, MB: in it / in later ones",
-                 ("", *(SHORT[e] for e in engines)), lines)
+    return table("rise of peak memory over just before the first step, MB: cold / second process",
+                 ("", *(ENGINES[e].short for e in engines)), lines)
 
 
 def _memory_cell(row: Row) -> str:
-    found = [row.memory.get(when) for when in ("first", "later")]
+    found = [row.memory.get(when) for when in ("first", "warm")]
     return " / ".join("-" if n is None else f"{n / 1e6:.0f}" for n in found) if row.memory else "-"
 
 
 def _figures(compared: Sequence[Compared]) -> Iterator[Figure]:
     """Ratios of graphc to the reference and to the best peer, and what a call and a first step cost.
 
-    Of the ratios to the reference, that of medians and that of best times, the larger counts: other programs on
-    the machine slow PyTorch's medians more than graphc's, and no target is to be reached by that.
+    Of the ratios to the reference, that of medians and that of best times, the larger counts: other programs
+    on the machine slow PyTorch's medians more than graphc's, and no target is to be reached by that.
     """
     for c in compared:
         for e, row in c.rows.items():
@@ -127,8 +127,8 @@ def _figures(compared: Sequence[Compared]) -> Iterator[Figure]:
             if c.workload.name in ("call", "chain"):
                 yield Figure(title, 1e6 * row.times.median, "us")
             if e == "graphc-static" and row.first and c.workload.name.startswith("lenet"):
-                yield Figure(f"{c.workload.title}: first static step, cold", row.first["start"] + row.first["cold"],
-                             "s", FIRST_STEP_AT_MOST)
+                yield Figure(f"{c.workload.title}: first static step, cold",
+                             row.first["start"] + row.first["cold"], "s", FIRST_STEP_AT_MOST)
 
 
 def _notes(compared: Sequence[Compared], missing: dict[str, str]) -> Iterator[str]:
@@ -137,8 +137,7 @@ def _notes(compared: Sequence[Compared], missing: dict[str, str]) -> Iterator[st
         yield f"{ENGINES[e].title}: {why}"
     reasons: dict[tuple[str, str], list[str]] = {}
     for row in _rows(compared):
-        for why in (row.left_out, row.error):
-            if why is not None:
-                reasons.setdefault((row.engine, why), []).append(row.workload)
-    for (e, why), names in reasons.items():
-        yield f"{ENGINES[e].title}, {', '.join(names)}: {why}"
+        for reason in filter(None, (row.left_out, row.error)):
+            reasons.setdefault((row.engine, reason), []).append(row.workload)
+    for (e, reason), names in reasons.items():
+        yield f"{ENGINES[e].title}, {', '.join(names)}: {reason}"

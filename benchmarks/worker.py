@@ -1,8 +1,8 @@
 """An engine's own process: ``python -m benchmarks.worker ENGINE THREADS``.
 
-It does what `benchmarks.process` asks for, a line of JSON each, and answers each with a line. A process of its
-own keeps one engine's crash, memory, threads and caches from the others'; it imports no more than its engine
-needs, and NumPy.
+It does what `benchmarks.process` asks for, a line of JSON each, and answers each with a line. A process of
+its own keeps one engine's crash, memory, threads and caches from the others'; it imports no more than its
+engine needs, and NumPy.
 """
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ COMPARED = 5                        # train steps whose losses are compared
 _FEW = 3                            # steps whose memory is watched
 _WARM_UP = 0.3                      # seconds
 _SAMPLE = 2**16                     # elements of a result that are compared, at equal distances
+_SLOW = 0.2                         # seconds of recorded steps in a turn
 _TICK = 5e-5                        # seconds: shorter steps are timed in loops of about this
 
 
@@ -50,9 +51,9 @@ class Worker:
         ----------
         name : str
         results : str or None
-            Where to save what the first steps gave; None: do one step only.
+            Where to save what the first steps gave.
         compiler : bool
-            Start the engine's compiler first, where it has one, and time that apart.
+            Start the engine's compiler before the first step, where it has one, and time that apart.
         again : bool
             Also warm up, for turns to follow.
         """
@@ -60,41 +61,30 @@ class Worker:
         workload = WORKLOADS[name]
         made = workload.data()
         workload = replace(workload, data=lambda: made)
-        told: dict[str, Any] = {"compiler": 0.0}
+        began = time.perf_counter()
+        step: Step = self.module.prepare(workload, self.engine.mode)
+        told: dict[str, Any] = {"build": time.perf_counter() - began, "compiler": 0.0}
+        memory = _Memory()
         if compiler and hasattr(self.module, "start_compiler"):
             told["compiler"] = self.module.start_compiler(self.engine.mode)
         began = time.perf_counter()
-        step: Step = self.module.prepare(workload, self.engine.mode)
-        built = time.perf_counter()
-        memory = _Memory()
         found = step.run()
-        told |= {"build": built - began, "step": time.perf_counter() - built}
+        told |= {"step": time.perf_counter() - began, "memory_first": memory.rise()}
         if results is not None:
-            self._first_steps(workload, step, found, results, memory, told)
+            _save(results, workload, step, found)
+        del found
+        memory.forget_peak()
+        for _ in range(_FEW):
+            step.run()
+        told["memory_later"] = memory.rise()
         if again:
             self.step = step
             told["seconds"] = self._warm_up(step)
         return told
 
-    def _first_steps(self, workload: Workload, step: Step, found: Any, results: str, memory: _Memory,
-                     told: dict[str, Any]) -> None:
-        """What they give, and what memory they take: while compiling, and from then on."""
-        told["memory_first"] = memory.rise()
-        values = step.fetch(found)
-        del found
-        if workload.kind in ("train", "update"):
-            values = [values[0], *(step.fetch(step.run())[0] for _ in range(COMPARED - 1))]
-        sampled = {f"a{k}": np.array(a).ravel()[::max(1, a.size // _SAMPLE)] for k, a in enumerate(values)}
-        np.savez(results, **sampled)  # type: ignore[arg-type]
-        del values, sampled
-        memory.forget_peak()
-        for _ in range(_FEW):
-            step.run()
-        told["memory_later"] = memory.rise()
-
     def _warm_up(self, step: Step) -> float:
         """Steps until their time has settled; sets the number of steps of a recorded time."""
-        times = []
+        times: list[float] = []
         began = now = time.perf_counter()
         while len(times) < 2 or now - began < _WARM_UP:
             step.run()
@@ -106,7 +96,10 @@ class Worker:
         return typical
 
     def turn(self, lead_in: float, record: int) -> dict[str, Any]:
-        """Times of steps, after steps that are not recorded for ``lead_in`` seconds, at least one."""
+        """Times of steps, after steps that are not recorded for ``lead_in`` seconds, at least one.
+
+        ``record`` of them; fewer, but one, of slow steps.
+        """
         assert self.step is not None
         run, clock, inner = self.step.run, time.perf_counter, self.inner
         leads_until = clock() + lead_in
@@ -119,6 +112,8 @@ class Worker:
             for _ in range(inner):
                 run()
             times.append((clock() - began) / inner)
+            if sum(times) > _SLOW:
+                break
         return {"times": times}
 
     def check(self) -> dict[str, Any]:
@@ -133,6 +128,15 @@ class Worker:
         gc.unfreeze()
         gc.collect()
         return {}
+
+
+def _save(file: str, workload: Workload, step: Step, found: Any) -> None:
+    """What the first step gave, or the losses of the first few."""
+    values = step.fetch(found)
+    if workload.kind in ("train", "update"):
+        values = [values[0], *(step.fetch(step.run())[0] for _ in range(COMPARED - 1))]
+    sampled = {f"a{k}": np.array(a).ravel()[::max(1, a.size // _SAMPLE)] for k, a in enumerate(values)}
+    np.savez(file, **sampled)  # type: ignore[arg-type]
 
 
 class _Memory:

@@ -49,7 +49,10 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Optimizer:
-    """How parameters are trained."""
+    """How parameters are trained.
+
+    The learning rate is large enough that a wrong gradient shows in the losses of the first steps.
+    """
     name: Literal["sgd", "adam"] = "sgd"
     lr: float = 1e-3
 
@@ -70,8 +73,8 @@ class Workload:
         trained or has gradients, a scalar loss.
     cost : Cost
     kind : {"forward", "gradients", "train", "update"}
-        The body's value; its value and the gradients by all parameters; a step of the optimiser on them; or the
-        optimiser's step alone, with the inputs for gradients, and no bodies.
+        The body's value; its value and the gradients by all parameters; a step of the optimiser on them; or
+        the optimiser's step alone, with the inputs for gradients, and no bodies.
     optimizer : Optimizer
     tolerance : float
         The largest difference of two engines' results, over the largest magnitude.
@@ -134,9 +137,10 @@ def weights(*shapes: tuple[int, ...], bias: bool = True) -> tuple[Array, ...]:
 
 def channels_last(data: Data) -> Data:
     """(n, c, h, w) as (n, h, w, c), and weights (out, in, h, w) as (h, w, in, out)."""
-    return Data(tuple(np.ascontiguousarray(a.transpose(0, 2, 3, 1)) if a.ndim == 4 else a for a in data.inputs),
-                tuple(np.ascontiguousarray(a.transpose(2, 3, 1, 0)) if a.ndim == 4 else a
-                      for a in data.parameters))
+    def arranged(arrays: Sequence[Array], axes: tuple[int, ...]) -> tuple[Array, ...]:
+        return tuple(np.ascontiguousarray(a.transpose(axes)) if a.ndim == 4 else a for a in arrays)
+
+    return Data(arranged(data.inputs, (0, 2, 3, 1)), arranged(data.parameters, (2, 3, 1, 0)))
 
 
 # ---------------------------------------------------------------- counts

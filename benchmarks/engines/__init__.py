@@ -1,14 +1,15 @@
 """The table of engines: what runs a workload. A new engine is one line of ENGINES and one module here.
 
-The module has ``start(threads)``, which imports the framework and sets it up, and ``prepare(workload, mode)``,
-which gives a `Step` at its start. It is imported in the engine's own process (`benchmarks.worker`): nothing
-else imports a peer, but for `benchmarks.overhead`.
+The module has ``start(threads)``, which sets the framework up, ``prepare(workload, mode)``, which gives a
+`Step` at its start, and may have ``start_compiler(mode)``, which gives the seconds that it takes. It is
+imported in the engine's own process (`benchmarks.worker`): nothing else imports a peer, but for
+`benchmarks.overhead`.
 """
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -26,8 +27,8 @@ class Step:
     ----------
     run : callable
         Does the next step and returns what it gives, as the engine's own arrays: the value of a body; for
-        gradients the loss and they; for a train step the loss; for an update the parameters. What it returns is
-        computed, not promised: an engine that works in the background waits.
+        gradients the loss and they; for a train step the loss; for an update the corner of the first
+        parameter. What it returns is computed, not promised: an engine that works in the background waits.
     fetch : callable
         Makes NumPy arrays of what `run` returned.
     """
@@ -39,10 +40,11 @@ class Step:
 class Engine:
     """What runs workloads, in one of its ``modes``.
 
-    ``package`` is what must be installed, ``family`` names the module here that drives it and the bodies that it
-    runs.
+    ``package`` is what must be installed, ``family`` names the module here that drives it and the bodies that
+    it runs.
     """
     title: str
+    short: str
     package: str
     family: str
     mode: str
@@ -62,13 +64,13 @@ class Engine:
 
 
 ENGINES: dict[str, Engine] = {
-    "graphc-eager": Engine("graphc eager", "graphc", "graphc", "eager"),
-    "graphc-static": Engine("graphc static", "graphc", "graphc", "static"),
-    "torch-eager": Engine("PyTorch eager", "torch", "torch", "eager"),
-    "torch-compile": Engine("torch.compile", "torch", "torch", "compile"),
-    "jax": Engine("JAX jit", "jax", "jax", "jit"),
-    "tensorflow": Engine("TensorFlow Session", "tensorflow", "tensorflow", "session"),
-    "pytensor": Engine("PyTensor", "pytensor", "pytensor", "function"),
+    "graphc-eager": Engine("graphc eager", "gc eager", "graphc", "graphc", "eager"),
+    "graphc-static": Engine("graphc static", "gc static", "graphc", "graphc", "static"),
+    "torch-eager": Engine("PyTorch eager", "PyTorch", "torch", "torch", "eager"),
+    "torch-compile": Engine("torch.compile", "compile", "torch", "torch", "compile"),
+    "jax": Engine("JAX jit", "JAX", "jax", "jax", "jit"),
+    "tensorflow": Engine("TensorFlow Session", "TF", "tensorflow", "tensorflow", "session"),
+    "pytensor": Engine("PyTensor", "PyTensor", "pytensor", "pytensor", "function"),
 }
 
 
@@ -76,7 +78,7 @@ def is_peer(name: str) -> bool:
     return ENGINES[name].package != "graphc"
 
 
-def present(names: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+def present(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Those that can run here, and why the others cannot."""
-    reasons = {name: ENGINES[name].missing for name in names}
-    return [n for n, why in reasons.items() if why is None], {n: w for n, w in reasons.items() if w is not None}
+    missing = {name: why for name in names if (why := ENGINES[name].missing) is not None}
+    return [name for name in names if name not in missing], missing

@@ -9,7 +9,7 @@ import numpy as np
 
 import graphc as gc
 from graphc import optim
-from graphc.nn import functional as F  # noqa: N812  (as users call it)
+from graphc.nn import functional as F
 
 from ..workload import Array, Workload
 from . import Step
@@ -33,7 +33,11 @@ def start_compiler(mode: str) -> float:
 def prepare(workload: Workload, mode: str) -> Step:
     data = workload.arrays("graphc")
     inputs = [gc.tensor(a) for a in data.inputs]
-    parameters = [gc.Parameter(a) for a in data.parameters]
+    parameters = [gc.Parameter(a.copy()) for a in data.parameters]
+    if workload.kind == "update":
+        for p, g in zip(parameters, inputs, strict=True):
+            p.grad = g
+        inputs = []
     step = _step(workload, parameters)
     run = gc.function(step) if mode == "static" else step
     return Step(lambda: run(*inputs), _fetch)
@@ -44,11 +48,9 @@ def _step(workload: Workload, parameters: list[Any]) -> Callable[..., Any]:
     if workload.kind == "update":
         optimizer = _optimizer(workload, parameters)
 
-        def update(*gradients: Any) -> Any:
-            for p, g in zip(parameters, gradients, strict=True):
-                p.grad = g
+        def update() -> Any:
             optimizer.step()
-            return parameters[0][:8, :8]
+            return parameters[0].detach()[:8, :8]
         return update
     assert body is not None
     if workload.kind == "train":

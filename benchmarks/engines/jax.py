@@ -20,7 +20,7 @@ def prepare(workload: Workload, mode: str) -> Step:
     data = workload.arrays("jax")
     jax.config.update("jax_enable_x64", workload.cost.dtype == "float64")
     inputs = [jnp.asarray(a) for a in data.inputs]
-    parameters = [jnp.asarray(a) for a in data.parameters]
+    parameters = [jnp.array(a) for a in data.parameters]
     body, held = workload.bodies.get("jax"), ([parameters] if parameters else [])
     if workload.kind in ("train", "update"):
         return _training(workload, inputs, parameters)

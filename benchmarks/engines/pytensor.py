@@ -34,7 +34,7 @@ def prepare(workload: Workload, mode: str) -> Step:
                 outputs += gradients
             else:
                 updates = _updates(workload, parameters, gradients)
-    made = []
+    made: list[Any] = []
 
     def run() -> Any:
         if not made:                                             # compiling is part of the first step

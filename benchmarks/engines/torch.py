@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F  # noqa: N812  (as users call it)
+from torch.nn import functional as F
 
 from ..workload import Array, Workload
 from . import Step
@@ -27,9 +27,12 @@ def prepare(workload: Workload, mode: str) -> Step:
         torch._dynamo.reset()                                    # of the workload before
     data = workload.arrays("torch")
     inputs = [torch.from_numpy(a) for a in data.inputs]
-    parameters = [torch.from_numpy(a.copy()).requires_grad_(workload.kind != "forward") for a in data.parameters]
+    wanted = workload.kind != "forward"
+    parameters = [torch.from_numpy(a.copy()).requires_grad_(wanted) for a in data.parameters]
     if workload.kind == "update":
-        update = compiled(_optimizer(workload, parameters, inputs).step)
+        for p, g in zip(parameters, inputs, strict=True):
+            p.grad = g
+        update = compiled(_optimizer(workload, parameters).step)
 
         def run() -> Any:
             update()
@@ -39,7 +42,7 @@ def prepare(workload: Workload, mode: str) -> Step:
     body, held = workload.bodies["torch"], ([parameters] if parameters else [])
     value = compiled(lambda *arguments: body(torch, F, *held, *arguments))
     if workload.kind == "train":
-        optimizer = _optimizer(workload, parameters, None)
+        optimizer = _optimizer(workload, parameters)
         update = compiled(optimizer.step)
 
         def run() -> Any:
@@ -59,10 +62,7 @@ def prepare(workload: Workload, mode: str) -> Step:
     return Step(run, _fetch)
 
 
-def _optimizer(workload: Workload, parameters: list[Any], gradients: list[Any] | None) -> torch.optim.Optimizer:
-    if gradients is not None:
-        for p, g in zip(parameters, gradients, strict=True):
-            p.grad = g
+def _optimizer(workload: Workload, parameters: list[Any]) -> torch.optim.Optimizer:
     make: Any = torch.optim.SGD if workload.optimizer.name == "sgd" else torch.optim.Adam
     made: torch.optim.Optimizer = make(parameters, lr=workload.optimizer.lr)
     return made

@@ -115,7 +115,8 @@ _ADAM = tuple((1250, 1000) for _ in range(8))
 WORKLOADS = (
     layer(32, "matmul-32"), layer(128, "matmul-128"), layer(512, "matmul-512"),
     layer(1024, "matmul", parts=("first",)),
-    Workload("mlp-1", "MLP 784-512-512-10, one row, forward", lambda: Data((normal(1, 784),), weights(*_LAYERS)),
+    Workload("mlp-1", "MLP 784-512-512-10, one row, forward",
+             lambda: Data((normal(1, 784),), weights(*_LAYERS)),
              {"graphc": _mlp, "torch": _mlp, "jax": _mlp_jax, "tensorflow": _mlp_tensorflow,
               "pytensor": _mlp_pytensor},
              Cost(4 * _MLP, 2 * size(*_LAYERS)), parts=("first",)),
@@ -123,11 +124,13 @@ WORKLOADS = (
     Workload("logistic", f"logistic regression, float64, {_ROWS} x {_FEATURES}, train step", _logistic_data,
              {"graphc": _logistic, "torch": _logistic, "jax": _logistic_jax,
               "tensorflow": _logistic_tensorflow, "pytensor": _logistic_pytensor},
-             Cost(8 * _ROWS * (_FEATURES + 1), 4 * _ROWS * _FEATURES, {"exp": _ROWS, "log": _ROWS}, "float64"),
-             "train", Optimizer("sgd", 0.1), tolerance=1e-9),
+             Cost(8 * _ROWS * (_FEATURES + 1), 4 * _ROWS * _FEATURES, {"exp": _ROWS, "log": _ROWS},
+                  "float64"),
+             "train", Optimizer("sgd", 0.125), tolerance=1e-9),
     Workload("adam", "Adam, 10 M parameters in 8 matrices, the update alone",
              lambda: Data(tuple(normal(*s, seed=k) for k, s in enumerate(_ADAM)),
                           tuple(normal(*s, seed=100 + k) for k, s in enumerate(_ADAM))), {},
              # parameter and two moments are read and written, the gradient is read
-             Cost(7 * 4 * size(*_ADAM), 12 * size(*_ADAM)), "update", Optimizer("adam", 1e-3), tolerance=1e-5),
+             Cost(7 * 4 * size(*_ADAM), 12 * size(*_ADAM)), "update", Optimizer("adam", 1e-3),
+             tolerance=1e-5),
 )

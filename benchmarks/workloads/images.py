@@ -1,4 +1,7 @@
-"""Convolutional networks, trained by SGD. Batch norm takes the batch's statistics and keeps no running ones."""
+"""Convolutional networks, trained by SGD.
+
+Batch norm takes the batch's statistics and keeps no running ones: engines differ in where those would live.
+"""
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
@@ -37,13 +40,13 @@ def _lenet(lib, nn, p: Any, x: Any, y: Any) -> Any:
     return nn.cross_entropy(x, y)
 
 
-def _conv_jax(jax, x: Any, w: Any, padding: str = "SAME", stride: int = 1) -> Any:
+def _conv_jax(jax, x: Any, w: Any, padding: Any = "SAME", stride: int = 1) -> Any:
     return jax.lax.conv_general_dilated(x, w, (stride, stride), padding,
                                         dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def _lenet_jax(jax, jnp, p: Any, x: Any, y: Any) -> Any:
-    def pool(x):
+    def pool(x: Any) -> Any:
         return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
 
     c1, b1, c2, b2, w3, b3, w4, b4, w5, b5 = p
@@ -79,7 +82,8 @@ def lenet(batch: int, name: str, **options: Any) -> Workload:
         {"graphc": _lenet, "torch": _lenet, "jax": _lenet_jax, "tensorflow": _lenet_tensorflow},
         # forward, gradients by weights and, but for the first layer, by inputs
         Cost(trained(parameters, batch * 784), 2 * batch * (3 * sum(_LENET_MACS) - _LENET_MACS[0])), "train",
-        Optimizer("sgd", 0.01), arrange=dict.fromkeys(("jax", "tensorflow"), _lenet_channels_last),
+        Optimizer("sgd", 0.05 if batch > 10 else 0.01),
+        arrange=dict.fromkeys(("jax", "tensorflow"), _lenet_channels_last),
         without=_NO_CONV, sweep=("LeNet train step, batch", batch), **options)
 
 
@@ -111,7 +115,7 @@ def _block(lib, nn, p: Any, x: Any, stride: int = 1) -> Any:
 def _block_jax(jax, p: Any, x: Any, stride: int = 1) -> Any:
     w1, g1, b1, w2, g2, b2, *short = p
     around = ((1, 1), (1, 1))                                 # "SAME" pads one side only at stride 2
-    out = jax.nn.relu(_norm_jax(jax, _conv_jax(jax, x, w1, around, stride), g1, b1))  # type: ignore[arg-type]
+    out = jax.nn.relu(_norm_jax(jax, _conv_jax(jax, x, w1, around, stride), g1, b1))
     out = _norm_jax(jax, _conv_jax(jax, out, w2), g2, b2)
     if short:
         x = _norm_jax(jax, _conv_jax(jax, x, short[0], "VALID", stride), *short[1:])
@@ -161,10 +165,12 @@ WORKLOADS = (
     lenet(10, "lenet-10"),
     lenet(100, "lenet-100", parts=("first", "memory"), at_most={"graphc-static": 1.0, "graphc-eager": 2.0}),
     Workload("resnet-block", "ResNet basic block, 64 ch, 32 x 32, batch 16, train",
-             lambda: Data((normal(16, 64, 32, 32), normal(16, 64, 32, 32, seed=1)), _convolutions(*_IN_BLOCK)),
+             lambda: Data((normal(16, 64, 32, 32), normal(16, 64, 32, 32, seed=1)),
+                          _convolutions(*_IN_BLOCK)),
              {"graphc": _basic_block, "torch": _basic_block,
               "jax": lambda jax, jnp, p, x, y: ((_block_jax(jax, p, x) - y) ** 2).mean(),
-              "tensorflow": lambda tf, nn, p, x, y: tf.reduce_mean((_block_tensorflow(tf, nn, p, x) - y) ** 2)},
+              "tensorflow": lambda tf, nn, p, x, y:
+                  tf.reduce_mean((_block_tensorflow(tf, nn, p, x) - y) ** 2)},
              Cost(trained(size(*_IN_BLOCK), 2 * size((16, 64, 32, 32))), 2 * 16 * 32 * 32 * 5 * 64 * 64 * 9),
              "train", Optimizer("sgd", 0.01), parts=("first", "memory"),
              arrange=dict.fromkeys(("jax", "tensorflow"), channels_last), without=_NO_CONV),

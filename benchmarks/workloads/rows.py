@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..workload import Cost, Data, Workload, integers, normal, size, trained, weights
+from ..workload import Cost, Data, Optimizer, Workload, integers, normal, size, trained, weights
 
 _N, _D = 4096, 1024
 _REDUCED = (128, 256, 128)
@@ -73,7 +73,8 @@ def _embedding_pytensor(pytensor, pt, p: Any, words: Any, y: Any) -> Any:
 def _sum(axis: int) -> Workload:
     out = size(_REDUCED) // _REDUCED[axis]
     return Workload(
-        f"sum-{axis}", f"sum over axis {axis} of {' x '.join(map(str, _REDUCED))}", lambda: Data((normal(*_REDUCED),)),
+        f"sum-{axis}", f"sum over axis {axis} of {' x '.join(map(str, _REDUCED))}",
+        lambda: Data((normal(*_REDUCED),)),
         {**dict.fromkeys(("graphc", "torch", "jax", "pytensor"), lambda lib, nn, x: x.sum(axis)),
          "tensorflow": lambda tf, nn, x: tf.reduce_sum(x, axis)},
         Cost(4 * (size(_REDUCED) + out), size(_REDUCED)), tolerance=1e-5)
@@ -105,5 +106,5 @@ WORKLOADS = (
               "tensorflow": _embedding_tensorflow, "pytensor": _embedding_pytensor},
              # rows that no word names keep their values, so an engine need not touch them
              Cost(trained(min(_BATCH * _TOKENS, _VOCABULARY) * _WIDTH, 2 * _BATCH * _TOKENS),
-                  3 * _BATCH * _TOKENS * _WIDTH), "train"),
+                  3 * _BATCH * _TOKENS * _WIDTH), "train", Optimizer("sgd", 1.0)),
 )

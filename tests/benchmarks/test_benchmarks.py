@@ -1,8 +1,9 @@
-"""Each sub-command runs, with settings too small to time anything, and says what it could not measure."""
+"""Each command runs, with settings too small to time anything, and says what it could not measure."""
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,57 +11,117 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import measure, result, startup, steps
+from benchmarks import compare, growth, limits, measure, result
 from benchmarks.__main__ import main
 from benchmarks.engines import ENGINES, Engine
 from benchmarks.measure import ChildFailed, Spread, alternate, fresh_process
 from benchmarks.result import Figure
-from benchmarks.workloads import MODELS, WORKLOADS, Workload
 
-GRAPHC = ("--engine", "graphc-eager", "--engine", "graphc-static")
+GRAPHC = ("--engines", "graphc-eager,graphc-static")
 
 
-def invoke(tmp_path: Path, *arguments: str) -> tuple[dict[str, Any], str]:
-    """The JSON that a sub-command writes, and what it shows."""
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here is timed for its own sake."""
+    monkeypatch.setattr(limits, "_WORKING_SETS", (2**14, 2**22))
+    monkeypatch.setattr(limits, "_TRY", 1e-4)
+    monkeypatch.setattr(compare, "FULL", compare.Effort(seconds=0.0, rounds=(2, 2)))
+
+
+def invoke(tmp_path: Path, *arguments: str, status: int = 0) -> tuple[dict[str, Any], str]:
+    """The JSON that a command writes, and what it shows."""
     file = tmp_path / "out.json"
     done = CliRunner().invoke(main, [*arguments, "--json", str(file)], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == status, done.output
     return json.loads(file.read_text()), done.output
 
 
-def test_steps(tmp_path: Path) -> None:
-    found, shown = invoke(tmp_path, "steps", *GRAPHC, "--workload", "lenet-1", "--workload", "mlp-128",
-                          "--rounds", "1")
-    rows = found["results"][0]["rows"]
-    assert [(r["workload"], r["engine"]) for r in rows] == [
-        (w, e) for w in ("lenet-1", "mlp-128") for e in ("graphc-eager", "graphc-static")]
-    assert all(0 < r["best_ms"] <= r["low_ms"] <= r["median_ms"] <= r["high_ms"] for r in rows)
-    assert all(r["losses_apart"] < 1e-5 and r["ratio"] is None for r in rows)
-    assert "graphc static" in shown and found["results"][0]["figures"] == []
+# ---------------------------------------------------------------- the comparison
+
+def test_comparison(tmp_path: Path) -> None:
+    picture = tmp_path / "out.png"
+    found, shown = invoke(tmp_path, "--quick", "--only", "call", "--only", "lenet-1", *GRAPHC,
+                          "--plot", str(picture))
+    compared = found["results"][0]
+    assert [(r["workload"], r["engine"]) for r in compared["rows"]] == [
+        (w, e) for w in ("call", "lenet-1") for e in ("graphc-eager", "graphc-static")]
+    for r in compared["rows"]:
+        assert 0 < r["ms"]["best"] <= r["ms"]["low"] <= r["ms"]["median"] <= r["ms"]["high"]
+        assert r["apart"] < 1e-5 and 0 < r["share_of_limit"] < 1.5 and r["error"] is None
+    assert [w["limited_by"] for w in compared["workloads"]] == ["bytes", "flop"]
+    assert "LeNet, train step, batch 1" in shown and picture.read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.json", "out.png"]     # nothing half written
 
 
-def test_steps_against_pytorch(tmp_path: Path) -> None:
+def test_comparison_with_pytorch(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    found, shown = invoke(tmp_path, "steps", "--workload", "lenet-1", "--rounds", "1")
-    figures = {f["what"]: f for f in found["results"][0]["figures"]}
-    assert len(figures) == 2 and "PyTorch eager" in shown
-    assert figures["LeNet, train step, batch 1: graphc static"]["target"] == 0.5
+    found, shown = invoke(tmp_path, "--quick", "--only", "mlp-1", "--plot", str(tmp_path / "out.svg"))
+    assert "MLP 784-512-512-10, one row, forward" in (tmp_path / "out.svg").read_text()
+    compared = found["results"][0]
+    assert compared["workloads"][0]["best_peer"] == "torch-eager"
+    static = next(r for r in compared["rows"] if r["engine"] == "graphc-static")
+    low, middle, high = static["ratios"]["best_peer"]
+    assert 0 < low <= middle <= high and "PyTorch" in shown
+    assert any("to PyTorch eager, the best peer" in f["what"] for f in compared["figures"])
 
 
-def test_a_peer_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ENGINES, "torch-eager", Engine("PyTorch eager", "no_such_package", "torch", "eager"))
-    found, shown = invoke(tmp_path, "steps", "--workload", "lenet-1", "--rounds", "1")
-    assert found["results"][0]["missing"] == ["PyTorch eager: the package no_such_package is not installed"]
-    assert "left out: PyTorch eager" in shown
-    assert {r["engine"] for r in found["results"][0]["rows"]} == {"graphc-eager", "graphc-static"}
+def test_first_call_and_memory_in_fresh_processes(tmp_path: Path) -> None:
+    found, shown = invoke(tmp_path, "--only", "lenet-100", "--engines", "graphc-static",
+                          "--plot", str(tmp_path / "out.pdf"))
+    assert (tmp_path / "out.pdf").read_bytes().startswith(b"%PDF")
+    row, = found["results"][0]["rows"]
+    first, memory = row["first_s"], row["memory_bytes"]
+    assert first["cold"] > first["compiler"] > 0 and first["cold"] > first["warm"] > 0
+    assert 0 < first["start"] < 20 and 0 < first["start_warm"] < 20
+    if memory["first"] is not None:
+        assert all(1e5 < memory[when] < 1e9 for when in ("first", "later", "warm"))
+        assert memory["first"] > memory["warm"]                  # Numba's own
+    assert "in the cold times: start of Numba" in shown and "rise of peak memory" in shown
 
 
-def test_engines_that_train_differently_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(steps.Disagreement, match=r"lenet-1.*torch-eager"):
-        steps._check_losses("lenet-1", {"graphc-eager": [2.0, 1.0], "torch-eager": [2.0, 1.1]})
-    with pytest.raises(steps.Disagreement, match="nan"):
-        steps._check_losses("lenet-1", {"graphc-eager": [2.0], "torch-eager": [float("nan")]})
+def test_an_engine_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENGINES, "jax", Engine("JAX jit", "JAX", "no_such_package", "jax", "jit"))
+    found, shown = invoke(tmp_path, "--quick", "--only", "call", "--engines", "graphc-eager,jax")
+    assert found["results"][0]["missing"] == ["JAX jit: the package no_such_package is not installed"]
+    assert "- JAX jit: the package no_such_package" in shown
+    assert [r["engine"] for r in found["results"][0]["rows"]] == ["graphc-eager"]
 
+
+def test_an_engine_that_fails_loses_only_its_own_results(tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    # its own process does not know it
+    monkeypatch.setitem(ENGINES, "broken", Engine("Broken", "Broken", "numpy", "torch", "eager"))
+    found, shown = invoke(tmp_path, "--quick", "--only", "call", "--engines", "graphc-eager,broken")
+    eager, broken = found["results"][0]["rows"]
+    assert eager["ms"] is not None and broken["ms"] is None
+    assert broken["error"] == "its process ended (exit status 1): KeyError: 'broken'"
+    assert "- Broken, call: its process ended" in shown and "failed" in shown
+
+
+def test_what_an_engine_leaves_out_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENGINES, "pytensor", Engine("PyTensor", "PyTensor", "numpy", "pytensor", "function"))
+    found, shown = invoke(tmp_path, "--quick", "--only", "lenet-1", "--engines", "graphc-eager,pytensor")
+    assert found["results"][0]["rows"][1]["left_out"].startswith("PyTensor has no convolution")
+    assert "- PyTensor, lenet-1: PyTensor has no convolution" in shown
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (("--only", "nothing-like-it"), "no workload matches nothing-like-it; there are call, chain"),
+    (("--engines", "torch"), "no engine torch; there are graphc-eager"),
+    (("--engines", ","), "no engine named")])
+def test_a_wrong_name_lists_the_right_ones(arguments: tuple[str, ...], said: str) -> None:
+    done = CliRunner().invoke(main, list(arguments))
+    assert done.exit_code == 2 and said in " ".join(done.output.replace("│", " ").split())
+
+
+@pytest.mark.slow
+def test_quick_runs_every_workload(tmp_path: Path) -> None:
+    found, _ = invoke(tmp_path, "--quick", "--plot", str(tmp_path / "out.svg"))
+    assert all(r["error"] is None and r["ms"] for r in found["results"][0]["rows"])
+    assert [r["command"] for r in found["results"]] == ["compare", "growth", "startup"]
+
+
+# ---------------------------------------------------------------- the other commands
 
 def test_overhead(tmp_path: Path) -> None:
     found, shown = invoke(tmp_path, "overhead", "--rounds", "2", "--calls", "3")
@@ -72,22 +133,26 @@ def test_overhead(tmp_path: Path) -> None:
 
 
 def test_startup(tmp_path: Path) -> None:
-    found, _ = invoke(tmp_path, "startup", "--engine", "graphc-static", "--workload", "lenet-1",
-                      "--repeats", "1")
-    imported, first = found["results"][0]["rows"]
-    assert (imported["what"], first["what"], first["engine"]) == ("import", "lenet-1", "graphc-static")
-    assert 0 < first["import"] + first["step"] < first["seconds"]
-    assert first["warm_seconds"] > 0
-    assert [f["target"] for f in found["results"][0]["figures"]] == [0.25, 2.5]
+    found, _ = invoke(tmp_path, "startup", "--repeats", "1")
+    imported, numba = found["results"][0]["rows"]
+    assert 0 < imported["median"] < 10 and 0.05 < numba["median"] < 20
+    assert [f["target"] for f in found["results"][0]["figures"]] == [0.25, None]
 
 
-def test_startup_names_an_engine_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(engine: str, workload: str, threads: int) -> Any:
-        raise ChildFailed("InvalidCxxCompiler: no g++")
+def test_growth(tmp_path: Path) -> None:
+    found, shown = invoke(tmp_path, "growth", "--nodes", "30", "--nodes", "90")
+    rows = found["results"][0]["rows"]
+    assert [(r["graph"], r["nodes"]) for r in rows] == [
+        (graph, n) for graph in ("layers", "chain") for n in (30, 90)]
+    assert all(rows[0][stage] > 0 for stage in growth.STAGES) and "kernels" not in rows[2]
+    assert "us per node" in shown
 
-    monkeypatch.setattr(startup, "_cold_then_warm", fails)
-    assert startup._first_steps("lenet-1", ["torch-compile"], 2, 1) == (
-        [], ["torch.compile: InvalidCxxCompiler: no g++"])
+
+def test_growth_tells_the_exponent() -> None:
+    rows = [{"graph": "chain", "nodes": n, "record": 1e-6 * n, "passes": 1e-9 * n * n}
+            for n in (100, 1000, 9000)]
+    assert growth._exponent(rows, "chain", "record") == pytest.approx(1)
+    assert growth._exponent(rows, "chain", "passes") == pytest.approx(2)
 
 
 def test_agreement(tmp_path: Path) -> None:
@@ -107,16 +172,18 @@ def test_accuracy(tmp_path: Path) -> None:
 
 def test_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything in one summary; the parts are tested above."""
-    for name in ("overhead", "startup", "steps", "agreement", "accuracy"):
+    for name in ("overhead", "agreement", "accuracy"):
         def stub(*_: object, name: str = name) -> result.Result:
-            return result.Result(name, result.table(name, ("",), ()), (Figure(f"of {name}", 1.0, "x", 2.0),))
+            shown = result.table(name, ("",), ())
+            return result.Result(name, (shown,), (Figure(f"of {name}", 1.0, "x", 2.0),))
         monkeypatch.setattr(f"benchmarks.{name}.run", stub)
-    found, shown = invoke(tmp_path, "all", "--quick")
-    assert [r["command"] for r in found["results"]] == [
-        "overhead", "startup", "steps", "agreement", "accuracy"]
-    assert all(f"of {r['command']}" in shown for r in found["results"])
+    found, shown = invoke(tmp_path, "all", "--quick", "--only", "call", "--engines", "graphc-eager")
+    assert [r["command"] for r in found["results"]] == ["compare", "overhead", "agreement", "accuracy"]
+    assert all(f"of {r['command']}" in shown for r in found["results"][1:])
     assert found["machine"]["packages"]["numpy"] == np.__version__
 
+
+# ---------------------------------------------------------------- how it is measured
 
 @pytest.mark.parametrize(("value", "target", "at_least", "reached"), [
     (1.0, 1.0, False, True), (1.1, 1.0, False, False), (97.5, 97.5, True, True), (97.4, 97.5, True, False),
@@ -128,13 +195,17 @@ def test_a_figure_knows_whether_it_is_reached(value: float, target: float | None
 
 def test_alternate_takes_turns_after_a_lead_in() -> None:
     calls: list[str] = []
-    turns = {name: lambda name=name: calls.append(name) for name in "ab"}
+
+    def calling(name: str) -> Callable[[], object]:
+        return lambda: calls.append(name)
+
+    turns = {name: calling(name) for name in "ab"}
     times = alternate(turns, rounds=2, record=2, lead_in=0.0)
     assert "".join(calls) == "aaabbb" * 2
     assert {name: len(t) for name, t in times.items()} == {"a": 4, "b": 4}
 
     calls.clear()
-    alternate({"slow": lambda: time.sleep(0.004)} | turns, rounds=1, lead_in=0.002)
+    alternate({"slow": lambda: time.sleep(0.004), **turns}, rounds=1, lead_in=0.002)
     assert calls.count("a") > 2                              # the lead-in is time, not a number of calls
 
 
@@ -158,13 +229,5 @@ def test_a_busy_machine_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "busy (3.0" in str(result.busy())
     monkeypatch.setattr(result, "load", lambda: None)
     assert result.busy() is None
-    assert measure.load() is None or measure.load() >= 0  # type: ignore[operator]
-
-
-@pytest.mark.parametrize("name", WORKLOADS)
-def test_workloads_are_tables_of_arrays(name: str) -> None:
-    workload: Workload = WORKLOADS[name]
-    parameters, (images, labels) = workload.parameters(), workload.batches(1)[0]
-    assert [p.shape for p in parameters[::2]] == list(MODELS[workload.model])
-    assert images.dtype == np.float32 and len(images) == len(labels) == workload.batch
-    assert set(workload.at_most) <= set(ENGINES)
+    now = measure.load()
+    assert now is None or now >= 0
