@@ -1,18 +1,25 @@
-"""Codegen's side of core's Executor port: programs for Session, single-op kernels for eager mode."""
+"""Codegen's side of core's Executor port: programs for Session, single ops and traced functions for eager mode."""
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from ..core import record
 from ..core.aval import Aval
 from ..core.dims import dim
 from ..core.dtypes import as_dtype
+from ..core.errors import ShapeError
 from ..core.node import Node, Value
 from ..core.op import Op
-from ..static.graph import placeholder_op
-from ..static.program import Program, freeze_attrs
+from ..core.tensor import Tensor, symbol
+from ..static.graph import Graph, State, assign_op, placeholder_op, read_op
+from ..static.observe import observer
+from ..static.passes import optimize
+from ..static.program import Program, build_program, freeze_attrs
 from .program import CompiledProgram
 
 Array = np.ndarray[Any, Any]
@@ -33,15 +40,82 @@ class Codegen:
 
         Compiled once per shape without the batch axis.
         """
-        shapes = ((a.dtype, a.shape[1:] if k in op.batched else a.shape) for k, a in enumerate(arrays))
-        key = (op.name, freeze_attrs(attrs), *shapes)
+        batched = op.batched
+        key = (op.name, *_values(attrs),
+               *[(a.dtype, a.shape[1:] if k in batched else a.shape) for k, a in enumerate(arrays)])
         compiled = self._ops.get(key)
         if compiled is None:
             with self._lock:
                 compiled = self._ops.get(key) or self._ops.setdefault(key, _single(op, arrays, attrs))
         ready = [a if a.flags.c_contiguous else np.ascontiguousarray(a) for a in arrays]
-        outputs, _ = compiled.run(ready, (), {"batch": arrays[op.batched[0]].shape[0]} if op.batched else {})
+        outputs, _ = compiled.run(ready, (), {"batch": arrays[batched[0]].shape[0]} if batched else {})
         return tuple(outputs) if op.outputs != 1 else outputs[0]
+
+    def trace(self, name: str, body: Callable[..., Any], avals: Sequence[Aval],
+              written: Sequence[int] = ()) -> Callable[[Sequence[Array]], list[Array] | None]:
+        """``body``, a function of tensors, compiled for arguments of these shapes and dtypes.
+
+        Parameters
+        ----------
+        name : str
+            For dumps.
+        body : callable
+            Takes symbols, returns a sequence of them.
+        avals : sequence of Aval
+            Sizes may be named "batch".
+        written : sequence of int
+            The arguments that the first results are written into, instead of being returned.
+
+        Returns
+        -------
+        callable
+            From arrays to new arrays; None where a run-time check does not hold, and nothing was written.
+        """
+        graph = Graph()
+        nodes = [_argument(graph, k, aval, k in written) for k, aval in enumerate(avals)]
+        with record.recording(graph):
+            results = [graph.value_of(t) for t in body(*[symbol(Value(n, 0), n.avals[0].dtype.kind == "f") for n in nodes])]
+        fetches = [_assigned(graph, nodes[k], v) for k, v in zip(written, results)]
+        program = build_program(graph, [*fetches, *results[len(fetches):]])
+        if program.size_checks:
+            raise ShapeError(f"{name}: whether the sizes fit is known only at run time")
+        program = replace(program, outputs=program.outputs[len(fetches):])
+        return _runner(optimize(program, observer(program)), nodes)
+
+
+def _values(attrs: dict[str, Any]) -> Any:
+    """Attributes as a key."""
+    values = tuple(attrs.values())
+    return freeze_attrs(attrs) if float in map(type, values) or list in map(type, values) else values
+
+
+def _argument(graph: Graph, k: int, aval: Aval, written: bool) -> Node:
+    attrs = {"state": State(f"x{k}", aval)} if written else {"aval": aval}
+    return graph.add(read_op if written else placeholder_op, (), attrs, (aval,), "<eager>", f"x{k}",
+                     wants_grad=aval.dtype.kind == "f")
+
+
+def _assigned(graph: Graph, node: Node, value: Value) -> Value:
+    state = node.attrs["state"]
+    return Value(graph.add(assign_op, (value,), {"state": state}, (state.aval,), "<eager>", "assign"), 0)
+
+
+def _runner(program: Program, nodes: list[Node]) -> Callable[[Sequence[Array]], list[Array] | None]:
+    compiled = CompiledProgram(program, "cpu")
+    where = {id(n): k for k, n in enumerate(nodes)}
+    order = [where[id(n)] for n in program.arguments]
+    at = {id(n.attrs["state"]): k for k, n in enumerate(nodes) if "state" in n.attrs}
+    targets = [at[id(u.state)] for u in program.updates]
+    batch = next((k for k, n in enumerate(nodes) if n.avals[0].shape and n.avals[0].shape[0] == dim("batch")), 0)
+    named = "batch" in compiled.size_names
+
+    def run(arrays: Sequence[Array]) -> list[Array] | None:
+        ready = [a if a.flags.c_contiguous else np.ascontiguousarray(a).reshape(a.shape)
+                 for a in (arrays[k] for k in order)]
+        outputs, failed = compiled.run(ready, [arrays[k] for k in targets],
+                                       {"batch": arrays[batch].shape[0]} if named else {})
+        return None if failed is not None else outputs
+    return run
 
 
 def _single(op: Op, arrays: tuple[Array, ...], attrs: dict[str, Any]) -> CompiledProgram:

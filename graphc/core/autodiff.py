@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from .node import TapeNode, Value
+from .op import AllInputs
 from .tensor import Tensor
 
 Edge = Any
@@ -104,6 +105,15 @@ def walk(roots: Iterable[tuple[Edge, Tensor]], wrt: set[Key] | None = None,
         g = _cotangents_of(node, cotangents, wrt)
         if g is not None and node.op.vjp is not None:
             context = node.open()
+            if type(node.op.vjp) is AllInputs:
+                wanted = tuple(edge is not None and (leading is None or _leads(edge, leading, wrt))
+                               for edge in node.edges)
+                for edge, d in zip(node.edges, node.op.vjp.rule(g, context, wanted)):
+                    if d is not None:
+                        add(edge, d)
+                if done is not None:
+                    done(node)
+                continue
             rule = node.op.rule
             for i, edge in enumerate(node.edges):
                 if edge is None or not (leading is None or _leads(edge, leading, wrt)):

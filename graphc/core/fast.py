@@ -65,7 +65,7 @@ _INPUTS, _ARRAYS = "xyz", "abc"
 _COMMON: dict[str, Any] = {
     "record": record, "apply": record.apply, "new": _new, "Tensor": Tensor, "TapeNode": TapeNode,
     "Storage": Storage, "ndarray": np.ndarray, "asarray": np.asarray, "EMPTY": {}, "FAILURES": FAILURES,
-    "NUMBERS": frozenset({int, float}), "executor": record.executor, "__name__": __name__}
+    "NUMBERS": frozenset({int, float}), "compiler_if_any": record.compiler, "__name__": __name__}
 
 
 def call(op: Op, inputs: int = 1, otherwise: Callable[..., Any] | None = None, *, number: int | None = None,
@@ -135,8 +135,9 @@ def _source(op: Op, n: int, attrs: tuple[str, ...], otherwise: bool, number: int
     lines += ["    try:", *(f"        {a} = {x}._data" for x, a in zip(inputs, arrays)),
               f"        if {_unusual(op, arrays)}:", f"            {leave}"]
     if op.compiled:
-        lines += [f"        if a.size >= {op.compiled}:",
-                  f"            data = executor().call_op(op, ({', '.join(arrays)},), {pairs})",
+        lines += [f"        compiler = compiler_if_any() if a.size >= {op.compiled} else None",
+                  "        if compiler is not None:",
+                  f"            data = compiler.call_op(op, ({', '.join(arrays)},), {pairs})",
                   "        else:", f"            data = run({plain})"]
     else:
         lines += [f"        data = run({plain})"]

@@ -11,7 +11,7 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -54,6 +54,9 @@ class Executor(Protocol):
 
     def call_op(self, op: Op, arrays: tuple[Any, ...], attrs: dict[str, Any]) -> Any: ...
 
+    def trace(self, name: str, body: Callable[..., Any], avals: Sequence[Any],
+              written: Sequence[int] = ()) -> Callable[[Sequence[Any]], list[Any] | None]: ...
+
 
 class _Modes(threading.local):
     recorder: Recorder | None = None
@@ -93,6 +96,21 @@ def executor() -> Executor:
     if _executor is None:
         raise InternalError("no executor is registered: import graphc, not graphc.core alone")
     return _executor
+
+
+def compiler() -> Executor | None:
+    """The Executor for eager calls; None where nothing is to be compiled, or nothing can be."""
+    global _missing
+    if _missing:
+        return None
+    try:
+        return executor()
+    except ImportError:                          # no Numba or no llvmlite here: eager mode works without
+        _missing = True
+        return None
+
+
+_missing = False
 
 
 # ---------------------------------------------------------------- the door

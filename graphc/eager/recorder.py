@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core import memory as memory  # sets malloc up
 from ..core import record
 from ..core.aval import Aval
 from ..core.dtypes import promote, scalar_kind, to_float
@@ -42,8 +43,9 @@ def _run(op: Op, arrays: list[Any], attrs: dict[str, Any]) -> Any:
     if arrays and arrays[0].dtype.kind not in op.kinds:
         op.infer(*(Aval(a.shape, a.dtype) for a in arrays), **attrs)    # says which dtypes there are instead
     try:
-        if op.compiled and arrays[0].size >= op.compiled:
-            return record.executor().call_op(op, tuple(arrays), attrs)
+        compiler = record.compiler() if op.compiled and arrays[0].size >= op.compiled else None
+        if compiler is not None:
+            return compiler.call_op(op, tuple(arrays), attrs)
         with np.errstate(all="ignore"):
             return op.run(*arrays, **attrs)
     except _FAILURES as failure:
