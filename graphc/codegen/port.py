@@ -1,6 +1,7 @@
-"""Codegen's side of core's Executor port: programs for Session, single ops and traced functions for eager mode."""
+"""Codegen's side of core's Executor port: programs for Session, ops and traced functions for eager mode."""
 from __future__ import annotations
 
+import importlib.util
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,8 +15,8 @@ from ..core.dims import dim
 from ..core.dtypes import as_dtype
 from ..core.errors import ShapeError
 from ..core.node import Node, Value
-from ..core.op import Op
-from ..core.tensor import Tensor, symbol
+from ..core.op import Map, Op
+from ..core.tensor import symbol
 from ..static.graph import Graph, State, assign_op, placeholder_op, read_op
 from ..static.observe import observer
 from ..static.passes import optimize
@@ -32,24 +33,53 @@ class Codegen:
         self._ops: dict[Any, CompiledProgram] = {}
         self._lock = threading.Lock()
 
+    def available(self) -> bool:
+        """Whether what kernels are made with is installed."""
+        try:
+            import llvmlite.binding  # noqa: F401
+            return importlib.util.find_spec("numba") is not None
+        except (ImportError, ValueError):
+            return False
+
     def build(self, program: Program, target: str) -> CompiledProgram:
         return CompiledProgram(program, target)
 
     def call_op(self, op: Op, arrays: tuple[Array, ...], attrs: dict[str, Any]) -> Any:
         """Run one op on arrays through its compiled kernel.
 
-        Compiled once per shape without the batch axis.
+        Compiled once per shape without the batch axis; an element-wise op once for all shapes, and only
+        where they are equal and in order: NumPy runs the others.
         """
+        if type(op.lower) is Map:
+            return self._element_wise(op, arrays)
         batched = op.batched
         key = (op.name, *_values(attrs),
                *[(a.dtype, a.shape[1:] if k in batched else a.shape) for k, a in enumerate(arrays)])
         compiled = self._ops.get(key)
         if compiled is None:
             with self._lock:
-                compiled = self._ops.get(key) or self._ops.setdefault(key, _single(op, arrays, attrs))
+                compiled = self._ops.get(key) or self._ops.setdefault(
+                    key, _single(op, arrays, attrs, batched))
         ready = [a if a.flags.c_contiguous else np.ascontiguousarray(a) for a in arrays]
         outputs, _ = compiled.run(ready, (), {"batch": arrays[batched[0]].shape[0]} if batched else {})
         return tuple(outputs) if op.outputs != 1 else outputs[0]
+
+    def _element_wise(self, op: Op, arrays: tuple[Array, ...]) -> Array:
+        first = arrays[0]
+        shape = first.shape
+        for a in arrays:
+            if a.shape != shape or not a.flags.c_contiguous:
+                with np.errstate(all="ignore"):
+                    return np.asarray(op.run(*arrays))
+        key = (op.name, *[a.dtype for a in arrays])
+        flat = tuple(a.reshape(-1) for a in arrays)
+        compiled = self._ops.get(key)
+        if compiled is None:
+            with self._lock:
+                compiled = self._ops.get(key) or self._ops.setdefault(
+                    key, _single(op, flat, {}, tuple(range(len(arrays)))))
+        outputs, _ = compiled.run(flat, (), {"batch": first.size})
+        return outputs[0].reshape(shape)
 
     def trace(self, name: str, body: Callable[..., Any], avals: Sequence[Aval],
               written: Sequence[int] = ()) -> Callable[[Sequence[Array]], list[Array] | None]:
@@ -74,7 +104,8 @@ class Codegen:
         graph = Graph()
         nodes = [_argument(graph, k, aval, k in written) for k, aval in enumerate(avals)]
         with record.recording(graph):
-            results = [graph.value_of(t) for t in body(*[symbol(Value(n, 0), n.avals[0].dtype.kind == "f") for n in nodes])]
+            symbols = [symbol(Value(n, 0), graph.wants_grad(Value(n, 0))) for n in nodes]
+            results = [graph.value_of(t) for t in body(*symbols)]
         fetches = [_assigned(graph, nodes[k], v) for k, v in zip(written, results)]
         program = build_program(graph, [*fetches, *results[len(fetches):]])
         if program.size_checks:
@@ -106,7 +137,7 @@ def _runner(program: Program, nodes: list[Node]) -> Callable[[Sequence[Array]], 
     order = [where[id(n)] for n in program.arguments]
     at = {id(n.attrs["state"]): k for k, n in enumerate(nodes) if "state" in n.attrs}
     targets = [at[id(u.state)] for u in program.updates]
-    batch = next((k for k, n in enumerate(nodes) if n.avals[0].shape and n.avals[0].shape[0] == dim("batch")), 0)
+    batch = next((k for k, n in enumerate(nodes) if n.avals[0].shape[:1] == (dim("batch"),)), 0)
     named = "batch" in compiled.size_names
 
     def run(arrays: Sequence[Array]) -> list[Array] | None:
@@ -118,12 +149,13 @@ def _runner(program: Program, nodes: list[Node]) -> Callable[[Sequence[Array]], 
     return run
 
 
-def _single(op: Op, arrays: tuple[Array, ...], attrs: dict[str, Any]) -> CompiledProgram:
+def _single(op: Op, arrays: tuple[Array, ...], attrs: dict[str, Any],
+            batched: tuple[int, ...]) -> CompiledProgram:
     """A program of one node."""
     batch = dim("batch")
     arguments = []
     for k, a in enumerate(arrays):
-        shape = (batch, *a.shape[1:]) if k in op.batched else a.shape
+        shape = (batch, *a.shape[1:]) if k in batched else a.shape
         aval = Aval(shape, as_dtype(a.dtype))
         arguments.append(Node(placeholder_op, (), {"aval": aval}, (aval,), f"x{k}"))
     avals = op.infer_all((n.avals[0] for n in arguments), attrs)

@@ -1,18 +1,20 @@
 """Compositions: plain functions over ops that eager mode runs as one compiled program where that pays.
 
-`composed` decorates such a function. In a graph, and on arrays of fewer than `LEAST` elements, it is the function
-itself, op by op. On larger ones it is traced once for each kind of call (dtypes, shapes without the batch axis,
-other arguments), compiled by the Executor, and run as one program that never writes its intermediate values to
-memory. So is its gradient, which computes anew from the inputs what it needs: they are all that is kept.
+`composed` decorates such a function. In a graph, and on arrays of fewer than `LEAST` elements, it is the
+function itself, op by op. On larger ones it is traced once for each kind of call (dtypes, shapes without
+the batch axis, other arguments), compiled by the Executor, and run as one program, whose intermediate
+values mostly stay out of memory. So is its gradient, which computes anew from the inputs what it needs:
+they are all that is kept. Under `record_sources` all go op by op, for each op's line.
 
-A gradient that is recorded itself (``create_graph=True``) goes op by op, from the same saved inputs: rules in
-public ops are what derivatives of any order come from.
+A gradient that is recorded itself (``create_graph=True``) goes op by op, from the same saved inputs: rules
+in public ops are what derivatives of any order come from.
 """
 from __future__ import annotations
 
 import functools
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -46,8 +48,8 @@ def composed(*rows: str, least: int = LEAST) -> Callable[[F], F]:
 
     Notes
     -----
-    The function takes tensors, arrays and hashable values, returns one tensor, draws no random numbers and writes
-    nothing in place.
+    The function takes tensors, arrays and hashable values, returns one tensor, draws no random numbers and
+    writes nothing in place.
     """
     def decorate(body: F) -> F:
         kinds: dict[Any, _Kind | None] = {}
@@ -98,17 +100,16 @@ def _new_kind(body: Callable[..., Tensor], rows: tuple[str, ...], kinds: dict[An
         return None                                              # there may be one later
     with _lock:
         if key not in kinds:
-            kinds[key] = None
+            made = None
             places = [name for name, x in named.items() if isinstance(x, Tensor)]
             rest = {name: x for name, x in named.items() if name not in places}
             avals = []
             for name, x in zip(places, tensors):
                 shape = (dim("batch"), *x.shape[1:]) if name in rows and x.ndim else x.shape
                 avals.append(Aval(shape, x.dtype))
-            try:
-                kinds[key] = _Kind(body, places, rest, avals)
-            except GraphcError:                                  # op by op, which says what is wrong, if anything
-                pass
+            with suppress(GraphcError):                          # op by op, which says what is wrong
+                made = _Kind(body, places, rest, avals)
+            kinds[key] = made                                    # not before: others would go op by op
         found: _Kind | None = kinds[key]
         return found
 

@@ -52,6 +52,8 @@ class Executor(Protocol):
 
     def build(self, program: Any, target: str) -> Any: ...
 
+    def available(self) -> bool: ...
+
     def call_op(self, op: Op, arrays: tuple[Any, ...], attrs: dict[str, Any]) -> Any: ...
 
     def trace(self, name: str, body: Callable[..., Any], avals: Sequence[Any],
@@ -100,17 +102,13 @@ def executor() -> Executor:
 
 def compiler() -> Executor | None:
     """The Executor for eager calls; None where nothing is to be compiled, or nothing can be."""
-    global _missing
-    if _missing:
-        return None
-    try:
-        return executor()
-    except ImportError:                          # no Numba or no llvmlite here: eager mode works without
-        _missing = True
-        return None
+    global _compiles
+    if _compiles is None:
+        _compiles = executor().available()
+    return executor() if _compiles else None
 
 
-_missing = False
+_compiles: bool | None = None                    # whether the Executor can; asked once
 
 
 # ---------------------------------------------------------------- the door

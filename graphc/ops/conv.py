@@ -304,7 +304,7 @@ conv2d_op: Op = Op(
     lower=Loops(_conv_loops),
     kinds="f",
     cost=100.0,
-    compiled=2048,
+    compiled=256,
     batched=(0,),
 )
 
@@ -319,7 +319,7 @@ conv2d_dx_op: Op = Op(
     lower=Loops(_conv_dx_loops),
     kinds="f",
     cost=100.0,
-    compiled=2048,
+    compiled=256,
     batched=(0,),
 )
 
@@ -334,7 +334,7 @@ conv2d_dw_op: Op = Op(
     lower=Loops(_conv_dw_loops),
     kinds="f",
     cost=100.0,
-    compiled=2048,
+    compiled=256,
     batched=(0, 1),
 )
 
@@ -449,7 +449,7 @@ max_pool2d_op: Op = Op(
     outputs=2,
     kinds="iuf",
     cost=8.0,
-    compiled=2048,
+    compiled=256,
     batched=(0,),
 )
 
@@ -529,7 +529,7 @@ max_unpool2d_op: Op = Op(
     saves=("y",),
     lower=Loops(_unpool_loops),
     cost=8.0,
-    compiled=2048,
+    compiled=256,
     batched=(0, 1),
 )
 
@@ -611,7 +611,7 @@ avg_pool2d_op: Op = Op(
     lower=Loops(_avg_pool_loops),
     kinds="f",
     cost=8.0,
-    compiled=2048,
+    compiled=256,
     batched=(0,),
 )
 
@@ -622,7 +622,7 @@ avg_unpool2d_op: Op = Op(
     vjp=(lambda g, c: record.apply(avg_pool2d_op, g, **_window(c)),),
     lower=Loops(_avg_unpool_loops),
     cost=8.0,
-    compiled=2048,
+    compiled=256,
     batched=(0,),
 )
 
