@@ -82,7 +82,9 @@ def walk(roots: Iterable[tuple[Edge, Tensor]], wrt: set[Key] | None = None,
     cotangents: dict[Key, Tensor] = {}
     leaves: dict[int, Tensor] = {}
 
-    def add(edge: Edge, g: Tensor) -> None:
+    def add(edge: Edge, g: Tensor | None) -> None:
+        if g is None:
+            return
         kind = type(edge)
         if kind is TapeNode:
             key: Key = id(edge)
@@ -94,7 +96,7 @@ def walk(roots: Iterable[tuple[Edge, Tensor]], wrt: set[Key] | None = None,
         before = cotangents.get(key)
         cotangents[key] = g if before is None else before + g
 
-    order, leading = reverse_order((e for e, _ in roots), wrt)
+    order, leading = reverse_order([e for e, _ in roots], wrt)
     for edge, g in roots:
         add(edge, g)
     for node in order:
@@ -102,26 +104,28 @@ def walk(roots: Iterable[tuple[Edge, Tensor]], wrt: set[Key] | None = None,
             if getattr(node, "hooks", None):                        # they also see a gradient that ends here
                 _cotangents_of(node, cotangents, wrt)
             continue
-        g = _cotangents_of(node, cotangents, wrt)
-        if g is not None and node.op.vjp is not None:
-            context = node.open()
-            if type(node.op.vjp) is AllInputs:
-                wanted = tuple(edge is not None and (leading is None or _leads(edge, leading, wrt))
-                               for edge in node.edges)
-                for edge, d in zip(node.edges, node.op.vjp.rule(g, context, wanted)):
-                    if d is not None:
+        op = node.op
+        if wrt is None and op.outputs == 1 and node.hooks is None:  # of the tape, and plain
+            g: Any = cotangents.pop(id(node), None)
+        else:
+            g = _cotangents_of(node, cotangents, wrt)
+        vjp = op.vjp
+        if g is not None and vjp is not None:
+            context, edges = node.open(), node.edges
+            if leading is not None:
+                edges = [edge if edge is not None and _leads(edge, leading, wrt) else None for edge in edges]
+            if type(vjp) is tuple:
+                for edge, rule in zip(edges, vjp):
+                    if edge is not None and rule is not None:
+                        add(edge, rule(g, context))
+            elif type(vjp) is AllInputs:
+                for edge, d in zip(edges, vjp.rule(g, context, tuple([edge is not None for edge in edges]))):
+                    if edge is not None:
                         add(edge, d)
-                if done is not None:
-                    done(node)
-                continue
-            rule = node.op.rule
-            for i, edge in enumerate(node.edges):
-                if edge is None or not (leading is None or _leads(edge, leading, wrt)):
-                    continue
-                back = rule(i)
-                d = None if back is None else back(g, context)
-                if d is not None:
-                    add(edge, d)
+            else:
+                for i, edge in enumerate(edges):
+                    if edge is not None:
+                        add(edge, op.rule(i)(g, context))
         if done is not None:
             done(node)
     return cotangents, leaves

@@ -22,7 +22,7 @@ def _root(t: Tensor, cotangent: Any, what: str) -> tuple[Any, Tensor]:
         if t._data.size != 1:
             raise AutogradError(f"{what}: a gradient starts from a scalar; this tensor has shape "
                                 f"{format_shape(t.shape)}: reduce it (.sum()) or pass gradient=")
-        cotangent = wrap(np.ones_like(t._data))
+        return edge_of(t), wrap(np.ones(t._data.shape, t._data.dtype))
     cotangent = as_tensor(cotangent)
     if cotangent.shape != t.shape:
         raise ShapeError(f"{what}: gradient of shape {format_shape(cotangent.shape)} for a tensor of shape "
