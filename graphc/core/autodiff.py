@@ -97,8 +97,8 @@ def walk(roots: Iterable[tuple[Edge, Tensor]], wrt: set[Key] | None = None,
         cotangents[key] = g if before is None else before + g
 
     order, leading = reverse_order([e for e, _ in roots], wrt)
-    for edge, g in roots:
-        add(edge, g)
+    for edge, start in roots:
+        add(edge, start)
     for node in order:
         if leading is not None and id(node) not in leading:
             if getattr(node, "hooks", None):                        # they also see a gradient that ends here
