@@ -13,7 +13,7 @@ goes to `record.apply`, which also turns failures into graphc's errors. For ``ex
             a = x._data
             if a.dtype.kind not in kinds:
                 return apply(op, x)
-            if a.size < 65536 or (compiler := compiler_if_any()) is None:
+            if a.size < least or (compiler := compiler_if_any()) is None:
                 data = run(a)
             else:
                 data = compiler.call_op(op, (a,), EMPTY)
@@ -94,7 +94,7 @@ def call(op: Op, inputs: int = 1, otherwise: Callable[..., Any] | None = None, *
     """
     attrs = attributes(op, inputs)
     source = _source(op, inputs, attrs, otherwise is not None, number)
-    space = {**_COMMON, "op": op, "run": run or op.run, "otherwise": otherwise,
+    space = {**_COMMON, "op": op, "run": run or op.run, "otherwise": otherwise, "least": op.compiled,
              "kinds": "f" if op.promote == "float" else op.kinds}
     exec(_compiled(source), space)
     function: Callable[..., Any] = space["call"]
@@ -148,7 +148,7 @@ def _source(op: Op, n: int, attrs: tuple[str, ...], otherwise: bool, number: int
     lines += ["    try:", *(f"        {a} = {x}._data" for x, a in zip(inputs, arrays)),
               f"        if {_unusual(op, arrays)}:", f"            {leave}"]
     if op.compiled:
-        lines += [f"        if a.size < {op.compiled} or (compiler := compiler_if_any()) is None:",
+        lines += ["        if a.size < least or (compiler := compiler_if_any()) is None:",
                   f"            data = run({plain})",
                   "        else:",
                   f"            data = compiler.call_op(op, ({', '.join(arrays)},), {pairs})"]

@@ -191,7 +191,9 @@ def _over(name: str, x: Tensor, axes: Axes) -> tuple[int, ...]:
 def _reduce(reduction: Reduction, x: Any, axes: Axes, keepdims: bool) -> Tensor:
     if not isinstance(x, Tensor):
         x = as_tensor(x)
-    return reduction(x, _over(reduction.__name__, x, axes), bool(keepdims))
+    data = x._data
+    return reduction(x, _axes(reduction.__name__, tuple(axes) if axes.__class__ is list else axes,
+                              x.ndim if data is None else data.ndim), bool(keepdims))
 
 
 def _floating(x: Any) -> Tensor:

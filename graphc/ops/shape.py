@@ -80,20 +80,25 @@ def reshape(x: Any, *shape: Any) -> Tensor:
     """
     if len(shape) == 1 and shape[0].__class__ is tuple:
         shape = shape[0]
+    unknown = False
     for n in shape:
-        if n.__class__ is not int or n < 0:
+        if n.__class__ is not int:
             return _reshape_resolved(x, shape)
+        if n < 0:
+            unknown = True
+    if unknown:
+        data = getattr(x, "_data", None)
+        if data is None:
+            return _reshape_resolved(x, shape)
+        shape = _resolved("reshape", shape, data.size)
     return _reshape(x, shape)
 
 
 def _reshape_resolved(x: Any, shape: tuple[Any, ...]) -> Tensor:
     """`reshape` to a shape that may hold -1, named sizes, or what is no size."""
     x = as_tensor(x)
-    data = x._data
-    if data is not None and shape and {*map(type, shape)} == {int}:
-        return _reshape_plain(x, _resolved("reshape", shape, data.size))
     sizes = resolve_shape("reshape", _sizes(shape), size_of(x.shape))
-    if data is None:
+    if x._data is None:
         return x if sizes == x.shape else record.apply(reshape_op, x, shape=sizes)
     return _reshape_plain(x, sizes)
 

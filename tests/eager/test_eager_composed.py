@@ -97,6 +97,21 @@ def test_every_composition_is_here() -> None:
     assert found == set(CALLS)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_and_its_running_moments(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run() -> list[np.ndarray[Any, Any]]:
+        norm = gc.nn.BatchNorm2d(4, dtype="float64").train(training)
+        x = gc.from_numpy(X.reshape(6, 4, 64, 64) + 1.0).requires_grad_()
+        out = norm(x)
+        (out * gc.from_numpy(Y.reshape(6, 4, 64, 64))).sum().backward()
+        return [out.detach().numpy(), *(t.numpy() for t in (x.grad, norm.weight.grad, norm.bias.grad)),
+                norm.running_mean.numpy(), norm.running_var.numpy()]
+    got = run()
+    monkeypatch.setattr(record, "compiler", lambda: None)
+    for a, b in zip(got, run(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
 def fresh() -> Any:
     """A composition with no programs yet."""
     @composed("x")
