@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from . import record
-from .autodiff import key_of, walk
+from .autodiff import walk
 from .aval import Aval
 from .dims import dim
 from .errors import AutogradError, GraphcError
@@ -194,8 +194,8 @@ class _Kind:
             out = self.on(xs)
         if not out.requires_grad:
             return [None] * len(xs)
-        found, _ = walk([(out._node, g)], {key_of(x._node) for x in xs if x._node is not None})
-        return [found.get(key_of(x._node)) if w else None for x, w in zip(xs, wanted)]
+        found = walk([(out._node, g)], {x._node for x in xs if x._node is not None})
+        return [found.get(x._node) if w else None for x, w in zip(xs, wanted)]
 
 
 _alias_op: Op = anonymous("alias", (lambda g, c: g,))

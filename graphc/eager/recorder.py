@@ -22,12 +22,12 @@ from ..ops.basic import cast_op
 _FAILURES = (ValueError, TypeError, IndexError, OverflowError, ZeroDivisionError)
 
 
-_functions: dict[tuple[str, int], Any] = {}
+_functions: dict[tuple[Op, int], Any] = {}
 
 
 def call(op: Op, inputs: tuple[Any, ...], attrs: dict[str, Any]) -> Any:
     """Run ``op`` on eager inputs (tensors, arrays, numbers)."""
-    key = (op.name, len(inputs))
+    key = (op, len(inputs))
     function = _functions.get(key, key)
     if function is key:
         function = _functions[key] = _function(op, len(inputs))
@@ -36,7 +36,8 @@ def call(op: Op, inputs: tuple[Any, ...], attrs: dict[str, Any]) -> Any:
 
 def _function(op: Op, n: int) -> Any:
     """``op`` as `graphc.core.fast` makes it, with the general way for what is not plain."""
-    if op.infer.__code__.co_flags & inspect.CO_VARKEYWORDS or op.outputs == 0 or not 0 < n < 4:
+    code = getattr(op.infer, "__code__", None)
+    if code is None or code.co_flags & inspect.CO_VARKEYWORDS or op.outputs == 0 or not 0 < n < 4:
         return lambda *inputs, **attrs: _in_general(op, inputs, attrs)
     names = fast.attributes(op, n)
     return fast.call(op, n, lambda *args: _in_general(op, args[:n], dict(zip(names, args[n:]))),
