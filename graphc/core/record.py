@@ -74,6 +74,8 @@ source_scopes = 0
 _lock = threading.Lock()
 
 _eager: Callable[[Op, tuple[Any, ...], dict[str, Any]], Any] | None = None
+eager_write: Callable[..., Any]
+backward: Callable[..., None]
 _executor: Executor | Callable[[], Executor] | None = None
 
 
@@ -81,6 +83,18 @@ def set_eager(call: Callable[[Op, tuple[Any, ...], dict[str, Any]], Any]) -> Non
     """Eager mode registers its call here."""
     global _eager
     _eager = call
+
+
+def set_eager_write(function: Callable[..., Any]) -> None:
+    """Eager mode registers its writes in place here."""
+    global eager_write
+    eager_write = function
+
+
+def set_backward(function: Callable[..., None]) -> None:
+    """Eager mode registers its gradients here."""
+    global backward
+    backward = function
 
 
 def set_executor(make: Callable[[], Executor]) -> None:

@@ -152,3 +152,6 @@ def Variable(data: Any, requires_grad: bool = False, volatile: bool = False) -> 
     """The spelling of 2017: a tensor that shares ``data``'s buffer. Today a plain tensor does the same."""
     t = as_tensor(data).detach()
     return t if volatile or not requires_grad else t.requires_grad_()
+
+
+record.set_backward(backward)

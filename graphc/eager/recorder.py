@@ -213,3 +213,4 @@ def _store(name: str, target: Tensor, value: Tensor) -> None:
 
 
 record.set_eager(call)
+record.set_eager_write(write)

@@ -74,9 +74,9 @@ def _write(x: Tensor, op: Op | None, inputs: tuple[Any, ...], **attrs: Any) -> T
     if recorder is not None:
         written = record.apply(op, *inputs, **attrs) if op is not None else as_tensor(inputs[0])
         return recorder.write(x, written)
-    from ..eager.recorder import write
     try:
-        return write(x, op, inputs, attrs)
+        out: Tensor = record.eager_write(x, op, inputs, attrs)
+        return out
     except Exception as error:
         if hasattr(error, "args") and isinstance(error, GraphcError):
             raise record.located(error) from None
@@ -188,8 +188,7 @@ def view(x: Tensor, *shape: Any) -> Tensor:
 
 def _backward(x: Tensor, gradient: Any = None, retain_graph: bool | None = None,
               create_graph: bool = False) -> None:
-    from ..eager.autograd import backward
-    backward(x, gradient, retain_graph, create_graph)
+    record.backward(x, gradient, retain_graph, create_graph)
 
 
 _backward.__doc__ = ("Add the gradient of this (scalar) tensor to ``.grad`` of every leaf; "
