@@ -33,7 +33,7 @@ Array = np.ndarray[Any, Any]
 
 LEAST = 1 << 16                     # elements of the first argument from which a program is worth its call
 
-_lock = threading.Lock()
+_lock = threading.RLock()
 
 
 def composed(*rows: str, least: int = LEAST) -> Callable[[F], F]:

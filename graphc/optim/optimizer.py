@@ -127,6 +127,9 @@ class Optimizer:
         for group in _as_groups(type(self).__name__, params):
             self.add_param_group(group)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_programs": {}}                # native code is no state
+
     # ------------------------------------------------------------ what a subclass gives
 
     def check(self, options: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Eager steps of many elements are one compiled call, with the bits of parameter by parameter."""
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -63,6 +64,18 @@ def test_a_step_is_seen_by_autograd() -> None:
     assert len(optimizer._programs) == 1 and w.version == 1 and w._data[0, 0] == 0.5
     with pytest.raises(gc.AutogradError, match="changed in place"):
         y.backward()
+
+
+def test_an_optimiser_that_has_stepped_is_pickled_and_copied() -> None:
+    w = nn.Parameter(gc.ones(200, 200))
+    optimizer = gc.optim.Adam([w])
+    w.grad = gc.ones(200, 200)
+    optimizer.step()
+    again = copy.deepcopy(optimizer)
+    (v,) = again.param_groups[0].params
+    v.grad = gc.ones(200, 200)
+    again.step()
+    assert (v._data < w._data).all() and len(again._programs) == 1
 
 
 def test_what_kernels_cannot_take_goes_one_by_one() -> None:
