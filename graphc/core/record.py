@@ -118,7 +118,10 @@ def compiler() -> Executor | None:
     """The Executor for eager calls; None where nothing is to be compiled, or nothing can be."""
     global _compiles
     if _compiles is None:
-        _compiles = executor().available()
+        try:
+            _compiles = executor().available()
+        except ImportError:
+            _compiles = False
     return executor() if _compiles else None
 
 
