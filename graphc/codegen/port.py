@@ -1,20 +1,29 @@
-"""Codegen's side of core's Executor port: programs for Session, single-op kernels for eager mode."""
+"""Codegen's side of core's Executor port: programs for Session, ops and traced functions for eager mode."""
 from __future__ import annotations
 
-import threading
+import importlib.util
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from ..core import events, record
 from ..core.aval import Aval
 from ..core.config import config
 from ..core.dims import dim
 from ..core.dtypes import as_dtype
+from ..core.errors import ShapeError
 from ..core.node import Node, Value
-from ..core.op import Op
-from ..static.graph import placeholder_op
+from ..core.op import Map, Op
+from ..core.tensor import symbol
+from ..core.threads import fork_safe_lock
+from ..static.graph import Graph, State, assign_op, placeholder_op, read_op
 from ..static.key import program_key
-from ..static.program import Program, freeze_attrs
+from ..static.observe import observer
+from ..static.passes import optimize
+from ..static.program import Program, build_program, freeze_attrs
 from . import cache
 from .compile import building
 from .program import CompiledProgram, Optimize
@@ -27,7 +36,15 @@ class Codegen:
 
     def __init__(self) -> None:
         self._ops: dict[Any, CompiledProgram] = {}
-        self._lock = threading.Lock()
+        self._lock = fork_safe_lock()
+
+    def available(self) -> bool:
+        """Whether what kernels are made with is installed."""
+        try:
+            import llvmlite.binding  # noqa: F401
+            return importlib.util.find_spec("numba") is not None
+        except (ImportError, ValueError):
+            return False
 
     def build(self, program: Program, target: str, optimize: Optimize) -> CompiledProgram:
         """Passes run only where the disk cache has no image of the program, and when somebody looks."""
@@ -38,28 +55,128 @@ class Codegen:
     def call_op(self, op: Op, arrays: tuple[Array, ...], attrs: dict[str, Any]) -> Any:
         """Run one op on arrays through its compiled kernel.
 
-        Compiled once per shape without the batch axis.
+        Compiled once per shape without the batch axis; an element-wise op once for all shapes, and only
+        where they are equal and in order: NumPy runs the others.
         """
-        shapes = ((a.dtype, a.shape[1:] if k in op.batched else a.shape) for k, a in enumerate(arrays))
-        key = (op.name, freeze_attrs(attrs), *shapes)
+        if type(op.lower) is Map:
+            return self._element_wise(op, arrays)
+        batched = op.batched
+        key = (op.name, *_values(attrs),
+               *[(a.dtype, a.shape[1:] if k in batched else a.shape) for k, a in enumerate(arrays)])
         compiled = self._ops.get(key)
         if compiled is None:
             with self._lock:
-                compiled = self._ops.get(key) or self._ops.setdefault(key, _single(op, arrays, attrs))
-        ready = [a if a.flags.c_contiguous else np.ascontiguousarray(a) for a in arrays]
-        outputs, _ = compiled.run(ready, (), {"batch": arrays[op.batched[0]].shape[0]} if op.batched else {})
+                compiled = self._ops.get(key) or self._ops.setdefault(
+                    key, self._single(op, arrays, attrs, batched))
+        outputs, _ = compiled.run(arrays, (), {"batch": arrays[batched[0]].shape[0]} if batched else {})
         return tuple(outputs) if op.outputs != 1 else outputs[0]
 
+    def _element_wise(self, op: Op, arrays: tuple[Array, ...]) -> Array:
+        first = arrays[0]
+        shape = first.shape
+        for a in arrays:
+            if a.shape != shape or not a.flags.c_contiguous:
+                with np.errstate(all="ignore"):
+                    return np.asarray(op.run(*arrays))
+        key = (op.name, *[a.dtype for a in arrays])
+        flat = tuple(a.reshape(-1) for a in arrays)
+        compiled = self._ops.get(key)
+        if compiled is None:
+            with self._lock:
+                compiled = self._ops.get(key) or self._ops.setdefault(
+                    key, self._single(op, flat, {}, tuple(range(len(arrays)))))
+        outputs, _ = compiled.run(flat, (), {"batch": first.size})
+        return outputs[0].reshape(shape)
 
-def _single(op: Op, arrays: tuple[Array, ...], attrs: dict[str, Any]) -> CompiledProgram:
-    """A program of one node."""
-    batch = dim("batch")
-    arguments = []
-    for k, a in enumerate(arrays):
-        shape = (batch, *a.shape[1:]) if k in op.batched else a.shape
-        aval = Aval(shape, as_dtype(a.dtype))
-        arguments.append(Node(placeholder_op, (), {"aval": aval}, (aval,), f"x{k}"))
-    avals = op.infer_all((n.avals[0] for n in arguments), attrs)
-    node = Node(op, tuple(Value(n, 0) for n in arguments), attrs, avals, op.name)
-    outputs = tuple(Value(node, i) for i in range(len(avals)))
-    return CompiledProgram(Program(outputs, (), (), (), tuple(arguments)), "cpu")
+    def trace(self, name: str, body: Callable[..., Any], avals: Sequence[Aval],
+              written: Sequence[int] = ()) -> Callable[[Sequence[Array]], list[Array] | None]:
+        """``body``, a function of tensors, compiled for arguments of these shapes and dtypes.
+
+        Parameters
+        ----------
+        name : str
+            For dumps.
+        body : callable
+            Takes symbols, returns a sequence of them.
+        avals : sequence of Aval
+            Sizes may be named "batch".
+        written : sequence of int
+            The arguments that the first results are written into, instead of being returned.
+
+        Returns
+        -------
+        callable
+            From arrays to new arrays; None where a run-time check does not hold, and nothing was written.
+        """
+        graph = Graph()
+        nodes = [_argument(graph, k, aval, k in written) for k, aval in enumerate(avals)]
+        with record.recording(graph):
+            symbols = [symbol(Value(n, 0), graph.wants_grad(Value(n, 0))) for n in nodes]
+            results = [graph.value_of(t) for t in body(*symbols)]
+        fetches = [_assigned(graph, nodes[k], v) for k, v in zip(written, results)]
+        program = build_program(graph, [*fetches, *results[len(fetches):]])
+        if program.size_checks:
+            raise ShapeError(f"{name}: whether the sizes fit is known only at run time")
+        program = replace(program, outputs=program.outputs[len(fetches):])
+        return _runner(self._eager(program, name), nodes)
+
+    def _single(self, op: Op, arrays: tuple[Array, ...], attrs: dict[str, Any],
+                batched: tuple[int, ...]) -> CompiledProgram:
+        """A program of one node."""
+        batch = dim("batch")
+        arguments = []
+        for k, a in enumerate(arrays):
+            shape = (batch, *a.shape[1:]) if k in batched else a.shape
+            aval = Aval(shape, as_dtype(a.dtype))
+            arguments.append(Node(placeholder_op, (), {"aval": aval}, (aval,), f"x{k}"))
+        avals = op.infer_all((n.avals[0] for n in arguments), attrs)
+        node = Node(op, tuple(Value(n, 0) for n in arguments), attrs, avals, op.name)
+        outputs = tuple(Value(node, i) for i in range(len(avals)))
+        return self._eager(Program(outputs, (), (), (), tuple(arguments)), op.name)
+
+    def _eager(self, program: Program, name: str) -> CompiledProgram:
+        """A program for eager mode, noted as such."""
+        start, reason = time.perf_counter(), "first eager call of these shapes and dtypes"
+
+        def passes(recorded: Program) -> Program:
+            events.allow("program", name, reason)
+            return optimize(recorded, observer(recorded))
+
+        made = self.build(program, "cpu", passes)
+        origin = ": from the disk cache" if made.origin == "disk" else ""
+        events.note("program", name, reason + origin, time.perf_counter() - start)
+        return made
+
+
+def _values(attrs: dict[str, Any]) -> Any:
+    """Attributes as a key."""
+    values = tuple(attrs.values())
+    return freeze_attrs(attrs) if float in map(type, values) or list in map(type, values) else values
+
+
+def _argument(graph: Graph, k: int, aval: Aval, written: bool) -> Node:
+    attrs = {"state": State(f"x{k}", aval)} if written else {"aval": aval}
+    return graph.add(read_op if written else placeholder_op, (), attrs, (aval,), "<eager>", f"x{k}",
+                     wants_grad=aval.dtype.kind == "f")
+
+
+def _assigned(graph: Graph, node: Node, value: Value) -> Value:
+    state = node.attrs["state"]
+    return Value(graph.add(assign_op, (value,), {"state": state}, (state.aval,), "<eager>", "assign"), 0)
+
+
+def _runner(compiled: CompiledProgram,
+            nodes: list[Node]) -> Callable[[Sequence[Array]], list[Array] | None]:
+    program = compiled.recorded
+    where = {id(n): k for k, n in enumerate(nodes)}
+    order = [where[id(n)] for n in program.arguments]
+    at = {id(n.attrs["state"]): k for k, n in enumerate(nodes) if "state" in n.attrs}
+    targets = [at[id(u.state)] for u in program.updates]
+    batch = next((k for k, n in enumerate(nodes) if n.avals[0].shape[:1] == (dim("batch"),)), 0)
+    named = "batch" in compiled.image.size_names
+
+    def run(arrays: Sequence[Array]) -> list[Array] | None:
+        outputs, failed = compiled.run([arrays[k] for k in order], [arrays[k] for k in targets],
+                                       {"batch": arrays[batch].shape[0]} if named else {})
+        return None if failed is not None else outputs
+    return run

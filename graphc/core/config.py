@@ -14,6 +14,14 @@ def positive(text: str) -> int:
     return value
 
 
+def whole(text: str) -> int:
+    """An integer of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
+
+
 #: environment variable -> (setting, how it is read, what it does)
 VARIABLES: dict[str, tuple[str, Any, str]] = {
     "GRAPHC_TARGET": (
@@ -26,10 +34,13 @@ VARIABLES: dict[str, tuple[str, Any, str]] = {
         "cache", str, "the folder of compiled kernels, or off; default: graphc in the user's cache folder"),
     "GRAPHC_CHECK": (
         "check", int, "1: verify programs between passes; 2: also interpret them and compare the numbers"),
+    "GRAPHC_KEEP_MEMORY": (
+        "keep_memory", whole, "MiB of freed memory that the process keeps for its next arrays; default: 512; "
+                              "0: malloc is left as it is"),
 }
 
 
-_READS = {str: "text", int: "an integer", positive: "a positive integer"}
+_READS = {str: "text", int: "an integer", positive: "a positive integer", whole: "an integer of at least 0"}
 
 
 def available_cpus() -> int:
@@ -48,6 +59,7 @@ class Config:
     cache: str = ""
     cache_bytes: int = 256 << 20
     check: int = 0
+    keep_memory: int = 512
 
     def load(self, environment: Any = os.environ) -> Config:
         """Take what the environment sets; a value that cannot be read is an error that names the variable."""

@@ -13,7 +13,10 @@ goes to `record.apply`, which also turns failures into graphc's errors. For ``ex
             a = x._data
             if a.dtype.kind not in kinds:
                 return apply(op, x)
-            data = run(a)
+            if a.size < least or (compiler := compiler_if_any()) is None:
+                data = run(a)
+            else:
+                data = compiler.call_op(op, (a,), EMPTY)
         except FAILURES:
             return apply(op, x)
         if type(data) is not ndarray:
@@ -22,7 +25,7 @@ goes to `record.apply`, which also turns failures into graphc's errors. For ``ex
         out._data = data
         out._rare = None
         out._storage = None
-        if x.requires_grad and (not record.no_grad_scopes or record.modes.grad) and data.dtype.kind == "f":
+        if x.requires_grad and (not record.no_grad_scopes or record.modes.grad) and data.dtype.kind == 'f':
             node = new(TapeNode)
             node.op = op; node.attrs = EMPTY; node.shapes = (a.shape,); node.hooks = node.where = None
             node.edges = (x._node or x,)
@@ -40,6 +43,7 @@ It reads module globals on purpose: one that says "nobody records anything" cost
 """
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -49,8 +53,7 @@ from typing import Any
 import numpy as np
 
 from . import record
-from .errors import InternalError
-from .node import TapeNode
+from .node import TapeNode, Value
 from .op import Op, reads
 from .storage import Storage
 from .tensor import Tensor, _new
@@ -64,32 +67,34 @@ FAILURES = (AttributeError, ValueError, TypeError, IndexError, OverflowError, Ze
 _INPUTS, _ARRAYS = "xyz", "abc"
 _COMMON: dict[str, Any] = {
     "record": record, "apply": record.apply, "new": _new, "Tensor": Tensor, "TapeNode": TapeNode,
-    "Storage": Storage, "ndarray": np.ndarray, "asarray": np.asarray, "EMPTY": {}, "FAILURES": FAILURES,
-    "NUMBERS": frozenset({int, float}), "executor": record.executor, "__name__": __name__}
+    "Storage": Storage, "Value": Value, "ndarray": np.ndarray, "asarray": np.asarray, "EMPTY": {},
+    "FAILURES": FAILURES, "NUMBERS": frozenset({int, float}), "compiler_if_any": record.compiler,
+    "__name__": __name__}
 
 
 def call(op: Op, inputs: int = 1, otherwise: Callable[..., Any] | None = None, *, number: int | None = None,
-         name: str | None = None, doc: str | None = None) -> Callable[..., Any]:
+         run: Callable[..., Any] | None = None, name: str | None = None,
+         doc: str | None = None) -> Callable[..., Any]:
     """``op`` as a function of its inputs and then its attributes.
 
     Parameters
     ----------
     op : Op
-        With one output.
+        With a fixed number of outputs.
     inputs : int
         How many of the parameters are tensors: one to three.
     otherwise : callable, optional
         Takes the calls that are not plain, instead of `record.apply`.
     number : int, optional
         The input (of two) that may be a Python number.
+    run : callable, optional
+        In place of ``op.run``, which gives words to NumPy when its own ufuncs meet infinities.
     name, doc : str, optional
         The function's own.
     """
-    attrs = _parameters(op.infer)[inputs:]
-    if attrs and attrs != _parameters(op.run)[inputs:]:
-        raise InternalError(f"{op.name}: infer and run take different attributes, or in another order")
+    attrs = attributes(op, inputs)
     source = _source(op, inputs, attrs, otherwise is not None, number)
-    space = {**_COMMON, "op": op, "run": op.run, "otherwise": otherwise,
+    space = {**_COMMON, "op": op, "run": run or op.run, "otherwise": otherwise, "least": op.compiled,
              "kinds": "f" if op.promote == "float" else op.kinds}
     exec(_compiled(source), space)
     function: Callable[..., Any] = space["call"]
@@ -98,10 +103,15 @@ def call(op: Op, inputs: int = 1, otherwise: Callable[..., Any] | None = None, *
     return function
 
 
-def _parameters(function: Any) -> tuple[str, ...]:
-    code = function.__code__
-    names: tuple[str, ...] = code.co_varnames
-    return names[:code.co_argcount]
+def attributes(op: Op, inputs: int) -> tuple[str, ...]:
+    """The names of the attributes that ``op`` takes after so many inputs."""
+    code = op.infer.__code__
+    return code.co_varnames[inputs if not _variadic(op) else code.co_argcount:
+                            code.co_argcount + code.co_kwonlyargcount]
+
+
+def _variadic(op: Op) -> bool:
+    return bool(op.infer.__code__.co_flags & inspect.CO_VARARGS)
 
 
 def operator(op: Op, reflected: bool = False) -> Callable[[Any, Any], Any]:
@@ -125,7 +135,10 @@ def _source(op: Op, n: int, attrs: tuple[str, ...], otherwise: bool, number: int
     takes = ", ".join((*inputs, *attrs))
     named = ", ".join(("op", *inputs, *(f"{k}={k}" for k in attrs)))
     leave = f"return otherwise({takes})" if otherwise else f"return apply({named})"
-    plain = ", ".join((*arrays, *attrs))
+    # attributes by position where run takes them in infer's order: a name costs 20 ns
+    code = getattr(op.run, "__code__", None)
+    in_order = not _variadic(op) and (code is None or code.co_varnames[n:code.co_argcount] == attrs)
+    plain = ", ".join((*arrays, *(attrs if in_order else [f"{k}={k}" for k in attrs])))
     pairs = f"{{{', '.join(f'{k!r}: {k}' for k in attrs)}}}" if attrs else "EMPTY"
     lines = [f"def call({takes}):",
              "    if record.recording_scopes or record.source_scopes:",
@@ -135,9 +148,10 @@ def _source(op: Op, n: int, attrs: tuple[str, ...], otherwise: bool, number: int
     lines += ["    try:", *(f"        {a} = {x}._data" for x, a in zip(inputs, arrays)),
               f"        if {_unusual(op, arrays)}:", f"            {leave}"]
     if op.compiled:
-        lines += [f"        if a.size >= {op.compiled}:",
-                  f"            data = executor().call_op(op, ({', '.join(arrays)},), {pairs})",
-                  "        else:", f"            data = run({plain})"]
+        lines += ["        if a.size < least or (compiler := compiler_if_any()) is None:",
+                  f"            data = run({plain})",
+                  "        else:",
+                  f"            data = compiler.call_op(op, ({', '.join(arrays)},), {pairs})"]
     else:
         lines += [f"        data = run({plain})"]
     lines += ["    except FAILURES:", f"        {leave}"]
@@ -182,64 +196,72 @@ def _with_number(op: Op, number: int, leave: str) -> list[str]:
 
 def _result(op: Op, tensors: list[str], arrays: dict[str, str], shapes: str, attrs: str, pad: str,
             inputs: tuple[str, ...] = ()) -> list[str]:
-    """The tensor around ``data``, and its place on the tape if a gradient may be wanted."""
-    inputs = inputs or tuple(tensors)
+    """The tensors around ``data``, and their place on the tape if a gradient may be wanted."""
     view = "view" in op.traits
-    lines = ["if type(data) is not ndarray:",
-             "    data = asarray(data)",
-             "out = new(Tensor)",
-             "out._data = data",
-             "out._rare = None"]
-    if view:
-        lines += ["base = data.base",
-                  "shared = data is a or (base is not None and (base is a or base is a.base))",
-                  "out._storage = None if not shared else x if x._storage is None else x._storage"]
-    else:
-        lines += ["out._storage = None"]
+    outs = [""] if op.outputs == 1 else [str(k) for k in range(op.outputs)]
+    lines = [] if op.outputs == 1 else [f"{', '.join(f'data{k}' for k in outs)} = data"]
+    for k in outs:
+        lines += [f"if type(data{k}) is not ndarray:",
+                  f"    data{k} = asarray(data{k})",
+                  f"out{k} = new(Tensor)",
+                  f"out{k}._data = data{k}",
+                  f"out{k}._rare = None"]
+        if view:
+            lines += ["base = data.base",
+                      "shared = data is a or (base is not None and (base is a or base is a.base))",
+                      "out._storage = None if not shared else x if x._storage is None else x._storage"]
+        else:
+            lines += [f"out{k}._storage = None"]
+    returned = "return out" if op.outputs == 1 else f"return {', '.join(f'out{k}' for k in outs)}"
     if op.vjp is not None:
-        lines += _taped(op, tensors, arrays, shapes, attrs, inputs, view)
-    lines += ["out._node = None", "out.requires_grad = False", "return out"]
-    return [pad + line for line in lines]
+        lines += _taped(op, tensors, arrays, shapes, attrs, inputs or tuple(tensors), outs)
+        lines += [f"    {returned}"]
+    for k in outs:
+        lines += [f"out{k}._node = None", f"out{k}.requires_grad = False"]
+    return [pad + line for line in (*lines, returned)]
 
 
 def _taped(op: Op, tensors: list[str], arrays: dict[str, str], shapes: str, attrs: str,
-           inputs: tuple[str, ...], view: bool) -> list[str]:
-    wants = [f"g{t}" for t in tensors]
+           inputs: tuple[str, ...], outs: list[str]) -> list[str]:
     one = len(tensors) == 1
     lines = [] if one else [f"g{t} = {t}.requires_grad" for t in tensors]
-    wanted = f"{tensors[0]}.requires_grad" if one else f"({' or '.join(wants)})"
-    lines += [f"if {wanted} and (not record.no_grad_scopes or record.modes.grad) and data.dtype.kind == 'f':"]
-    edges = [f"{t}._node or {t}" if one else f"({t}._node or {t}) if g{t} else None" for t in tensors]
-    by_name = dict(zip(tensors, edges))
+    wanted = f"{tensors[0]}.requires_grad" if one else f"({' or '.join(f'g{t}' for t in tensors)})"
+    floating = " and data.dtype.kind == 'f'" if outs == [""] else ""
+    lines += [f"if {wanted} and (not record.no_grad_scopes or record.modes.grad){floating}:"]
+    edges = {t: f"{t}._node or {t}" if one else f"({t}._node or {t}) if g{t} else None" for t in tensors}
     body = ["node = new(TapeNode)",
             f"node.op = op; node.attrs = {attrs}; node.shapes = {shapes}; node.hooks = node.where = None",
-            f"node.edges = ({', '.join(by_name.get(t, 'None') for t in inputs)},)"]
+            f"node.edges = ({', '.join(edges.get(t, 'None') for t in inputs)},)"]
     saved = []
-    for k, name in enumerate((*inputs, "out")):
-        word = ("x", "y", "z")[k] if name != "out" else "out"
-        who = [f"g{t}" for t in tensors if word in reads(op, (inputs.index(t),))
-               or (name != "out" and "*" in reads(op, (inputs.index(t),)))]
+    for name in (*inputs, *(f"out{k}" for k in outs)):
+        is_out = name.startswith("out")
+        who = [t for t in tensors if not reads(op, (inputs.index(t),)).isdisjoint(
+            ("out",) if is_out else (_INPUTS[inputs.index(name)], "*"))]
         if not who:
             saved.append("None")
             continue
-        if name != "out" and name not in tensors:                # a number
+        if not is_out and name not in tensors:                   # a number
             saved.append(name)
             continue
         pad = ""
-        if not one and len(who) < len(tensors):
-            body += [f"s{name} = None", f"if {' or '.join(who)}:"]
+        if len(who) < len(tensors):
+            body += [f"s{name} = None", f"if {' or '.join(f'g{t}' for t in who)}:"]
             pad = "    "
-        if name == "out":
-            body += [f"{pad}s = out._storage = Storage(data)", f"{pad}sout = (data, s, 0)"]
+        if is_out:
+            data = name.replace("out", "data")
+            body += [f"{pad}s = {name}._storage = Storage({data})", f"{pad}s{name} = ({data}, s, 0)"]
         else:
             body += [f"{pad}s = {name}._storage",
                      f"{pad}if s.__class__ is not Storage:", f"{pad}    s = {name}.storage()",
                      f"{pad}s{name} = ({arrays[name]}, s, s.version)"]
         saved.append(f"s{name}")
-    body += [f"node.saved = ({', '.join(saved)},)" if set(saved) != {"None"} else "node.saved = None",
-             "out._node = node",
-             "out.requires_grad = True"]
-    if view:
+    body += [f"node.saved = ({', '.join(saved)},)" if set(saved) != {"None"} else "node.saved = None"]
+    for k in outs:
+        if outs == [""]:
+            body += ["out._node = node", "out.requires_grad = True"]
+        else:
+            body += [f"out{k}.requires_grad = data{k}.dtype.kind == 'f'",
+                     f"out{k}._node = Value(node, {k}) if out{k}.requires_grad else None"]
+    if "view" in op.traits:
         body += ["if shared:", "    x.storage().note_view(out)"]
-    body += ["return out"]
     return lines + ["    " + line for line in body]

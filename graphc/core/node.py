@@ -14,6 +14,8 @@ from .aval import Aval
 from .errors import AutogradError
 from .op import Op
 
+_rewrap: Any = None           # graphc.core.tensor sets it: saved values become tensors, which stand on nodes
+
 
 class Value(NamedTuple):
     """Output ``index`` of ``node``."""
@@ -159,11 +161,10 @@ class TapeNode:
             raise AutogradError(
                 f"{self._place()}: {what} is needed for the gradient but was changed in place{at} "
                 f"(version {storage.version}, expected {saved[2]}); work on a copy: x = x.clone()")
-        from .tensor import rewrap
         if position < n_inputs:
-            return rewrap(saved, self.edges[position])
+            return _rewrap(saved, self.edges[position])
         several = len(self.saved) - n_inputs > 1
-        return rewrap(saved, Value(self, position - n_inputs) if several else self)
+        return _rewrap(saved, Value(self, position - n_inputs) if several else self)
 
     def _place(self) -> str:
         return f"{self.op.name}" + (f" at {self.where}" if self.where else "")

@@ -5,7 +5,7 @@ An op's literal lives in `graphc/ops/`. The rest of graphc asks the op and keeps
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
 from .aval import Aval
@@ -115,7 +115,7 @@ class Op:
     name: str
     infer: Callable[..., Any]
     run: Callable[..., Any]
-    vjp: tuple[Rule | None, ...] | EachInput | None = None
+    vjp: tuple[Rule | None, ...] | EachInput | AllInputs | None = None
     saves: tuple[str, ...] | tuple[tuple[str, ...], ...] = ()
     lower: Lowering | None = None
     promote: Literal["same", "float"] | None = None
@@ -142,6 +142,7 @@ class Op:
         if isinstance(self.vjp, EachInput):
             each = self.vjp.rule
             return lambda g, c: each(g, c, index)
+        assert isinstance(self.vjp, tuple)
         return self.vjp[index] if index < len(self.vjp) else None
 
     def infer_all(self, avals: Iterable[Aval], attrs: dict[str, Any]) -> tuple[Aval, ...]:
@@ -155,7 +156,26 @@ class EachInput:
     rule: Callable[..., Any]
 
 
+@dataclass(frozen=True, slots=True)
+class AllInputs:
+    """One rule for all inputs at once: ``rule(g, c, wanted) -> gradients``, None where not wanted.
+
+    Of operations that only the eager tape knows, see `anonymous`.
+    """
+    rule: Callable[..., Any]
+
+
 _REGISTRY: dict[str, Op] = {}
+
+
+def anonymous(name: str, vjp: tuple[Rule | None, ...] | AllInputs) -> Op:
+    """An op that no one can call: what stands on the eager tape for a call that was no single op's."""
+    op = object.__new__(Op)
+    for f in fields(Op):
+        object.__setattr__(op, f.name, None if f.default is MISSING else f.default)
+    object.__setattr__(op, "name", name)
+    object.__setattr__(op, "vjp", vjp)
+    return op
 
 
 def get_op(name: str) -> Op:

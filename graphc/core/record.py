@@ -11,7 +11,7 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -53,7 +53,12 @@ class Executor(Protocol):
 
     def build(self, program: Any, target: str, optimize: Callable[[Any], Any]) -> Any: ...
 
+    def available(self) -> bool: ...
+
     def call_op(self, op: Op, arrays: tuple[Any, ...], attrs: dict[str, Any]) -> Any: ...
+
+    def trace(self, name: str, body: Callable[..., Any], avals: Sequence[Any],
+              written: Sequence[int] = ()) -> Callable[[Sequence[Any]], list[Any] | None]: ...
 
 
 class _Modes(threading.local):
@@ -70,6 +75,8 @@ source_scopes = 0
 _lock = fork_safe_lock()
 
 _eager: Callable[[Op, tuple[Any, ...], dict[str, Any]], Any] | None = None
+eager_write: Callable[..., Any]
+backward: Callable[..., None]
 _executor: Executor | Callable[[], Executor] | None = None
 
 
@@ -77,6 +84,18 @@ def set_eager(call: Callable[[Op, tuple[Any, ...], dict[str, Any]], Any]) -> Non
     """Eager mode registers its call here."""
     global _eager
     _eager = call
+
+
+def set_eager_write(function: Callable[..., Any]) -> None:
+    """Eager mode registers its writes in place here."""
+    global eager_write
+    eager_write = function
+
+
+def set_backward(function: Callable[..., None]) -> None:
+    """Eager mode registers its gradients here."""
+    global backward
+    backward = function
 
 
 def set_executor(make: Callable[[], Executor]) -> None:
@@ -94,6 +113,20 @@ def executor() -> Executor:
     if _executor is None:
         raise InternalError("no executor is registered: import graphc, not graphc.core alone")
     return _executor
+
+
+def compiler() -> Executor | None:
+    """The Executor for eager calls; None where nothing is to be compiled, or nothing can be."""
+    global _compiles
+    if _compiles is None:
+        try:
+            _compiles = executor().available()
+        except ImportError:
+            _compiles = False
+    return executor() if _compiles else None
+
+
+_compiles: bool | None = None                    # whether the Executor can; asked once
 
 
 # ---------------------------------------------------------------- the door

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from . import record
+from . import node, record
 from .aval import Aval
 from .dims import Shape, Size, format_shape, size_of
 from .dtypes import DType, as_dtype, default_float
@@ -452,6 +452,9 @@ def rewrap(saved: Saved, edge: Any) -> Tensor:
         if isinstance(edge, Tensor):      # the leaf's buffer was exchanged (t.data = ...): stay linked
             raise AutogradError("a saved leaf's data was replaced before backward()")
     return t
+
+
+node._rewrap = rewrap
 
 
 def from_numpy(array: Array) -> Tensor:

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from ..core import record
-from ..core.autodiff import key_of, walk
+from ..core.autodiff import walk
 from ..core.dims import format_shape
 from ..core.errors import ArgumentError, AutogradError, ModeError, ShapeError
+from ..core.node import TapeNode
 from ..core.tensor import Tensor, as_tensor, wrap
 from .recorder import edge_of
 
@@ -22,7 +23,7 @@ def _root(t: Tensor, cotangent: Any, what: str) -> tuple[Any, Tensor]:
         if t._data.size != 1:
             raise AutogradError(f"{what}: a gradient starts from a scalar; this tensor has shape "
                                 f"{format_shape(t.shape)}: reduce it (.sum()) or pass gradient=")
-        cotangent = wrap(np.ones_like(t._data))
+        return edge_of(t), wrap(np.ones(t._data.shape, t._data.dtype))
     cotangent = as_tensor(cotangent)
     if cotangent.shape != t.shape:
         raise ShapeError(f"{what}: gradient of shape {format_shape(cotangent.shape)} for a tensor of shape "
@@ -58,10 +59,10 @@ def backward(t: Tensor, gradient: Any = None, retain_graph: bool | None = None,
     try:
         with record._GradScope(create_graph):
             root = _root(t, gradient, "backward()")
-            cotangents, leaves = walk([root], None, None if keep else lambda node: node.free())
+            cotangents = walk([root], None, None if keep else TapeNode.free)
             shared = {id(root[1]._data)}
-            for key, leaf in leaves.items():
-                _accumulate(leaf, cotangents[key], create_graph, shared)
+            for leaf, g in cotangents.items():
+                _accumulate(leaf, g, create_graph, shared)
     except (AutogradError, ShapeError) as error:
         raise record.located(error) from None
 
@@ -131,15 +132,15 @@ def grad(outputs: Tensor | Sequence[Tensor], inputs: Tensor | Sequence[Tensor],
             for t in ins:
                 if not t.requires_grad:
                     raise AutogradError("grad(): an input does not require grad")
-            wrt = {key_of(edge_of(t)) for t in ins}
+            wrt = {edge_of(t) for t in ins}
             keep = create_graph if retain_graph is None else retain_graph
             with record._GradScope(create_graph):
                 roots = [_root(t, c, "grad()") for t, c in zip(outs, cots)]
-                found, leaves = walk(roots, wrt, None if keep else lambda node: node.free())
-                found |= {key: _hooked(leaves[key], found[key]) for key in leaves.keys() & wrt}
+                found = walk(roots, wrt, None if keep else TapeNode.free)
+                found |= {t: _hooked(t, found[t]) for t in wrt if isinstance(t, Tensor) and t in found}
         except (AutogradError, ShapeError, ModeError) as error:
             raise record.located(error) from None
-        got = [found.get(key_of(edge_of(t))) for t in ins]
+        got = [found.get(edge_of(t)) for t in ins]
     if not allow_unused and any(g is None for g in got):
         missing = [i for i, g in enumerate(got) if g is None]
         raise record.located(AutogradError(
@@ -151,3 +152,6 @@ def Variable(data: Any, requires_grad: bool = False, volatile: bool = False) -> 
     """The spelling of 2017: a tensor that shares ``data``'s buffer. Today a plain tensor does the same."""
     t = as_tensor(data).detach()
     return t if volatile or not requires_grad else t.requires_grad_()
+
+
+record.set_backward(backward)

@@ -4,11 +4,13 @@ Runs the op in NumPy now, and puts it on the tape when a gradient may be wanted.
 """
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
 
-from ..core import record
+from ..core import fast, record
+from ..core import memory as memory  # sets malloc up
 from ..core.aval import Aval
 from ..core.dtypes import promote, scalar_kind, to_float
 from ..core.errors import ArgumentError, AxisError, DTypeError, GraphcError, InternalError, ShapeError
@@ -20,8 +22,39 @@ from ..ops.basic import cast_op
 _FAILURES = (ValueError, TypeError, IndexError, OverflowError, ZeroDivisionError)
 
 
+_functions: dict[tuple[Op, int], Any] = {}
+
+
 def call(op: Op, inputs: tuple[Any, ...], attrs: dict[str, Any]) -> Any:
     """Run ``op`` on eager inputs (tensors, arrays, numbers)."""
+    key = (op, len(inputs))
+    function = _functions.get(key, key)
+    if function is key:
+        function = _functions[key] = _function(op, len(inputs))
+    return function(*inputs, **attrs)
+
+
+def _function(op: Op, n: int) -> Any:
+    """``op`` as `graphc.core.fast` makes it, with the general way for what is not plain."""
+    code = getattr(op.infer, "__code__", None)
+    if code is None or code.co_flags & inspect.CO_VARKEYWORDS or op.outputs == 0 or not 0 < n < 4:
+        return lambda *inputs, **attrs: _in_general(op, inputs, attrs)
+    names = fast.attributes(op, n)
+    return fast.call(op, n, lambda *args: _in_general(op, args[:n], dict(zip(names, args[n:]))),
+                     run=_quiet(op))
+
+
+def _quiet(op: Op) -> Any:
+    """``op.run`` without NumPy's warnings, wherever in NumPy they arise."""
+    run = op.run
+
+    def quiet(*args: Any, **attrs: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return run(*args, **attrs)
+    return quiet
+
+
+def _in_general(op: Op, inputs: tuple[Any, ...], attrs: dict[str, Any]) -> Any:
     tensors = _operands(op, inputs)
     arrays = [t._data for t in tensors]
     out = _run(op, arrays, attrs)
@@ -42,8 +75,9 @@ def _run(op: Op, arrays: list[Any], attrs: dict[str, Any]) -> Any:
     if arrays and arrays[0].dtype.kind not in op.kinds:
         op.infer(*(Aval(a.shape, a.dtype) for a in arrays), **attrs)    # says which dtypes there are instead
     try:
-        if op.compiled and arrays[0].size >= op.compiled:
-            return record.executor().call_op(op, tuple(arrays), attrs)
+        compiler = record.compiler() if op.compiled and arrays[0].size >= op.compiled else None
+        if compiler is not None:
+            return compiler.call_op(op, tuple(arrays), attrs)
         with np.errstate(all="ignore"):
             return op.run(*arrays, **attrs)
     except _FAILURES as failure:
@@ -179,3 +213,4 @@ def _store(name: str, target: Tensor, value: Tensor) -> None:
 
 
 record.set_eager(call)
+record.set_eager_write(write)

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..core import record
+from ..core.composed import LEAST, composed
 from ..core.dims import format_shape, size_of
 from ..core.errors import ArgumentError, DTypeError, ModeError, ShapeError
 from ..core.tensor import Tensor, as_tensor
@@ -93,6 +94,7 @@ def _per_channel(t: Tensor, ndim: int) -> Any:
     return reshape(t, (1, -1, *(1,) * (ndim - 2)))
 
 
+@composed("x")
 def _batch_norm_evaluation(x: Any, mean: Any, var: Any, weight: Any, bias: Any, eps: float) -> Tensor:
     # (x - mean) / sqrt(var + eps) * weight + bias = x * scale + offset, both per channel
     scale: Any = rsqrt(var + eps)
@@ -104,24 +106,63 @@ def _batch_norm_evaluation(x: Any, mean: Any, var: Any, weight: Any, bias: Any, 
 
 def _batch_norm_training(x: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any, momentum: Any,
                          eps: float) -> Tensor:
-    axes = (0, *range(2, x.ndim))
+    axes = _all_but_channels(x)
     count = size_of(tuple(x.shape[a] for a in axes))
     if isinstance(count, int) and count < 2:
         raise record.located(ShapeError(f"batch_norm: training wants more than one value per channel; input "
                                         f"{format_shape(x.shape)} has {count}"))
-    centre = mean(x, axes, True)
-    centred = x - centre
-    variance: Any = mean(centred * centred, axes, True)
+    large = x._data is not None and x._data.size >= LEAST and record.current_recorder() is None
+    if large:                                    # programs of their own, which compute the moments anew
+        with record.no_grad():
+            centre, variance = _channel_means(x), _channel_variances(x)
+        out = _normalised(x, weight, bias, eps)
+    else:
+        centre, variance = _moments(x)
+        out = _scaled(x - centre, variance, weight, bias, eps)
     if running_mean is not None and running_var is not None:
         with record.no_grad():
             n = size_value(count, x.dtype)
             unbiased = reshape(detach(variance) * (n / (n - 1)), (-1,))
             for running, batch in ((running_mean, reshape(detach(centre), (-1,))), (running_var, unbiased)):
                 running.copy_(running * (1 - momentum) + batch * momentum)
+    return out
+
+
+def _all_but_channels(x: Any) -> tuple[int, ...]:
+    return (0, *range(2, x.ndim))
+
+
+def _moments(x: Any) -> tuple[Any, Any]:
+    """The mean and the biased variance of each channel, their axes kept."""
+    axes = _all_but_channels(x)
+    centre = mean(x, axes, True)
+    centred = x - centre
+    return centre, mean(centred * centred, axes, True)
+
+
+def _scaled(centred: Any, variance: Any, weight: Any, bias: Any, eps: float) -> Tensor:
     scale: Any = rsqrt(variance + eps)
-    out: Any = centred * (scale if weight is None else scale * _per_channel(weight, x.ndim))
-    shifted: Tensor = out if bias is None else out + _per_channel(bias, x.ndim)
+    out: Any = centred * (scale if weight is None else scale * _per_channel(weight, centred.ndim))
+    shifted: Tensor = out if bias is None else out + _per_channel(bias, centred.ndim)
     return shifted
+
+
+@composed("x")
+def _channel_means(x: Any) -> Tensor:
+    out: Tensor = _moments(x)[0]
+    return out
+
+
+@composed("x")
+def _channel_variances(x: Any) -> Tensor:
+    out: Tensor = _moments(x)[1]
+    return out
+
+
+@composed("x")
+def _normalised(x: Any, weight: Any, bias: Any, eps: float) -> Tensor:
+    centre, variance = _moments(x)
+    return _scaled(x - centre, variance, weight, bias, eps)
 
 
 # ---------------------------------------------------------------- rows by index

@@ -102,15 +102,15 @@ full_op: Op = Op(
 
 def full_value(shape: Shape, value: Any, dtype: DType) -> Tensor:
     """``full`` for other ops' rules: the shape may hold named sizes."""
+    if value.__class__ is int and value in (0, 1) and not record.recording_scopes:
+        try:
+            return wrap((np.ones if value else np.zeros)(shape, dtype))
+        except (TypeError, ValueError):                      # named sizes
+            pass
     try:
         fitting = dtype.type(value).item()
     except (OverflowError, ValueError):
         raise record.located(DTypeError(f"full: {value} does not fit {dtype.name}")) from None
-    if not record.recording_scopes and not record.source_scopes:
-        try:
-            return wrap(np.full(shape, fitting, dtype) if fitting else np.zeros(shape, dtype))
-        except (TypeError, ValueError):
-            pass
     return record.apply(full_op, shape=tuple(shape), value=fitting, dtype=dtype)
 
 

@@ -1,4 +1,7 @@
-"""Compositions: functions that are made of ops and are not ops themselves (softmax, gelu, norms, losses)."""
+"""Compositions: functions that are made of ops and are not ops themselves (softmax, gelu, norms, losses).
+
+On large eager arrays they run as one compiled program each, see `graphc.core.composed`.
+"""
 from __future__ import annotations
 
 import math
@@ -6,6 +9,7 @@ from typing import Any
 
 from ..core import record
 from ..core.aval import normalize_axis
+from ..core.composed import composed
 from ..core.dims import format_shape, same_size
 from ..core.errors import ArgumentError, DTypeError, ShapeError
 from ..core.tensor import Tensor, as_tensor
@@ -16,6 +20,7 @@ from .index import pick, record_checks
 from .reduce import amax, mean, sum
 
 
+@composed("x")
 def softmax(x: Any, dim: int = -1, *, axis: int | None = None) -> Tensor:
     """``exp(x) / sum(exp(x))`` along ``dim``, without overflow."""
     x = as_tensor(x)
@@ -24,6 +29,7 @@ def softmax(x: Any, dim: int = -1, *, axis: int | None = None) -> Tensor:
     return e / sum(e, at, keepdim=True)
 
 
+@composed("x")
 def log_softmax(x: Any, dim: int = -1, *, axis: int | None = None) -> Tensor:
     """``log(softmax(x))`` along ``dim``, without overflow."""
     x = as_tensor(x)
@@ -32,6 +38,7 @@ def log_softmax(x: Any, dim: int = -1, *, axis: int | None = None) -> Tensor:
     return shifted - log(sum(exp(shifted), at, keepdim=True))
 
 
+@composed("x")
 def logsumexp(x: Any, dim: int = -1, keepdim: bool = False) -> Tensor:
     """``log(sum(exp(x)))`` along ``dim``, without overflow."""
     x = as_tensor(x)
@@ -41,6 +48,7 @@ def logsumexp(x: Any, dim: int = -1, keepdim: bool = False) -> Tensor:
     return out if keepdim else out.squeeze(dim)
 
 
+@composed("x")
 def gelu(x: Any, approximate: str = "none") -> Tensor:
     """The Gaussian error linear unit ``x * Phi(x)``; ``approximate="tanh"`` for its tanh form."""
     if approximate == "none":
@@ -51,26 +59,31 @@ def gelu(x: Any, approximate: str = "none") -> Tensor:
     return x * 0.5 * (tanh(inner) + 1.0)
 
 
+@composed("x")
 def silu(x: Any) -> Tensor:
     """``x * sigmoid(x)``."""
     return x * sigmoid(x)
 
 
+@composed("x")
 def leaky_relu(x: Any, negative_slope: float = 0.01) -> Tensor:
     """``x`` above 0, ``negative_slope * x`` below."""
     return where(x > 0, x, x * negative_slope)
 
 
+@composed("x")
 def elu(x: Any, alpha: float = 1.0) -> Tensor:
     """``x`` above 0, ``alpha * (exp(x) - 1)`` below."""
     return where(x > 0, x, expm1(where(x > 0, 0.0, x)) * alpha)
 
 
+@composed("x")
 def softplus(x: Any) -> Tensor:
     """``log(1 + exp(x))``, without overflow."""
     return maximum(x, 0.0) + log1p(exp(-abs(x)))
 
 
+@composed("x")
 def layer_norm(x: Tensor, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None,
                eps: float = 1e-5) -> Tensor:
     """Each row (the last axes, of ``normalized_shape``) brought to mean 0 and variance 1.
@@ -109,11 +122,13 @@ def _reduce_loss(loss: Tensor, reduction: str) -> Tensor:
     raise record.located(ArgumentError(f"reduction is 'mean', 'sum' or 'none', not {reduction!r}"))
 
 
+@composed("log_probs", "target")
 def nll_loss(log_probs: Tensor, target: Any, reduction: str = "mean") -> Tensor:
     """Minus the log-probability of each target class: (n, classes) against (n,) integers."""
     return _reduce_loss(-pick(log_probs, as_tensor(target)), reduction)
 
 
+@composed("x", "target")
 def cross_entropy(x: Tensor, target: Any, reduction: str = "mean") -> Tensor:
     """Softmax cross-entropy of scores (n, classes) against class indices (n,), or probabilities (n, classes).
 
@@ -144,6 +159,7 @@ def check_same_shape(name: str, x: Tensor, target: Tensor) -> None:
                                             f"{format_shape(target.shape)} differ"))
 
 
+@composed("x", "target")
 def mse_loss(x: Tensor, target: Any, reduction: str = "mean") -> Tensor:
     """The squared difference."""
     target = as_tensor(target)
@@ -152,11 +168,13 @@ def mse_loss(x: Tensor, target: Any, reduction: str = "mean") -> Tensor:
     return _reduce_loss(d * d, reduction)
 
 
+@composed("x", "target")
 def l1_loss(x: Tensor, target: Any, reduction: str = "mean") -> Tensor:
     """The absolute difference."""
     return _reduce_loss(abs(x - as_tensor(target)), reduction)
 
 
+@composed("x", "target")
 def binary_cross_entropy_with_logits(x: Tensor, target: Any, reduction: str = "mean") -> Tensor:
     """``-(t log sigmoid(x) + (1-t) log(1 - sigmoid(x)))``, without overflow."""
     return _reduce_loss(maximum(x, 0.0) - x * as_tensor(target) + log1p(exp(-abs(x))), reduction)

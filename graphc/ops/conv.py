@@ -92,7 +92,7 @@ conv2d_op: Op = Op(
     lower=Loops(conv_loops),
     kinds="f",
     cost=100.0,
-    compiled=2048,
+    compiled=256,
     batched=(0,),
 )
 
@@ -107,7 +107,7 @@ conv2d_dx_op: Op = Op(
     lower=Loops(dx_loops),
     kinds="f",
     cost=100.0,
-    compiled=2048,
+    compiled=256,
     batched=(0,),
 )
 
@@ -122,7 +122,7 @@ conv2d_dw_op: Op = Op(
     lower=Loops(dw_loops),
     kinds="f",
     cost=100.0,
-    compiled=2048,
+    compiled=256,
     batched=(0, 1),
 )
 

@@ -21,6 +21,8 @@ SOURCE: frozenset[Trait] = frozenset({"source", "cheap"})
 
 
 def _shape(args: tuple[Any, ...]) -> Shape:
+    if {*map(type, args)} == {int} and min(args) >= 0:
+        return args
     if len(args) == 1 and isinstance(args[0], (tuple, list)):
         args = tuple(args[0])
     out = tuple(s if isinstance(s, Dim) else int(s) for s in args)

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..core import record
 from ..core.aval import Aval, broadcast
+from ..core.composed import composed
 from ..core.dtypes import SUPPORTED, bool_
 from ..core.errors import DTypeError
 from ..core.fast import call
@@ -22,6 +23,9 @@ from .basic import cast, together, zeros_of
 from .reduce import fit
 
 Array = np.ndarray[Any, Any]
+# Elements from which the kernels' threads beat NumPy's one: of what NumPy does slowly, of most functions, and
+# of what is a pass over memory. (Not sin, cos and tan, whose kernels stop at 2^20.)
+SMALL, MEDIUM, LARGE = 1 << 14, 1 << 16, 1 << 19
 CHEAP: frozenset[Trait] = frozenset({"cheap"})
 Function = Callable[..., Tensor]
 
@@ -43,26 +47,27 @@ def _check(name: str, kinds: str, *avals: Aval) -> None:
 
 def unary(name: str, run: Callable[..., Array], vjp: Rule | None = None, saves: tuple[str, ...] = (), *,
           lower: Callable[..., Any] | None = None, kinds: str = "biuf", floating: bool = False,
-          to: Any = None, cost: float = 1.0, compiled: int = 0) -> Op:
+          to: Any = None, cost: float = 1.0, compiled: int = MEDIUM) -> Op:
     def infer(x: Aval) -> Aval:
         _check(name, kinds, x)
         return Aval(x.shape, to or x.dtype)
     return Op(name, infer, run, (vjp,) if vjp else None, saves, Map(lower) if lower else _template(name),
               promote="float" if floating else None, kinds=kinds, cost=cost,
-              traits=CHEAP if cost <= 2 else frozenset(),
-              compiled=compiled, batched=(0,) if compiled else ())
+              traits=CHEAP if cost <= 2 else frozenset(), compiled=compiled)
 
 
 def binary(name: str, run: Callable[..., Array], vjp: tuple[Rule | None, Rule | None] | None = None,
            saves: tuple[Any, ...] = (), *, lower: Callable[..., Any] | None = None, kinds: str = "biuf",
-           floating: bool = False, to: Any = None, cost: float = 1.0, commutative: bool = False) -> Op:
+           floating: bool = False, to: Any = None, cost: float = 1.0, commutative: bool = False,
+           compiled: int = LARGE) -> Op:
     def infer(x: Aval, y: Aval) -> Aval:
         _check(name, kinds, x, y)
         return Aval(broadcast(name, x.shape, y.shape), to or x.dtype)
     extra: frozenset[Trait] = frozenset({"commutative"}) if commutative else frozenset()
     traits = extra | CHEAP if cost <= 2 else extra
     return Op(name, infer, run, vjp, saves, Map(lower) if lower else _template(name),
-              promote="float" if floating else "same", kinds=kinds, cost=cost, traits=traits)
+              promote="float" if floating else "same", kinds=kinds, cost=cost, traits=traits,
+              compiled=compiled)
 
 
 # ---------------------------------------------------------------- arithmetic
@@ -84,11 +89,11 @@ div_op: Op = binary(
     "div", np.true_divide,
     (lambda g, c: fit(g / c.y, c.shapes[0]), lambda g, c: fit(-g * c.out / c.y, c.shapes[1])),
     saves=(("y",), ("y", "out")), floating=True, cost=4)
-floordiv_op: Op = binary("floordiv", np.floor_divide, kinds="iuf", cost=4)
+floordiv_op: Op = binary("floordiv", np.floor_divide, kinds="iuf", cost=4, compiled=SMALL)
 mod_op: Op = binary(
     "mod", np.remainder,
     (lambda g, c: fit(g, c.shapes[0]), lambda g, c: fit(-g * (c.x // c.y), c.shapes[1])),
-    saves=((), ("x", "y")), kinds="iuf", cost=4)
+    saves=((), ("x", "y")), kinds="iuf", cost=4, compiled=SMALL)
 
 
 def _pow_dx(g: Tensor, c: Any) -> Tensor:
@@ -119,7 +124,7 @@ def _pow_run(x: Array, y: Array) -> Array:
 pow_op: Op = binary(
     "pow", _pow_run, (_pow_dx, _pow_dy),
     saves=(("x", "y"), ("x", "y", "out")), kinds="iuf", cost=40,
-    lower=lambda b, x, y: b.ipow(x, y) if x.dtype[0] in "iu" else b.pow(x, y))
+    lower=lambda b, x, y: b.ipow(x, y) if x.dtype[0] in "iu" else b.pow(x, y), compiled=0)
 maximum_op: Op = binary(
     "maximum", np.maximum,
     (lambda g, c: fit(_winner(g, c.x, c.y), c.shapes[0]),
@@ -144,17 +149,17 @@ def _winner(g: Tensor, x: Any, y: Any) -> Tensor:
     return where(x == y, g * 0.5, where(y < x, g, 0.0))
 
 
-neg_op: Op = unary("neg", np.negative, lambda g, c: -g, kinds="iuf")
+neg_op: Op = unary("neg", np.negative, lambda g, c: -g, kinds="iuf", compiled=LARGE)
 abs_op: Op = unary(
     "abs", np.abs, lambda g, c: g * sign(c.x), ("x",),
-    lower=lambda b, x: x if x.dtype[0] in "ub" else b.abs(x))
-sign_op: Op = unary("sign", np.sign, lambda g, c: zeros_of(g), kinds="iuf")
+    lower=lambda b, x: x if x.dtype[0] in "ub" else b.abs(x), compiled=LARGE)
+sign_op: Op = unary("sign", np.sign, lambda g, c: zeros_of(g), kinds="iuf", compiled=SMALL)
 square_op: Op = unary(
     "square", lambda x: x * x, lambda g, c: g * c.x * 2, ("x",),
-    kinds="iuf", lower=lambda b, x: b.mul(x, x))
+    kinds="iuf", lower=lambda b, x: b.mul(x, x), compiled=LARGE)
 reciprocal_op: Op = unary(
     "reciprocal", np.reciprocal, lambda g, c: -g * c.out * c.out, ("out",),
-    floating=True, cost=4, lower=lambda b, x: b.div(b.const(1.0, x.dtype), x))
+    floating=True, cost=4, lower=lambda b, x: b.div(b.const(1.0, x.dtype), x), compiled=SMALL)
 
 
 # ---------------------------------------------------------------- functions
@@ -176,36 +181,60 @@ sqrt_op: Op = unary("sqrt", np.sqrt, lambda g, c: g / (c.out * 2), ("out",), flo
 rsqrt_op: Op = unary(
     "rsqrt", lambda x: np.reciprocal(np.sqrt(x)),
     lambda g, c: g * c.out * c.out * c.out * -0.5, ("out",),
-    floating=True, cost=8, lower=lambda b, x: b.div(b.const(1.0, x.dtype), b.sqrt(x)))
+    floating=True, cost=8, lower=lambda b, x: b.div(b.const(1.0, x.dtype), b.sqrt(x)), compiled=SMALL)
 exp_op: Op = unary("exp", np.exp, lambda g, c: g * c.out, ("out",), floating=True, cost=20)
-exp2_op: Op = unary("exp2", np.exp2, lambda g, c: g * c.out * math.log(2), ("out",), floating=True, cost=20)
+exp2_op: Op = unary(
+    "exp2", np.exp2, lambda g, c: g * c.out * math.log(2),
+    ("out",), floating=True, cost=20, compiled=LARGE)
 expm1_op: Op = unary("expm1", np.expm1, lambda g, c: g * (c.out + 1), ("out",), floating=True, cost=25)
 log_op: Op = unary("log", np.log, lambda g, c: g / c.x, ("x",), floating=True, cost=20)
-log2_op: Op = unary("log2", np.log2, lambda g, c: g / (c.x * math.log(2)), ("x",), floating=True, cost=20)
-log10_op: Op = unary("log10", np.log10, lambda g, c: g / (c.x * math.log(10)), ("x",), floating=True, cost=20)
+log2_op: Op = unary(
+    "log2", np.log2, lambda g, c: g / (c.x * math.log(2)),
+    ("x",), floating=True, cost=20, compiled=LARGE)
+log10_op: Op = unary(
+    "log10", np.log10, lambda g, c: g / (c.x * math.log(10)),
+    ("x",), floating=True, cost=20, compiled=LARGE)
 log1p_op: Op = unary("log1p", np.log1p, lambda g, c: g / (c.x + 1), ("x",), floating=True, cost=25)
-sin_op: Op = unary("sin", np.sin, lambda g, c: g * cos(c.x), ("x",), floating=True, cost=25)
-cos_op: Op = unary("cos", np.cos, lambda g, c: -g * sin(c.x), ("x",), floating=True, cost=25)
-tan_op: Op = unary("tan", np.tan, lambda g, c: g * (c.out * c.out + 1), ("out",), floating=True, cost=40)
+sin_op: Op = unary("sin", np.sin, lambda g, c: g * cos(c.x), ("x",), floating=True, cost=25, compiled=0)
+cos_op: Op = unary("cos", np.cos, lambda g, c: -g * sin(c.x), ("x",), floating=True, cost=25, compiled=0)
+tan_op: Op = unary(
+    "tan", np.tan, lambda g, c: g * (c.out * c.out + 1),
+    ("out",), floating=True, cost=40, compiled=0)
 asin_op: Op = unary("asin", np.arcsin, lambda g, c: g * rsqrt(1 - c.x * c.x), ("x",), floating=True, cost=30)
 acos_op: Op = unary("acos", np.arccos, lambda g, c: -g * rsqrt(1 - c.x * c.x), ("x",), floating=True, cost=30)
 atan_op: Op = unary("atan", np.arctan, lambda g, c: g / (c.x * c.x + 1), ("x",), floating=True, cost=30)
-sinh_op: Op = unary("sinh", np.sinh, lambda g, c: g * cosh(c.x), ("x",), floating=True, cost=30)
-cosh_op: Op = unary("cosh", np.cosh, lambda g, c: g * sinh(c.x), ("x",), floating=True, cost=30)
-tanh_op: Op = unary("tanh", np.tanh, lambda g, c: g * (1 - c.out * c.out), ("out",), floating=True, cost=25)
+sinh_op: Op = unary(
+    "sinh", np.sinh, lambda g, c: g * cosh(c.x),
+    ("x",), floating=True, cost=30, compiled=LARGE)
+cosh_op: Op = unary(
+    "cosh", np.cosh, lambda g, c: g * sinh(c.x),
+    ("x",), floating=True, cost=30, compiled=LARGE)
+tanh_op: Op = unary(
+    "tanh", np.tanh, lambda g, c: g * (1 - c.out * c.out),
+    ("out",), floating=True, cost=25, compiled=LARGE)
 sigmoid_op: Op = unary(
-    "sigmoid", _sigmoid, lambda g, c: g * c.out * (1 - c.out), ("out",), floating=True, cost=25)
+    "sigmoid", _sigmoid, lambda g, c: g * c.out * (1 - c.out), ("out",),
+    floating=True, cost=25, compiled=SMALL)
 erf_op: Op = unary(
     "erf", _erf, lambda g, c: g * exp(-c.x * c.x) * (2 / math.sqrt(math.pi)), ("x",),
     floating=True, cost=30, compiled=2048)
+
+
+@composed("g", "out", least=SMALL)
+def _where_positive(g: Tensor, out: Any) -> Tensor:
+    return where(out > 0, g, 0.0)
+
+
 relu_op: Op = unary(
-    "relu", lambda x: np.maximum(x, _ZERO[x.dtype]), lambda g, c: where(c.out > 0, g, 0.0), ("out",),
-    kinds="iuf", lower=lambda b, x: b.maximum(x, b.const(0, x.dtype)))
+    "relu", lambda x: np.maximum(x, _ZERO[x.dtype]), lambda g, c: _where_positive(g, c.out), ("out",),
+    kinds="iuf", lower=lambda b, x: b.maximum(x, b.const(0, x.dtype)), compiled=SMALL)
+
+
 def _rounding(name: str, run: Callable[..., Array]) -> Op:
     template = {"round": "rint"}.get(name, name)
     return unary(
         name, lambda x: run(x) if x.dtype.kind == "f" else x.copy(), lambda g, c: zeros_of(g), kinds="iuf",
-        lower=lambda b, x: b.call(template, x) if x.dtype[0] == "f" else x)
+        lower=lambda b, x: b.call(template, x) if x.dtype[0] == "f" else x, compiled=LARGE)
 
 
 floor_op, ceil_op = _rounding("floor", np.floor), _rounding("ceil", np.ceil)
@@ -232,14 +261,14 @@ and_op, or_op = _bitwise("and", np.bitwise_and, "land"), _bitwise("or", np.bitwi
 xor_op: Op = _bitwise("xor", np.bitwise_xor, "ne")
 invert_op: Op = unary(
     "bitwise_not", np.invert, kinds="biu",
-    lower=lambda b, x: b.lnot(x) if x.dtype == "bool" else b.invert(x))
-isnan_op: Op = unary("isnan", lambda x: np.isnan(x), to=bool_, floating=True)
+    lower=lambda b, x: b.lnot(x) if x.dtype == "bool" else b.invert(x), compiled=LARGE)
+isnan_op: Op = unary("isnan", lambda x: np.isnan(x), to=bool_, floating=True, compiled=LARGE)
 isinf_op: Op = unary(
     "isinf", lambda x: np.isinf(x), to=bool_, floating=True,
-    lower=lambda b, x: b.eq(b.abs(x), b.const(math.inf, x.dtype)))
+    lower=lambda b, x: b.eq(b.abs(x), b.const(math.inf, x.dtype)), compiled=LARGE)
 isfinite_op: Op = unary(
     "isfinite", lambda x: np.isfinite(x), to=bool_, floating=True,
-    lower=lambda b, x: b.lt(b.abs(x), b.const(math.inf, x.dtype)))
+    lower=lambda b, x: b.lt(b.abs(x), b.const(math.inf, x.dtype)), compiled=LARGE)
 
 
 def _where_infer(cond: Aval, x: Aval, y: Aval) -> Aval:

@@ -4,6 +4,7 @@
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -142,7 +143,7 @@ def matmul_t(x: Tensor, y: Tensor, ta: bool, tb: bool) -> Tensor:
     return _matmul(x, y, ta, tb)
 
 
-_matmul = call(matmul_op, 2)
+_matmul: Callable[..., Tensor] = call(matmul_op, 2)
 
 
 def matmul(x: Any, y: Any) -> Tensor:
@@ -188,6 +189,11 @@ def outer(x: Any, y: Any) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias``: (..., in) with weight (out, in) gives (..., out)."""
+    a, w = x._data, weight._data
+    if a is not None and w is not None and a.ndim >= 2 == w.ndim and (
+            a.dtype is w.dtype and a.shape[-1] == w.shape[1]):   # most often, and plain
+        plain = _matmul(x, weight, False, True)
+        return plain if bias is None else plain + bias
     if weight.ndim != 2 or x.ndim == 0 or (isinstance(x.shape[-1], int) and x.shape[-1] != weight.shape[1]):
         raise record.located(ShapeError(
             f"linear: input {format_shape(x.shape)} does not fit weight {format_shape(weight.shape)}: "

@@ -10,6 +10,7 @@ from typing import Any
 from ..core import record
 from ..core.dtypes import as_dtype, bool_, float32, float64, int32, int64
 from ..core.errors import ArgumentError, DeviceError, GraphcError
+from ..core.fast import FAILURES
 from ..core.fast import operator as binary
 from ..core.op import Op
 from ..core.tensor import Tensor, as_tensor
@@ -73,9 +74,9 @@ def _write(x: Tensor, op: Op | None, inputs: tuple[Any, ...], **attrs: Any) -> T
     if recorder is not None:
         written = record.apply(op, *inputs, **attrs) if op is not None else as_tensor(inputs[0])
         return recorder.write(x, written)
-    from ..eager.recorder import write
     try:
-        return write(x, op, inputs, attrs)
+        out: Tensor = record.eager_write(x, op, inputs, attrs)
+        return out
     except Exception as error:
         if hasattr(error, "args") and isinstance(error, GraphcError):
             raise record.located(error) from None
@@ -83,8 +84,23 @@ def _write(x: Tensor, op: Op | None, inputs: tuple[Any, ...], **attrs: Any) -> T
 
 
 def _in_place(op: Op) -> Callable[[Tensor, Any], Tensor]:
+    run = op.run
+
     def method(x: Tensor, y: Any) -> Tensor:
-        return _write(x, op, (x, y))
+        data = x._data
+        other = y._data if y.__class__ is Tensor else y if y.__class__ is float else None
+        if data is None or other is None or record.recording_scopes or record.source_scopes or (
+                (x.requires_grad or getattr(y, "requires_grad", False)) and record.grad_enabled()):
+            return _write(x, op, (x, y))
+        try:
+            new = run(data, other)
+            if new.dtype is not data.dtype or new.shape != data.shape:
+                return _write(x, op, (x, y))
+            data[...] = new
+        except FAILURES:
+            return _write(x, op, (x, y))
+        x.storage().bump()
+        return x
     method.__name__ = f"{op.name}_"
     method.__doc__ = f"`{op.name}` with the result written into this tensor's buffer."
     return method
@@ -121,12 +137,12 @@ def fill_(x: Tensor, value: Any) -> Tensor:
     return _write(x, None, (basic.full_value(x.shape, value, x.dtype),))
 
 
+_iadd, _isub, _imul, _idiv = map(_in_place, (e.add_op, e.sub_op, e.mul_op, e.div_op))
+
 _install(
-    __iadd__=_in_place(e.add_op), __isub__=_in_place(e.sub_op),
-    __imul__=_in_place(e.mul_op), __itruediv__=_in_place(e.div_op),
-    add_=lambda x, y, alpha=1: _write(x, e.add_op, (x, y if alpha == 1 else y * alpha)),
-    sub_=lambda x, y, alpha=1: _write(x, e.sub_op, (x, y if alpha == 1 else y * alpha)),
-    mul_=_in_place(e.mul_op), div_=_in_place(e.div_op),
+    __iadd__=_iadd, __isub__=_isub, __imul__=_imul, __itruediv__=_idiv,
+    add_=lambda x, y, alpha=1: _iadd(x, y if alpha == 1 else y * alpha),
+    sub_=lambda x, y, alpha=1: _isub(x, y if alpha == 1 else y * alpha), mul_=_imul, div_=_idiv,
     copy_=copy_, fill_=fill_, zero_=lambda x: fill_(x, 0), __setitem__=_setitem,
     clamp_=lambda x, min=None, max=None: _write(x, None, (e.clamp(x, min, max),)),
 )
@@ -172,8 +188,7 @@ def view(x: Tensor, *shape: Any) -> Tensor:
 
 def _backward(x: Tensor, gradient: Any = None, retain_graph: bool | None = None,
               create_graph: bool = False) -> None:
-    from ..eager.autograd import backward
-    backward(x, gradient, retain_graph, create_graph)
+    record.backward(x, gradient, retain_graph, create_graph)
 
 
 _backward.__doc__ = ("Add the gradient of this (scalar) tensor to ``.grad`` of every leaf; "

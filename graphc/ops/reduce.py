@@ -213,7 +213,9 @@ def _over(name: str, x: Tensor, axes: Axes) -> tuple[int, ...]:
 def _reduce(reduction: Reduction, x: Any, axes: Axes, keepdims: bool) -> Tensor:
     if not isinstance(x, Tensor):
         x = as_tensor(x)
-    return reduction(x, _over(reduction.__name__, x, axes), bool(keepdims))
+    data = x._data
+    return reduction(x, _axes(reduction.__name__, tuple(axes) if axes.__class__ is list else axes,
+                              x.ndim if data is None else data.ndim), bool(keepdims))
 
 
 def _floating(x: Any) -> Tensor:
@@ -387,8 +389,14 @@ def fit(g: Tensor, shape: Shape) -> Tensor:
     data = g._data
     if (g.shape if data is None else data.shape) == shape:
         return g
-    extra = g.ndim - len(shape)
-    stretched = (i + extra for i, s in enumerate(shape) if s == 1 and g.shape[i + extra] != 1)
-    axes = (*range(extra), *stretched)
-    out = _sum(g, axes, False) if axes else g
+    axes, extra = _stretched(g.shape, shape)
+    out = _sum(g, axes, not extra) if axes else g
     return out if out.shape == shape else reshape(out, shape)
+
+
+@lru_cache(1024)
+def _stretched(shape: Shape, of: Shape) -> tuple[tuple[int, ...], int]:
+    """The axes of ``shape`` along which something of shape ``of`` was stretched, and how many it lacked."""
+    extra = len(shape) - len(of)
+    stretched = (i + extra for i, s in enumerate(of) if s == 1 and shape[i + extra] != 1)
+    return (*range(extra), *stretched), extra

@@ -80,20 +80,25 @@ def reshape(x: Any, *shape: Any) -> Tensor:
     """
     if len(shape) == 1 and shape[0].__class__ is tuple:
         shape = shape[0]
+    unknown = False
     for n in shape:
-        if n.__class__ is not int or n < 0:
+        if n.__class__ is not int:
             return _reshape_resolved(x, shape)
+        if n < 0:
+            unknown = True
+    if unknown:
+        data = getattr(x, "_data", None)
+        if data is None:
+            return _reshape_resolved(x, shape)
+        shape = _resolved("reshape", shape, data.size)
     return _reshape(x, shape)
 
 
 def _reshape_resolved(x: Any, shape: tuple[Any, ...]) -> Tensor:
     """`reshape` to a shape that may hold -1, named sizes, or what is no size."""
     x = as_tensor(x)
-    data = x._data
-    if data is not None and shape and {*map(type, shape)} == {int}:
-        return _reshape_plain(x, _resolved("reshape", shape, data.size))
     sizes = resolve_shape("reshape", _sizes(shape), size_of(x.shape))
-    if data is None:
+    if x._data is None:
         return x if sizes == x.shape else record.apply(reshape_op, x, shape=sizes)
     return _reshape_plain(x, sizes)
 
@@ -359,7 +364,7 @@ def flip(x: Any, dims: int | Sequence[int] | None = None, *,
     reversed_axes = {normalize_axis("flip", a, x.ndim) for a in axes}
     starts = tuple(s - 1 if i in reversed_axes else 0 for i, s in enumerate(x.shape))
     steps = tuple(-1 if i in reversed_axes else 1 for i in range(x.ndim))
-    return record.apply(slice_op, x, starts=starts, sizes=x.shape, steps=steps)
+    return _slice(x, starts, x.shape, steps)
 
 
 def slice_axis(x: Tensor, axis: int, start: Size, size: Size) -> Tensor:
@@ -367,9 +372,8 @@ def slice_axis(x: Tensor, axis: int, start: Size, size: Size) -> Tensor:
     if not at_least(x.shape[axis], start + size):
         raise ShapeError(
             f"slice: {start}..{start + size} is out of range for axis {axis} of {format_shape(x.shape)}")
-    return record.apply(slice_op, x, starts=tuple(start if i == axis else 0 for i in range(x.ndim)),
-                        sizes=tuple(size if i == axis else s for i, s in enumerate(x.shape)),
-                        steps=(1,) * x.ndim)
+    return _slice(x, tuple(start if i == axis else 0 for i in range(x.ndim)),
+                  tuple(size if i == axis else s for i, s in enumerate(x.shape)), (1,) * x.ndim)
 
 
 # ---------------------------------------------------------------- pad
@@ -497,7 +501,12 @@ def concatenate(tensors: Sequence[Any], dim: int = 0, *, axis: int | None = None
     at = normalize_axis("concatenate", dim if axis is None else axis, pieces[0].ndim)
     if pieces[0].ndim == 0:
         raise record.located(ShapeError("concatenate: 0-d tensors cannot be joined; stack them"))
-    return pieces[0] if len(pieces) == 1 else record.apply(concat_op, *pieces, axis=at)
+    if len(pieces) == 1:
+        return pieces[0]
+    return _concat_2(*pieces, at) if len(pieces) == 2 else record.apply(concat_op, *pieces, axis=at)
+
+
+_concat_2: Function = call(concat_op, 2)
 
 
 cat = concatenate

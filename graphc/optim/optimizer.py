@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..core import record
+from ..core.aval import Aval
 from ..core.dims import format_shape
 from ..core.errors import ArgumentError, AutogradError, DTypeError, GraphcError, ModeError, ShapeError
 from ..core.tensor import Buffer, Tensor
@@ -20,6 +21,7 @@ from ..ops.create import zeros_like
 from ..ops.methods import copy_
 
 Array = np.ndarray[Any, Any]
+FUSED = 1 << 14                     # elements of all parameters from which one compiled call updates them
 
 
 def functions_of(x: Any) -> Any:
@@ -120,9 +122,13 @@ class Optimizer:
         self.check(options)
         self.param_groups: list[ParamGroup] = []
         self.state: dict[Any, dict[str, Buffer]] = {}
+        self._programs: dict[Any, Any] = {}
         self._given = params is not None
         for group in _as_groups(type(self).__name__, params):
             self.add_param_group(group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_programs": {}}                # native code is no state
 
     # ------------------------------------------------------------ what a subclass gives
 
@@ -253,16 +259,18 @@ class Optimizer:
                     copy_(target, value)
 
     def _step_arrays(self, group: ParamGroup) -> None:
-        """The same rule on the arrays themselves.
+        """The same rule on the arrays themselves: one compiled call for all, from `FUSED` elements on.
 
-        The NumPy calls that the ops would make, without the ops' price.
+        Else the NumPy calls that the ops would make, without the ops' price.
         """
+        params = [p for p in group.params if p.grad is not None]
+        if sum([p._data.size for p in params]) >= FUSED and self._step_fused(group, params):
+            return
         rate, options, update, line = group.rate._data, group.options, self.update, record.source_line()
         with np.errstate(all="ignore"):
-            for p in group.params:
+            for p in params:
                 g = p.grad
-                if g is None:
-                    continue
+                assert g is not None
                 array, grad = p._data, g._data
                 if grad is None or array.dtype is not grad.dtype or array.shape != grad.shape:
                     self._check_grad(p, g)
@@ -274,6 +282,57 @@ class Optimizer:
                         raise self._misfit(p)
                     data[...] = value
                     target.storage().bump(line)
+
+    def _step_fused(self, group: ParamGroup, params: list[Any]) -> bool:
+        """The rule for all parameters as one program that writes into their buffers; whether there is one."""
+        targets = [t for p in params for t in (p, *self._state_of(p, group))]
+        arrays = [t._data for t in targets]
+        grads = [p.grad._data for p in params]
+        if any([a is None or not a.flags.carray for a in (*arrays, *grads)]):  # noqa: C419
+            return False                                         # a symbol, or no memory for kernels
+        options = tuple(sorted(group.options.items()))
+        key = (options, *[(a.dtype, a.shape) for a in arrays], *[(g.dtype, g.shape) for g in grads])
+        if key not in self._programs:
+            self._programs[key] = self._fused(group, len(params), arrays, grads)
+        program = self._programs[key]
+        if program is None:
+            return False
+        storages = [t.storage() for t in targets]
+        locked = sorted({id(s): s for s in storages}.values(), key=id)      # everyone's order
+        if len(locked) < len(storages):
+            return False                                         # two of them share memory
+        line = record.source_line()
+        for s in locked:
+            s.lock.acquire()
+        try:
+            program([*arrays, *grads, group.rate._data])
+            for s in locked:
+                s.bump(line)
+        finally:
+            for s in locked:
+                s.lock.release()
+        return True
+
+    def _fused(self, group: ParamGroup, n: int, arrays: list[Array], grads: list[Array]) -> Any:
+        """The program; None where the rule is to go parameter by parameter."""
+        each, update, options = len(arrays) // n, self.update, dict(group.options)
+
+        def rule(*xs: Any) -> list[Any]:
+            rate = xs[-1]
+            new: list[Any] = []
+            for k in range(n):
+                param, *state = xs[k * each:(k + 1) * each]
+                new += update(param, xs[n * each + k], rate, *state, **options)
+            return new
+        compiler = record.compiler()
+        if compiler is None:
+            return None
+        avals = [Aval(a.shape, a.dtype) for a in (*arrays, *grads, group.rate._data)]
+        try:
+            with record.no_grad():
+                return compiler.trace(f"{type(self).__name__}_step", rule, avals, range(len(arrays)))
+        except GraphcError:                                      # said where the parameters are gone through
+            return None
 
     def _misfit(self, p: Tensor) -> GraphcError:
         return DTypeError(

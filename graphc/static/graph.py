@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 
 from ..core import record
-from ..core.autodiff import key_of, walk
+from ..core.autodiff import walk
 from ..core.aval import Aval
 from ..core.dims import Check, Dim, Size, collect_checks, dim, format_shape, same_size
 from ..core.dtypes import DType, as_dtype, promote, scalar_kind, to_float
@@ -452,8 +452,8 @@ class Graph:
             with self.name_scope("gradients"):
                 wrt = [self._readings(x) for x in xs]
                 with self._as_recorded():
-                    found, _ = walk(roots, {key_of(v) for vs in wrt for v in vs})
-        return [next((found[key_of(v)] for v in vs if key_of(v) in found), None) for vs in wrt]
+                    found = walk(roots, {v for vs in wrt for v in vs})
+        return [next((found[v] for v in vs if v in found), None) for vs in wrt]
 
     @contextmanager
     def _as_recorded(self) -> Iterator[None]:

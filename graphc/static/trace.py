@@ -121,12 +121,12 @@ class Trace(Graph):
         with record.recording(self):
             start = as_tensor(gradient) if gradient is not None else full_value(
                 value.aval.shape, 1, value.aval.dtype)
-            wrt = {(id(n), 0) for n, *_ in (*leaves, *given)}
-            found, _ = walk([(value, symbol(self.value_of(start)))], wrt)
+            wrt = {Value(n, 0) for n, *_ in (*leaves, *given)}
+            found = walk([(value, symbol(self.value_of(start)))], wrt)
             for node, handle, x in given:
-                self._seed(x, handle, found.get((id(node), 0)))
+                self._seed(x, handle, found.get(Value(node, 0)))
             for node, tensor in leaves:
-                g = found.get((id(node), 0))
+                g = found.get(Value(node, 0))
                 if g is None or not tensor.is_leaf:
                     self._seed(tensor, None, g)
                     continue

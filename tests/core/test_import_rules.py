@@ -48,8 +48,6 @@ THIRD_PARTY: dict[str, set[str]] = {
 
 # Imports inside functions that break a rule on purpose: (file, room or package) and why.
 EXCEPTIONS: dict[tuple[str, str], str] = {
-    ("ops/methods.py", "eager"):
-        "Tensor.backward() and in-place writes are eager's; a port of core.record would do",
     ("nn/module.py", "eager"):
         "Lua Torch's module.backward(x, g) is autograd.grad of the call it remembers",
     ("optim/optimizer.py", "static"):
