@@ -278,9 +278,17 @@ class Builder:
         dtype = a.dtype  # type: ignore[attr-defined]
         self.emit(ir.Gemm(m, n, k, _operand(a), _operand(b), _operand(c), accumulate, dtype))
 
+    def transpose(self, rows: Expr, columns: Expr, a: Block, c: Block) -> None:
+        """``c[j, i] = a[i, j]``"""
+        self.emit(ir.Transpose(rows, columns, _operand(a), _operand(c), a.dtype))
+
     def axis(self, extent: Expr | int, a: Expr | int = 0, b: Expr | int = 0, c: Expr | int = 0) -> ir.Axis:
         """An axis of a contraction, with its strides in the operands."""
         return ir.Axis(*(self.index(e) if isinstance(e, int) else e for e in (extent, a, b, c)))
+
+    def lanes(self, dtype: str) -> int:
+        """Elements of a vector register."""
+        return machine.host().lanes(dtype)
 
     def contraction(self, rows: Sequence[ir.Axis], columns: Sequence[ir.Axis], lane: ir.Axis,
                     loops: Sequence[ir.Axis], dtype: str) -> tiling.Contraction:

@@ -11,7 +11,8 @@ from typing import Literal
 
 from . import blas, cache, native
 from .emit import emit_source, kernel_key
-from .loopir import Gemm, Kernel, walk_stmts
+from .loopir import Gemm, Kernel, Transpose, walk_stmts
+from .simd import library
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +75,16 @@ def entry_symbol(key: str) -> str:
     return f"graphc_{key}"
 
 
-def uses_blas(kernel: Kernel) -> bool:
-    return any(isinstance(s, Gemm) for s in walk_stmts(kernel.body))
+def install_callees(kernel: Kernel) -> None:
+    """Define the symbols that the kernel's code calls."""
+    kinds = {type(s) for s in walk_stmts(kernel.body)}
+    if Gemm in kinds:
+        blas.install()
+    if Transpose in kinds:
+        library.install()
 
 
 def _from_disk(kernel: Kernel, key: str, code: bytes) -> CompiledKernel:
-    if uses_blas(kernel):
-        blas.install()
+    install_callees(kernel)
     address = native.load_object(code, entry_symbol(key))
     return CompiledKernel(kernel.name, key, emit_source(kernel), address, 0.0, "disk", kernel)

@@ -50,6 +50,7 @@ from .loopir import (
     Stmt,
     Store,
     Tile,
+    Transpose,
     Var,
     map_expr,
     print_expr,
@@ -64,7 +65,8 @@ CODES: dict[str, str] = {"float32": "f4", "float64": "f8", "bool": "b1",
 FUNCTIONS: frozenset[str] = frozenset((
     *CODES.values(), *(f"bits_{c}" for c in CODES.values()), "select", "minimum", "maximum", "absolute",
     "floor", "ceil", "trunc", "rint", "sqrt", "sign", "fma", "isnan", "floordiv", "mod", "pfloordiv", "pmod",
-    "idiv", "imod", "shl", "shr", "gemm_f4", "gemm_f8", "tile"))
+    "idiv", "imod", "shl", "shr", "gemm_f4", "gemm_f8", "tile",
+    "transpose_f4", "transpose_f8"))
 
 _RESERVED = FUNCTIONS | frozenset(keyword.kwlist) | {"range", "float"}
 _CONSTANT_NAME = re.compile(r"(f4|f8|b1|[iu][1248]|tile)_")
@@ -195,6 +197,8 @@ class _Printer:
                 yield f"{pad}{self.gemm(s)}"
             case Tile():
                 yield f"{pad}{self.tile(s)}"
+            case Transpose():
+                yield f"{pad}{self.transpose(s)}"
             case _:
                 raise InternalError(f"kernel {self.kernel}: not a statement: {s!r}")
 
@@ -214,6 +218,15 @@ class _Printer:
         name = self.constants.setdefault(str(form), f"tile_{len(self.constants)}")
         places = (f"{self.buffers[p.buffer]}, {self.expr(p.offset)}" for p in (s.a, s.b, s.c))
         return f"{name}({', '.join([*places, *(self.expr(e) for e in given)])})"
+
+    def transpose(self, s: Transpose) -> str:
+        """transpose_f4(rows, columns, a, offset, ld, c, offset, ld)"""
+        if s.dtype not in _FLOATS or s.a.transposed or s.c.transposed:
+            raise InternalError(f"kernel {self.kernel}: no transpose of {s.dtype}")
+        parts = [self.expr(s.rows), self.expr(s.columns)]
+        for o in (s.a, s.c):
+            parts += [self.buffers[o.buffer], self.expr(o.offset), self.expr(o.ld)]
+        return f"transpose_{CODES[s.dtype]}({', '.join(parts)})"
 
     # ------------------------------------------------------------ expressions
 
@@ -398,6 +411,9 @@ class _Renamer:
             return x
         return map_expr(e, rename)
 
+    def operand(self, o: Operand, scope: dict[str, str]) -> Operand:
+        return Operand(self.buffers[o.buffer], self.expr(o.offset, scope), self.expr(o.ld, scope), o.transposed)
+
     def block(self, stmts: tuple[Stmt, ...], outer: dict[str, str]) -> tuple[Stmt, ...]:
         scope = dict(outer)
         return tuple(self.stmt(s, scope) for s in stmts if not isinstance(s, Note))
@@ -420,9 +436,11 @@ class _Renamer:
                 return If(self.expr(s.cond, scope), self.block(s.then, scope), self.block(s.orelse, scope))
             case Gemm():
                 m, n, k = (self.expr(e, scope) for e in (s.m, s.n, s.k))
-                a, b, c = (Operand(self.buffers[o.buffer], self.expr(o.offset, scope), self.expr(o.ld, scope),
-                                   o.transposed) for o in (s.a, s.b, s.c))
+                a, b, c = (self.operand(o, scope) for o in (s.a, s.b, s.c))
                 return Gemm(m, n, k, a, b, c, s.accumulate, s.dtype)
+            case Transpose():
+                return Transpose(self.expr(s.rows, scope), self.expr(s.columns, scope),
+                                 self.operand(s.a, scope), self.operand(s.c, scope), s.dtype)
             case Tile():
                 return s.map(lambda e: self.expr(e, scope), self.buffers.__getitem__)
         raise InternalError(f"not a statement: {s!r}")

@@ -14,6 +14,7 @@ Grammar::
            | If Expr: Stmt* else Stmt*
            | Gemm                             one matrix product: C = op(A) op(B) (+ C)
            | Tile                             one register tile of a contraction: C = sum A B (+ C)
+           | Transpose                        one matrix transposed: C = A'
            | Note text                        a comment: the graph nodes the next lines come from
     Expr   = Const | Var | Load buffer[Expr] | Call op(Expr*)
 
@@ -146,10 +147,10 @@ class Axis:
 class Tile:
     """A contraction whose results stay in registers until it is done; float32 or float64.
 
-    ``C[rows, columns, lane] (+)= sum over loops and taps of A[rows, ...] * B[columns, ..., lane]``: elements of
-    A are broadcast, those of B come as vectors. ``rows`` (stride 0 in B), ``columns`` (stride 0 in A) and
+    ``C[rows, columns, lane] (+)= sum over loops and taps of A[rows, ...] * B[columns, ..., lane]``: vectors of
+    B meet broadcast elements of A, or vectors of A. ``rows`` (stride 0 in B), ``columns`` (stride 0 in A) and
     ``taps`` (reduced, stride 0 in C) have constant extents and are unrolled; ``loops`` are reduced by loops,
-    the first the outermost. The lane axis has stride 0 in A and 1 in B; ``width`` of its elements have
+    the first the outermost. The lane axis has stride 0 or 1 in A and 1 in B; ``width`` of its elements have
     registers, of which ``lane.extent`` (at most ``width``) exist. No two results share a place.
     """
     a: Place
@@ -180,11 +181,21 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True)
+class Transpose:
+    """``C[j, i] = A[i, j]`` for i < rows, j < columns, of row-major matrices; float32 or float64."""
+    rows: Expr
+    columns: Expr
+    a: Operand
+    c: Operand
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     text: str
 
 
-Stmt = Union[Let, Set, Store, For, If, Gemm, Tile, Note]
+Stmt = Union[Let, Set, Store, For, If, Gemm, Tile, Transpose, Note]
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,6 +362,8 @@ def stmt_exprs(s: Stmt) -> tuple[Expr, ...]:
             return (s.cond,)
         case Gemm():
             return (s.m, s.n, s.k, *(e for o in (s.a, s.b, s.c) for e in (o.offset, o.ld)))
+        case Transpose():
+            return (s.rows, s.columns, *(e for o in (s.a, s.c) for e in (o.offset, o.ld)))
         case Tile():
             return (*(p.offset for p in (s.a, s.b, s.c)), *(e for x in s.axes() for e in x.exprs()))
     return ()
@@ -440,6 +453,10 @@ def _verify_body(kernel: Kernel, body: tuple[Stmt, ...], buffers: dict[str, Buff
                 for o in (s.a, s.b, s.c):
                     if o.buffer not in buffers or buffers[o.buffer].dtype != s.dtype:
                         raise InternalError(f"kernel {kernel.name}: bad gemm operand {o.buffer}")
+            case Transpose():
+                for o in (s.a, s.c):
+                    if o.buffer not in buffers or buffers[o.buffer].dtype != s.dtype:
+                        raise InternalError(f"kernel {kernel.name}: bad transpose operand {o.buffer}")
             case Tile():
                 _verify_tile(kernel, s, buffers)
 
@@ -452,7 +469,8 @@ def _verify_tile(kernel: Kernel, s: Tile, buffers: dict[str, Buffer]) -> None:
     unrolled = all(isinstance(x.extent, Const) for x in (*s.rows, *s.columns, *s.taps))
     strides = (all(x.b == zero for x in s.rows) and all(x.a == zero for x in s.columns)
                and all(x.c == zero for x in (*s.taps, *s.loops)))
-    lane = s.lane.a == zero and s.lane.b == Const(1, "int64")
+    one = Const(1, "int64")
+    lane = s.lane.a in (zero, one) and s.lane.b == one
     fits = not isinstance(s.lane.extent, Const) or s.lane.extent.value <= s.width
     if not (unrolled and strides and lane and fits) or s.dtype not in ("float32", "float64"):
         raise InternalError(f"kernel {kernel.name}: bad tile {print_stmt(s)}")
@@ -522,16 +540,21 @@ def print_stmt(s: Stmt, indent: int = 0) -> str:
                 lines += [f"{pad}else:", *(print_stmt(b, indent + 1) for b in s.orelse)]
             return "\n".join(lines)
         case Gemm():
-            a, b, c = (
-                f"{o.buffer}[{print_expr(o.offset)}, ld={print_expr(o.ld)}]{'.T' if o.transposed else ''}"
-                for o in (s.a, s.b, s.c))
+            a, b, c = (_print_operand(o) for o in (s.a, s.b, s.c))
             return (f"{pad}{c} {'+=' if s.accumulate else '='} {a} @ {b}"
                     f"   # {s.dtype} m={print_expr(s.m)} n={print_expr(s.n)} k={print_expr(s.k)}")
         case Tile():
             return f"{pad}{_print_tile(s)}"
+        case Transpose():
+            return (f"{pad}{_print_operand(s.c)} = {_print_operand(s.a)}.T"
+                    f"   # {s.dtype} m={print_expr(s.rows)} n={print_expr(s.columns)}")
         case Note():
             return f"{pad}# {s.text}"
     raise InternalError(f"not a statement: {s!r}")
+
+
+def _print_operand(o: Operand) -> str:
+    return f"{o.buffer}[{print_expr(o.offset)}, ld={print_expr(o.ld)}]{'.T' if o.transposed else ''}"
 
 
 def _print_tile(s: Tile) -> str:

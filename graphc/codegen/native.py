@@ -6,6 +6,7 @@ stays for the life of the process.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from functools import cache
 
 import llvmlite.binding as ll
@@ -52,6 +53,18 @@ def load_object(code: bytes, symbol: str) -> int:
     if not address:
         raise CompileError(f"the object holds no symbol {symbol}")
     return address
+
+
+def load_symbols(code: bytes, symbols: Sequence[str]) -> dict[str, int]:
+    """Load object code that holds several functions, and return their addresses."""
+    first, *rest = symbols
+    with _lock:
+        found = {first: load_object(code, first)}
+        return found | {name: int(_engine().get_function_address(name)) for name in rest}
+
+
+def triple() -> str:
+    return str(ll.get_process_triple())
 
 
 def define_symbol(name: str, address: int) -> None:

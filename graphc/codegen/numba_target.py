@@ -38,8 +38,8 @@ from numba.core.targetconfig import ConfigStack
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
 from ..core.errors import CompileError
-from . import blas, native
-from .compile import entry_symbol, uses_blas
+from . import native
+from .compile import entry_symbol, install_callees
 from .emit import CODES, emit_source, kernel_key
 from .loopir import Kernel, Tile, verify, walk_stmts
 from .python_target import function_of
@@ -153,8 +153,7 @@ def _front(kernel: Kernel, key: str) -> _Lowered:
     """Numba's part."""
     start = time.perf_counter()
     source = emit_source(verify(kernel))
-    if uses_blas(kernel):
-        blas.install()
+    install_callees(kernel)
     try:
         text = _lower(kernel, source, entry_symbol(key))
     except (numba.core.errors.NumbaError, TypeError) as e:
@@ -477,12 +476,26 @@ def _gemm(name: str, t: _Type) -> Any:
     def body(context: Any, b: Any, signature: Any, args: Any) -> ir.Value:
         m, n, k, p, p_at, ldp, tp, q, q_at, ldq, tq, r, r_at, ldr, accumulate = args
         operands = [b.gep(p, [p_at]), ldp, tp, b.gep(q, [q_at]), ldq, tq, b.gep(r, [r_at]), ldr, accumulate]
-        values = [m, n, k, *operands]
-        fnty = ir.FunctionType(ir.VoidType(), [v.type for v in values])
-        symbol = f"graphc_{name}"
-        b.call(b.module.globals.get(symbol) or ir.Function(b.module, fnty, symbol), values)
+        _call_symbol(b, f"graphc_{name}", [m, n, k, *operands])
         return context.get_dummy_value()
     return _typed(name, 15, lambda *ts: signature, body)
+
+
+def _transpose(name: str, t: _Type) -> Any:
+    matrix = [types.CPointer(t), types.int64, types.int64]
+    signature = types.void(types.int64, types.int64, *matrix, *matrix)
+
+    def body(context: Any, b: Any, signature: Any, args: Any) -> ir.Value:
+        rows, columns, p, p_at, ldp, q, q_at, ldq = args
+        values = [b.gep(p, [p_at]), ldp, b.gep(q, [q_at]), ldq, rows, columns]
+        _call_symbol(b, f"graphc_{name}", values)
+        return context.get_dummy_value()
+    return _typed(name, 8, lambda *ts: signature, body)
+
+
+def _call_symbol(b: Any, symbol: str, values: list[ir.Value]) -> None:
+    fnty = ir.FunctionType(ir.VoidType(), [v.type for v in values])
+    b.call(b.module.globals.get(symbol) or ir.Function(b.module, fnty, symbol), values)
 
 
 def _tile(form: TileForm) -> Any:
@@ -528,4 +541,6 @@ _INTRINSICS: dict[str, Any] = {
     "shr": _same("shr", 2, _shift(left=False)),
     "gemm_f4": _gemm("gemm_f4", types.float32),
     "gemm_f8": _gemm("gemm_f8", types.float64),
+    "transpose_f4": _transpose("transpose_f4", types.float32),
+    "transpose_f8": _transpose("transpose_f8", types.float64),
 }

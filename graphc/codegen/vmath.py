@@ -37,6 +37,7 @@ from .loopir import (
     Stmt,
     Store,
     Tile,
+    Transpose,
     Var,
     map_expr,
     print_expr,
@@ -799,7 +800,7 @@ def _expand_stmt(block: Block, s: Stmt) -> Stmt:
         case If():
             cond = _expand_expr(block, s.cond)
             return If(cond, _expand_body(block.inner(), s.then), _expand_body(block.inner(), s.orelse))
-        case Gemm() | Tile() | Note():
+        case Gemm() | Tile() | Transpose() | Note():
             return s
     raise InternalError(f"not a statement: {s!r}")
 

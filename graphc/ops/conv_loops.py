@@ -23,6 +23,8 @@ FRAME_BYTES = 1 << 18       # of an image's padded channels: what should stay in
 PACKING = 0.05              # what packing the weight costs beside the multiplications, about
 TRANSPOSING = 10.0          # vector multiplications that a result costs on its way out of vectors of channels
 
+TURNING = 0.5               # vector multiplications that turning one gradient costs
+
 Index = Any                 # an index expression of the builder
 
 
@@ -119,6 +121,73 @@ def _phase(k: Any, phase: int, kernel: int, stride: int, padding: int, dilation:
     return Taps(len(hits), start, 1, period * dilation // stride, hits[-1], -period, outputs)
 
 
+# ---------------------------------------------------------------- what a piece of work reads
+
+class _Frame:
+    """Rows of some channels of an image with what lies around them, which is zero.
+
+    Where nothing around them is read they stay where they are; else they are copied into scratch, whose
+    borders are zero from the start. Row 0 is source row ``top + low[0]``, column 0 source column ``low[1]``.
+    """
+
+    def __init__(self, k: Any, source: Any, size: tuple[Index, Index], channels: int, low: Pair,
+                 extent: tuple[Index, Index] | None) -> None:
+        """``extent``: rows and columns with what lies around; None to leave the source where it is."""
+        self.k, self.source, self.channels = k, source, channels
+        (self.h, self.w), self.low, self.extent = size, low if extent is not None else (0, 0), extent
+        self.rows, self.pitch = size if extent is None else extent
+        self.plane = k.index_mul(self.rows, self.pitch)
+        self.scratch: Any = None
+
+    def begin(self) -> None:
+        """Once for each chunk."""
+        k = self.k
+        if self.extent is not None:
+            size = k.index_mul(k.index(self.channels), self.plane)
+            self.scratch = k.scratch(self.source.dtype, size)
+            fill(k, self.scratch, k.index(0), size)
+
+    def enter(self, channel: Index, top: Index, whole: bool) -> tuple[Any, Index]:
+        """(buffer, offset) of row ``top``, column 0, for channels from ``channel`` of all images' on.
+
+        ``whole``: the frame holds all rows each time, so that its borders stay what they are.
+        """
+        k = self.k
+        base = k.let(k.index_mul(channel, k.index_mul(self.h, self.w)))
+        if self.extent is None:
+            return self.source, k.let(k.index_add(base, k.index_mul(top, self.w)))
+        top = k.let(k.index_add(top, self.low[0]))
+        left, first = max(0, -self.low[1]), max(0, self.low[1])
+        start = k.let(k.maximum(k.index_sub(k.index(0), top), k.index(0)))
+        stop = k.let(k.maximum(k.minimum(self.rows, k.index_sub(self.h, top)), start))
+        count = k.let(k.minimum(k.index_sub(self.pitch, left), k.index_sub(self.w, first)))
+        with k.loop(k.index(0), k.index(self.channels)) as c:
+            there = k.let(k.index_mul(c, self.plane))
+            here = k.let(k.index_add(base, k.index_mul(c, k.index_mul(self.h, self.w))))
+            if not whole:                                       # where other rows were
+                fill(k, self.scratch, there, k.index_mul(start, self.pitch))
+                fill(k, self.scratch, k.index_add(there, k.index_mul(stop, self.pitch)),
+                     k.index_mul(k.index_sub(self.rows, stop), self.pitch))
+            with k.loop(start, stop) as y:
+                to = k.let(k.index_add(there, k.index_add(k.index_mul(y, self.pitch), left)))
+                at = k.let(k.index_add(here, k.index_add(k.index_mul(k.index_add(y, top), self.w), first)))
+                with k.loop(k.index(0), count) as x:
+                    self.scratch.store_flat(k.index_add(to, x), self.source.at_flat(k.index_add(at, x)))
+        return self.scratch, k.index(0)
+
+    def place(self, at: Index, y: int, x: int) -> Index:
+        """Where source row ``top + y``, column x is, ``at`` being what `enter` gave."""
+        k = self.k
+        return k.index_add(at, k.index_add(k.index_mul(self.pitch, y - self.low[0]), x - self.low[1]))
+
+
+def count_blocks(k: Any, rows: Index, work: float, elements: float, dtype: str) -> int:
+    """Blocks that an image's rows are cut into: for its work and for the cache; rows divide into them."""
+    known = k.known(rows)
+    wanted = max(work / BLOCK_WORK, elements * np.dtype(dtype).itemsize / FRAME_BYTES)
+    return max((n for n in range(1, (known or 0) // 4 + 1) if known % n == 0 and n < wanted + 1), default=1)
+
+
 # ---------------------------------------------------------------- correlation
 
 class _Correlation:
@@ -135,18 +204,15 @@ class _Correlation:
         self.made, self.reduced, self.groups = channels
         self.parts, self.stride = parts, stride
         self.live = [p for p in parts if p.taps]
-        self.low = (min((p.y.start for p in self.live), default=0), min((p.x.start for p in self.live), default=0))
         self.work = k.estimate(self.h, self.w, 2 * self.made * self.reduced) \
             * sum(p.taps for p in parts) / len(parts)
-        self.blocks = self.count_blocks() if len(parts) == 1 else 1
+        elements = k.estimate(self.sh, self.sw, self.reduced)
+        self.blocks = 1 if len(parts) > 1 else count_blocks(k, self.h, self.work, elements, source.dtype)
         self.rows = k.index_div(self.h, k.index(self.blocks))
-        if framed:
-            self.frame_h = self.span(0, self.rows if len(parts) == 1 else None)
-            self.frame_w = self.span(1, None)
-            self.pitch, self.plane = self.frame_w, k.index_mul(self.frame_h, self.frame_w)
-        else:
-            self.pitch, self.plane = self.sw, k.index_mul(self.sh, self.sw)
-        self.framed = framed
+        self.low = (min((p.y.start for p in self.live), default=0),
+                    min((p.x.start for p in self.live), default=0))
+        extent = (self.span(0, self.rows if len(parts) == 1 else None), self.span(1, None)) if framed else None
+        self.frame = _Frame(k, source, (self.sh, self.sw), self.reduced, self.low, extent)
 
     def span(self, axis: int, outputs: Index | None) -> Index:
         """Rows (or columns) of a frame."""
@@ -155,15 +221,6 @@ class _Correlation:
             taps = (p.y, p.x)[axis]
             out = k.maximum(out, taps.span(k, self.low[axis], taps.outputs if outputs is None else outputs))
         return out
-
-    def count_blocks(self) -> int:
-        """Blocks of rows of an image: enough for its work and for the cache, and rows divide into them."""
-        k, rows = self.k, self.k.known(self.h)
-        if rows is None:
-            return 1
-        size = k.estimate(self.sh, self.sw, self.reduced) * np.dtype(self.source.dtype).itemsize
-        wanted = max(self.work / BLOCK_WORK, size / FRAME_BYTES)
-        return max((n for n in range(1, max(1, rows // 4) + 1) if rows % n == 0 and n < wanted + 1), default=1)
 
     # ------------------------------------------------------------ the two forms
 
@@ -178,20 +235,20 @@ class _Correlation:
         plane, row = self.result_strides(part)
         return k.contraction(
             [k.axis(self.made, w.made, 0, plane)],
-            [k.axis(self.part_rows(part), 0, k.index_mul(self.pitch, y.step), row)],
+            [k.axis(self.part_rows(part), 0, k.index_mul(self.frame.pitch, y.step), row)],
             k.axis(x.outputs, 0, x.step, 1),
-            [k.axis(self.reduced, w.reduced, self.plane),
-             k.axis(y.count, y.stride * w.kw, k.index_mul(self.pitch, y.dilation)),
+            [k.axis(self.reduced, w.reduced, self.frame.plane),
+             k.axis(y.count, y.stride * w.kw, k.index_mul(self.frame.pitch, y.dilation)),
              k.axis(x.count, x.stride, x.dilation)], self.source.dtype)
 
     def by_channels(self, part: Part) -> Any:
         k, y, x = self.k, part.y, part.x
         plane, row = self.result_strides(part)
         return k.contraction(
-            [k.axis(self.part_rows(part), k.index_mul(self.pitch, y.step), 0, row),
+            [k.axis(self.part_rows(part), k.index_mul(self.frame.pitch, y.step), 0, row),
              k.axis(x.outputs, x.step, 0, 1)], [], k.axis(self.made, 0, 1, plane),
-            [k.axis(self.reduced, self.plane, part.taps * self.made),
-             k.axis(y.count, k.index_mul(self.pitch, y.dilation), x.count * self.made),
+            [k.axis(self.reduced, self.frame.plane, part.taps * self.made),
+             k.axis(y.count, k.index_mul(self.frame.pitch, y.dilation), x.count * self.made),
              k.axis(x.count, x.dilation, self.made)], self.source.dtype)
 
     def part_rows(self, part: Part) -> Index:
@@ -211,16 +268,17 @@ class _Correlation:
         k = self.k
         packed = self.pack() if self.prefers_channels() else None
         n = self.source.shape[0]
-        items = k.index_mul(n, self.groups * self.blocks)
-        grain = k.maximum(k.grain(self.work / self.blocks), k.index_div(k.index_add(items, CHUNKS - 1), CHUNKS))
-        with k.parallel_chunks(items, grain) as (_, begin, end):
-            frame = self.frame() if self.framed else None
+        items = k.index_mul(n, k.index(self.groups * self.blocks))
+        fewest = k.index_div(k.index_add(items, CHUNKS - 1), CHUNKS)
+        with k.parallel_chunks(items, k.maximum(k.grain(self.work / self.blocks), fewest)) as (_, begin, end):
+            self.frame.begin()
             compact = None if len(self.parts) == 1 else k.scratch(self.out.dtype, self.largest_part())
             with k.loop(begin, end) as item:
                 image, group, block = k.unravel(item, (n, self.groups, self.blocks))
                 unit = k.let(k.index_add(k.index_mul(image, self.groups), group))
                 first = k.let(k.index_mul(block, self.rows))
-                place = self.enter(frame, unit, first)
+                top = k.let(k.index_mul(first, self.parts[0].y.step))
+                place = self.frame.enter(k.index_mul(unit, self.reduced), top, self.blocks == 1)
                 base = k.let(k.index_mul(unit, k.product((self.made, self.h, self.w))))
                 for part in self.parts:
                     to = (self.out, k.index_add(base, k.index_mul(first, self.w)))
@@ -232,17 +290,15 @@ class _Correlation:
     def correlate(self, part: Part, place: Any, packed: Any, group: Index, to: Any) -> None:
         k, w = self.k, self.weight
         source, at = place
-        row = part.y.start - self.low[0] if self.framed else part.y.start
-        at = k.index_add(at, k.index_add(k.index_mul(self.pitch, row),
-                                         part.x.start - (self.low[1] if self.framed else 0)))
-        if packed is not None:
-            before = sum(p.taps for p in self.parts[:self.parts.index(part)]) * self.groups
-            weight = k.index_add(k.index_mul(group, part.taps * self.reduced * self.made),
-                                 before * self.reduced * self.made)
-            k.contract(self.by_channels(part), (source, at), (packed, weight), to)
-        else:
+        at = self.frame.place(at, part.y.start, part.x.start)
+        if packed is None:
             weight = k.index_add(k.index_mul(group, w.group), part.y.first * w.kw + part.x.first)
             k.contract(self.by_pixels(part), (w.access, weight), (source, at), to)
+            return
+        before = sum(p.taps for p in self.parts[:self.parts.index(part)]) * self.groups
+        weight = k.index_add(k.index_mul(group, part.taps), before)
+        k.contract(self.by_channels(part), (source, at),
+                   (packed, k.index_mul(weight, self.reduced * self.made)), to)
 
     def pack(self) -> Any:
         """The weight as [part][group][reduced][tap][made]."""
@@ -259,47 +315,13 @@ class _Correlation:
                     row = k.index_add(k.index_mul(i, p.y.stride), p.y.first)
                     column = k.index_add(k.index_mul(j, p.x.stride), p.x.first)
                     tap = k.let(k.index_add(start, k.index_add(k.index_mul(row, w.kw), column)))
-                    at = k.let(k.index_add(to, k.index_mul(k.index_add(k.index_mul(i, p.x.count), j), self.made)))
+                    nth = k.index_add(k.index_mul(i, p.x.count), j)
+                    at = k.let(k.index_add(to, k.index_mul(nth, self.made)))
                     with k.loop(k.index(0), k.index(self.made)) as q:
                         packed.store_flat(k.index_add(at, q),
                                           w.access.at_flat(k.index_add(tap, k.index_mul(q, w.made))))
                 before += p.taps * self.groups * self.reduced * self.made
         return packed
-
-    def frame(self) -> Any:
-        """Scratch of this chunk for the channels of an image with zeros around them."""
-        k = self.k
-        size = k.index_mul(k.index(self.reduced), self.plane)
-        frame = k.scratch(self.source.dtype, size)
-        fill(k, frame, k.index(0), size)
-        return frame
-
-    def enter(self, frame: Any, unit: Index, first: Index) -> Any:
-        """Where the rows of the source that output rows from ``first`` on need are: (buffer, offset)."""
-        k = self.k
-        base = k.let(k.index_mul(unit, k.product((self.reduced, self.sh, self.sw))))
-        top = k.let(k.index_add(k.index_mul(first, self.parts[0].y.step), self.low[0]))
-        if frame is None:
-            return self.source, k.index_add(base, k.index_mul(first, k.index_mul(self.sw, self.parts[0].y.step)))
-        left = max(0, -self.low[1])
-        from_row = k.let(k.maximum(k.index_sub(k.index(0), top), k.index(0)))
-        to_row = k.let(k.maximum(k.minimum(self.frame_h, k.index_sub(self.sh, top)), from_row))
-        count = k.let(k.minimum(k.index_sub(self.frame_w, left),
-                                k.index_sub(self.sw, max(0, self.low[1]))))
-        with k.loop(k.index(0), k.index(self.reduced)) as r:
-            there = k.let(k.index_mul(r, self.plane))
-            here = k.let(k.index_add(base, k.index_mul(r, k.index_mul(self.sh, self.sw))))
-            if self.blocks > 1:                                 # the rows of other blocks were here
-                fill(k, frame, there, k.index_mul(from_row, self.pitch))
-                fill(k, frame, k.index_add(there, k.index_mul(to_row, self.pitch)),
-                     k.index_mul(k.index_sub(self.frame_h, to_row), self.pitch))
-            with k.loop(from_row, to_row) as y:
-                to = k.let(k.index_add(there, k.index_add(k.index_mul(y, self.pitch), left)))
-                row = k.index_mul(k.index_add(y, top), self.sw)
-                at = k.let(k.index_add(here, k.index_add(row, max(0, self.low[1]))))
-                with k.loop(k.index(0), count) as x:
-                    frame.store_flat(k.index_add(to, x), self.source.at_flat(k.index_add(at, x)))
-        return frame, k.index(0)
 
     def largest_part(self) -> Index:
         k, out = self.k, self.k.index(1)
@@ -327,105 +349,133 @@ def fill(k: Any, buffer: Any, base: Index, count: Index) -> None:
         buffer.store_flat(k.index_add(base, z), k.const(0, buffer.dtype))
 
 
-@dataclass(slots=True)
-class _Planes:
-    """Some channels of one image while a kernel works on them.
+# ---------------------------------------------------------------- gradient of the weight
 
-    Element (c, y, x) is at ``base + (c*h + y)*w + x``.
+def dw_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int,
+             kernel: Pair) -> None:
+    """Partial sums over some images each, joined in a fixed order.
+
+    Either gradients are turned so that their channels lie side by side in vectors, or vectors are pixels of a
+    row, summed up at the end: for few channels.
     """
-    access: Any
-    base: Any
-    h: Any
-    w: Any
-
-    def at(self, k: Any, c: Any, y: Any, x: Any) -> Any:
-        row = k.index_add(k.index_mul(c, self.h), y)
-        return k.index_add(k.index_add(self.base, k.index_mul(row, self.w)), x)
-
-
-def _fill(k: Any, buffer: Any, base: Any, count: Any, value: Any) -> None:
-    with k.loop(k.index(0), count) as z:
-        buffer.store_flat(k.index_add(base, z), value)
-
-
-def _planes(k: Any, x: Any, image: Any, c0: int) -> _Planes:
-    """Channels from ``c0`` of image ``image`` where they lie."""
-    _, total, h, w = x.shape
-    first = k.index_add(k.index_mul(image, total), c0)
-    return _Planes(x, k.let(k.index_mul(first, k.index_mul(h, w))), h, w)
-
-
-def _frame(k: Any, x: Any, channels: int, padding: Pair) -> _Planes | None:
-    """Scratch for ``channels`` planes with their padding around them; None without padding."""
-    if padding == (0, 0):
-        return None
-    h, w = k.index_add(x.shape[2], 2 * padding[0]), k.index_add(x.shape[3], 2 * padding[1])
-    return _Planes(k.scratch(x.dtype, k.index_mul(k.index(channels), k.index_mul(h, w))), k.index(0), h, w)
-
-
-def _into_frame(k: Any, source: _Planes, frame: _Planes | None, channels: int, padding: Pair) -> _Planes:
-    """The planes with zeros around them (themselves without padding)."""
-    if frame is None:
-        return source
-    size = k.index_mul(k.index(channels), k.index_mul(frame.h, frame.w))
-    _fill(k, frame.access, k.index(0), size, k.const(0, source.access.dtype))
-    with k.loop(k.index(0), k.index(channels)) as c, k.loop(k.index(0), source.h) as y:
-        here = k.let(source.at(k, c, y, k.index(0)))
-        there = k.let(frame.at(k, c, k.index_add(y, padding[0]), k.index(padding[1])))
-        with k.loop(k.index(0), source.w) as z:
-            frame.access.store_flat(k.index_add(there, z), source.access.at_flat(k.index_add(here, z)))
-    return frame
-
-
-def _each_tap(k: Any, planes: _Planes, channels: int, kernel: Pair, grid: Any, stride: Pair,
-              dilation: Pair, move: Any) -> None:
-    """``move(position in the columns, position in the planes)`` for every element of every window."""
-    (kh, kw), (oh, ow) = kernel, grid
-    with (k.loop(k.index(0), k.index(channels)) as c,
-          k.loop(k.index(0), k.index(kh)) as i,
-          k.loop(k.index(0), k.index(kw)) as j):
-        tap = k.index_add(k.index_mul(k.index_add(k.index_mul(c, kh), i), kw), j)
-        column = k.let(k.index_mul(tap, k.index_mul(oh, ow)))
-        with k.loop(k.index(0), oh) as y:
-            row = k.let(k.index_add(column, k.index_mul(y, ow)))
-            source = k.index_add(k.index_mul(y, stride[0]), k.index_mul(i, dilation[0]))
-            start = k.let(planes.at(k, c, source, k.index_mul(j, dilation[1])))
-            with k.loop(k.index(0), ow) as z:
-                move(k.index_add(row, z), k.index_add(start, k.index_mul(z, stride[1])))
-
-
-def _gather_columns(k: Any, planes: _Planes, cols: Any, channels: int, kernel: Pair, grid: Any,
-                    stride: Pair, dilation: Pair) -> None:
-    """cols[c*kh*kw + i*kw + j, y*ow + x] = planes[c, y*s + i*d, x*s + j*d]."""
-    _each_tap(k, planes, channels, kernel, grid, stride, dilation,
-              lambda column, plane: cols.store_flat(column, planes.access.at_flat(plane)))
-
-
-def dw_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair,
-                   groups: int, kernel: Pair) -> None:
     (x, g), (dw,) = inputs, outputs
-    o, cg, kh, kw = (k.known(s) for s in dw.shape)
-    n, _, oh, ow = g.shape
-    depth, pixels, og = cg * kh * kw, k.index_mul(oh, ow), o // groups
-    total = o * depth
-    partial = k.temporary(x.dtype, k.index(PARTIALS * total))
-    grain = k.index_div(k.index_add(n, PARTIALS - 1), PARTIALS)
-    with k.parallel_chunks(n, grain) as (chunk, begin, end):
-        cols = k.scratch(x.dtype, k.index_mul(depth, pixels))
-        frame = _frame(k, x, cg, padding)
-        first = k.let(k.index_mul(chunk, total))
-        _fill(k, partial, first, k.index(total), k.const(0, x.dtype))
-        with k.loop(begin, end) as image:
-            for i in range(groups):
-                planes = _into_frame(k, _planes(k, x, image, i * cg), frame, cg, padding)
-                _gather_columns(k, planes, cols, cg, kernel, (oh, ow), stride, dilation)
-                k.gemm(k.index(og), k.index(depth), pixels,
-                       g.block(k.index_mul(k.index_add(k.index_mul(image, o), i * og), pixels), pixels),
-                       cols.block(k.slice0(cols), pixels, True),
-                       partial.block(k.index_add(first, i * og * depth), k.index(depth)), accumulate=True)
-    chunks = k.index_div(k.index_add(n, k.index_sub(grain, 1)), k.maximum(grain, k.index(1)))
-    with k.parallel(k.index(total), work=float(PARTIALS)) as j:
-        acc = k.variable(k.const(0, x.dtype))
-        with k.loop(k.index(0), chunks) as c:
-            acc.set(k.add(acc.get(), partial.at_flat(k.index_add(k.index_mul(c, total), j))))
-        dw.store_flat(j, acc.get())
+    (n, o, oh, ow), cg, og = g.shape, k.known(dw.shape[1]), k.known(dw.shape[0]) // groups
+    h, w = x.shape[2:]
+    if kernel == stride == (1, 1) and padding == (0, 0):
+        (h, w), (oh, ow) = _one_row(k, (h, w), (oh, ow))
+    _WeightGradient(k, x, g, dw, (h, w), (oh, ow), (og, cg, groups), kernel, stride, padding, dilation).write()
+
+
+class _WeightGradient:
+    """dw[o, c, i, j] = the sum over images and pixels (y, x) of g[o, y, x] * x[c, y.. + i.., x.. + j..]"""
+
+    def __init__(self, k: Any, x: Any, g: Any, dw: Any, size: Any, out: Any, channels: tuple[int, int, int],
+                 kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> None:
+        self.k, self.x, self.g, self.dw = k, x, g, dw
+        (self.oh, self.ow), (self.og, self.cg, self.groups) = out, channels
+        self.kernel, self.stride, self.padding, self.dilation = kernel, stride, padding, dilation
+        self.lanes = k.lanes(x.dtype)
+        self.depth = self.cg * kernel[0] * kernel[1]
+        elements = k.estimate(self.oh, self.ow, self.og) + k.estimate(*size, self.cg)
+        self.blocks = count_blocks(k, self.oh, 0.0, elements / 2, x.dtype)
+        self.rows = k.index_div(self.oh, k.index(self.blocks))
+        low = (-padding[0], -padding[1])
+        spans = [k.index_add(k.index_mul(k.index_sub(count, 1), s), d * (n - 1) + 1)
+                 for count, n, s, d in zip((self.rows, self.ow), kernel, stride, dilation)]
+        framed = padding != (0, 0)
+        self.frame = _Frame(k, x, size, self.cg, low, (spans[0], spans[1]) if framed else None)
+
+    def turned(self) -> Any:
+        """Lanes are channels of the gradient, pixels by pixels: C is [c][i][j][o]."""
+        k, f, (kh, kw) = self.k, self.frame, self.kernel
+        return k.contraction(
+            [k.axis(self.cg, f.plane, 0, kh * kw * self.og),
+             k.axis(kh, k.index_mul(f.pitch, self.dilation[0]), 0, kw * self.og),
+             k.axis(kw, self.dilation[1], 0, self.og)], [], k.axis(self.og, 0, 1, 1),
+            [k.axis(self.rows, k.index_mul(f.pitch, self.stride[0]), k.index_mul(self.ow, self.og)),
+             k.axis(self.ow, self.stride[1], self.og)], self.x.dtype)
+
+    def straight(self, lanes: Index, blocks: Index) -> Any:
+        """Lanes are pixels of a row, ``blocks`` times ``lanes`` of them: C is [o][c][i][j][lane]."""
+        k, f, (kh, kw) = self.k, self.frame, self.kernel
+        return k.contraction(
+            [k.axis(self.og, k.index_mul(self.oh, self.ow), 0, self.depth * self.lanes)],
+            [k.axis(self.cg, 0, f.plane, kh * kw * self.lanes),
+             k.axis(kh, 0, k.index_mul(f.pitch, self.dilation[0]), kw * self.lanes),
+             k.axis(kw, 0, self.dilation[1], self.lanes)], k.axis(lanes, 1, 1, 1),
+            [k.axis(self.rows, self.ow, k.index_mul(f.pitch, self.stride[0])),
+             k.axis(blocks, self.lanes, self.lanes)], self.x.dtype)
+
+    def pieces(self) -> list[tuple[Index, Index, Index]]:
+        """(first pixel, lanes, blocks) of a row's whole vectors and of the rest."""
+        k, full = self.k, self.k.index(self.lanes)
+        whole = k.index_div(self.ow, full)
+        done = k.index_mul(whole, full)
+        rest = k.index_sub(self.ow, done) if k.known(self.ow) is None else k.index(k.known(self.ow) % self.lanes)
+        found = [(k.index(0), full, whole), (done, rest, k.index(1))]
+        return [(at, lanes, blocks) for at, lanes, blocks in found
+                if k.known(lanes) != 0 and k.known(blocks) != 0]
+
+    def prefers_turned(self) -> bool:
+        k, kept = self.k, self.og * self.depth * self.lanes * np.dtype(self.x.dtype).itemsize
+        if self.stride[1] > 1:
+            return True
+        if kept > FRAME_BYTES:
+            return True
+        turned = k.cost(self.turned()) + TURNING * self.lanes / self.depth
+        ow = k.estimate(self.ow)
+        straight = sum(k.cost(self.straight(lanes, blocks)) * k.estimate(lanes, blocks)
+                       * self.lanes / k.estimate(lanes) / ow for _, lanes, blocks in self.pieces())
+        return bool(turned < straight + 2 * self.lanes / k.estimate(self.rows, self.ow))
+
+    def write(self) -> None:
+        k, n = self.k, self.g.shape[0]
+        turned = self.prefers_turned()
+        total = self.groups * self.og * self.depth
+        each = total if turned else total * self.lanes
+        partial = k.temporary(self.x.dtype, k.index(PARTIALS * each))
+        grain = k.index_div(k.index_add(n, PARTIALS - 1), k.index(PARTIALS))
+        with k.parallel_chunks(n, grain) as (chunk, begin, end):
+            self.frame.begin()
+            across = k.scratch(self.g.dtype, k.product((self.rows, self.ow, self.og))) if turned else None
+            first = k.let(k.index_mul(chunk, each))
+            fill(k, partial, first, k.index(each))
+            with k.loop(begin, end) as image, k.loop(k.index(0), k.index(self.groups)) as group:
+                unit = k.let(k.index_add(k.index_mul(image, self.groups), group))
+                to = k.let(k.index_add(first, k.index_mul(group, each // self.groups)))
+                with k.loop(k.index(0), k.index(self.blocks)) as block:
+                    self.add(across, unit, k.let(k.index_mul(block, self.rows)), (partial, to))
+        self.join(partial, each, n, grain, turned)
+
+    def add(self, across: Any, unit: Index, row: Index, to: Any) -> None:
+        """The sums over some rows of one image and group."""
+        k, pixels = self.k, self.k.index_mul(self.oh, self.ow)
+        source, at = self.frame.enter(k.index_mul(unit, self.cg), k.let(k.index_mul(row, self.stride[0])),
+                                      self.blocks == 1)
+        at = self.frame.place(at, -self.padding[0], -self.padding[1])
+        rows = k.let(k.index_add(k.index_mul(unit, k.index_mul(pixels, self.og)), k.index_mul(row, self.ow)))
+        if across is not None:
+            k.transpose(k.index(self.og), k.index_mul(self.rows, self.ow), self.g.block(rows, pixels),
+                        across.block(across.base, k.index(self.og)))
+            k.contract(self.turned(), (source, at), (across, k.index(0)), to, accumulate=True)
+            return
+        for start, lanes, blocks in self.pieces():
+            k.contract(self.straight(lanes, blocks), (self.g, k.index_add(rows, start)),
+                       (source, k.index_add(at, start)), to, accumulate=True)
+
+    def join(self, partial: Any, each: int, n: Index, grain: Index, turned: bool) -> None:
+        """The partial sums (and lanes) added up, chunk after chunk."""
+        k, lanes = self.k, 1 if turned else self.lanes
+        chunks = k.index_div(k.index_add(n, k.index_sub(grain, 1)), k.maximum(grain, k.index(1)))
+        total = each // lanes
+        with k.parallel(k.index(total), work=float(PARTIALS * lanes)) as j:
+            at = k.index_mul(j, lanes)
+            if turned:
+                group, o, tap = k.unravel(j, (self.groups, self.og, self.depth))
+                place = k.index_add(k.index_mul(tap, self.og), o)
+                at = k.let(k.index_add(k.index_mul(group, self.og * self.depth), place))
+            acc = k.variable(k.const(0, self.x.dtype))
+            with k.loop(k.index(0), chunks) as c, k.loop(k.index(0), k.index(lanes)) as lane:
+                part = partial.at_flat(k.index_add(k.index_add(k.index_mul(c, each), at), lane))
+                acc.set(k.add(acc.get(), part))
+            self.dw.store_flat(j, acc.get())

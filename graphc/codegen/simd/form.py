@@ -54,10 +54,11 @@ class TileForm:
         if any(axis[0] <= 0 for axis in loops):
             product = np.zeros(out.shape, out.dtype)
         else:
-            left = _view(a, a_at, [*rows, *taps, *loops], 1)
-            right = _view(b, b_at, [*taps, *loops, *columns, *lane], 2)
+            left = _view(a, a_at, [*lane, *rows, *taps, *loops], 1)
+            right = _view(b, b_at, [*lane, *taps, *loops, *columns], 2)
             depth = math.prod(axis[0] for axis in (*taps, *loops))
-            product = (left.reshape(-1, depth) @ right.reshape(depth, -1)).reshape(out.shape)
+            product = left.reshape(len(left), -1, depth) @ right.reshape(len(left), depth, -1)
+            product = np.moveaxis(product, 0, -1).reshape(out.shape)
         out[...] = out + product if self.accumulate else product
 
     def __str__(self) -> str:

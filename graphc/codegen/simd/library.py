@@ -1,0 +1,43 @@
+"""Native functions that kernels call and that no kernel holds: built once, kept on disk like any kernel.
+
+Two of each are defined for JIT code, for float32 (``f4``) and float64 (``f8``)::
+
+    void graphc_transpose_f4(ptr from, i64 ld, ptr to, i64 ld, i64 rows, i64 columns)
+
+``to[column, row] = from[row, column]``, by squares of vectors.
+"""
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+
+from llvmlite import ir
+
+from .. import cache as disk
+from .. import native
+from . import build
+from .machine import Machine, host
+
+SYMBOLS = ("transpose_f4", "transpose_f8")
+
+
+@cache
+def install() -> None:
+    """Define the symbols; once per process."""
+    machine = host()
+    key = hashlib.sha256(f"library {machine}".encode()).hexdigest()
+    code = disk.load(key)
+    if code is None:
+        code = native.emit_object(native.optimise(str(library(machine)), unroll=False))
+        disk.store(key, code)
+    for name, address in native.load_symbols(code, [f"graphc_{s}" for s in SYMBOLS]).items():
+        native.define_symbol(name, address)
+
+
+def library(machine: Machine) -> ir.Module:
+    """All functions as LLVM IR."""
+    module = ir.Module("graphc_library")
+    module.triple = native.triple()
+    for code in ("f4", "f8"):
+        build.transpose_function(module, f"graphc_transpose_{code}", code, machine)
+    return module
