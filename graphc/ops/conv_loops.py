@@ -23,6 +23,7 @@ FRAME_BYTES = 1 << 18       # of an image's padded channels: what should stay in
 PACKING = 0.05              # what packing the weight costs beside the multiplications, about
 TRANSPOSING = 10.0          # vector multiplications that a result costs on its way out of vectors of channels
 
+ROWS = 0.3                  # vector multiplications that few rows at a time cost, for their shorter loops
 TURNING = 0.5               # vector multiplications that turning one gradient costs
 
 Index = Any                 # an index expression of the builder
@@ -213,6 +214,9 @@ class _Correlation:
                     min((p.x.start for p in self.live), default=0))
         extent = (self.span(0, self.rows if len(parts) == 1 else None), self.span(1, None)) if framed else None
         self.frame = _Frame(k, source, (self.sh, self.sw), self.reduced, self.low, extent)
+        self.form = self.cheapest()
+        if self.form == "rows":
+            self.frame = self.low_frame()
 
     def span(self, axis: int, outputs: Index | None) -> Index:
         """Rows (or columns) of a frame."""
@@ -254,19 +258,49 @@ class _Correlation:
     def part_rows(self, part: Part) -> Index:
         return self.rows if len(self.parts) == 1 else part.y.outputs
 
-    def prefers_channels(self) -> bool:
-        if any(p.x.step > 1 for p in self.live):
-            return True
-        pixels = sum(p.taps * self.k.cost(self.by_pixels(p)) for p in self.live)
-        channels = sum(p.taps * (self.k.cost(self.by_channels(p)) + PACKING) + TRANSPOSING / self.reduced
+    def few_rows(self, taps: Index) -> Any:
+        """By pixels, a pair of rows of results: of ``taps`` rows of the kernel, those that meet the source."""
+        k, w, part = self.k, self.weight, self.parts[0]
+        (y, x), (plane, row) = (part.y, part.x), self.result_strides(part)
+        return k.contraction(
+            [k.axis(self.made, w.made, 0, plane)],
+            [k.axis(self.together, 0, k.index_mul(self.frame.pitch, y.step), row)],
+            k.axis(x.outputs, 0, x.step, 1),
+            [k.axis(self.reduced, w.reduced, self.frame.plane),
+             k.axis(taps, y.stride * w.kw, k.index_mul(self.frame.pitch, y.dilation)),
+             k.axis(x.count, x.stride, x.dilation)], self.source.dtype)
+
+    @property
+    def together(self) -> int:
+        """Rows that `few_rows` makes at once."""
+        return 1 if (self.k.known(self.h) or 1) % 2 else 2
+
+    def low_frame(self) -> _Frame:
+        """A frame with only the rows above and below that one row of a pair needs of the other's taps."""
+        more = (self.together - 1) * self.parts[0].y.step
+        extent = self.k.index_add(self.sh, 2 * more), self.span(1, None)
+        return _Frame(self.k, self.source, (self.sh, self.sw), self.reduced, (-more, self.low[1]), extent)
+
+    def cheapest(self) -> str:
+        k = self.k
+        channels = sum(p.taps * (k.cost(self.by_channels(p)) + PACKING) + TRANSPOSING / self.reduced
                        for p in self.live)
-        return bool(channels < pixels)
+        if any(p.x.step > 1 for p in self.live):                # vectors of pixels would have gaps
+            return "channels"
+        costs = {"channels": channels, "pixels": sum(p.taps * k.cost(self.by_pixels(p)) for p in self.live)}
+        sh, h = k.known(self.sh), k.known(self.h)
+        if len(self.parts) == self.blocks == 1 and sh is not None and h is not None and self.live:
+            y, x, pairs = self.parts[0].y, self.parts[0].x, range(0, h, self.together)
+            reads = sum(any(0 <= y.start + (u + r) * y.step + t * y.dilation < sh for r in range(self.together))
+                        for u in pairs for t in range(y.count)) / len(pairs)
+            costs["rows"] = reads * x.count * k.cost(self.few_rows(k.index(y.count))) + ROWS
+        return min(costs, key=lambda form: costs[form])
 
     # ------------------------------------------------------------ regions
 
     def write(self) -> None:
         k = self.k
-        packed = self.pack() if self.prefers_channels() else None
+        packed = self.pack() if self.form == "channels" else None
         n = self.source.shape[0]
         items = k.index_mul(n, k.index(self.groups * self.blocks))
         fewest = k.index_div(k.index_add(items, CHUNKS - 1), CHUNKS)
@@ -290,6 +324,9 @@ class _Correlation:
     def correlate(self, part: Part, place: Any, packed: Any, group: Index, to: Any) -> None:
         k, w = self.k, self.weight
         source, at = place
+        if self.form == "rows":
+            self.correlate_rows(source, at, group, to)
+            return
         at = self.frame.place(at, part.y.start, part.x.start)
         if packed is None:
             weight = k.index_add(k.index_mul(group, w.group), part.y.first * w.kw + part.x.first)
@@ -300,6 +337,25 @@ class _Correlation:
         k.contract(self.by_channels(part), (source, at),
                    (packed, k.index_mul(weight, self.reduced * self.made)), to)
 
+    def correlate_rows(self, source: Any, at: Index, group: Index, to: Any) -> None:
+        """`few_rows` for each pair of rows."""
+        k, w, part, (out, base) = self.k, self.weight, self.parts[0], to
+        y, pairs = part.y, k.index_div(self.h, k.index(self.together))
+        with k.loop(k.index(0), pairs) as pair:
+            u = k.let(k.index_mul(pair, self.together))
+            row = k.let(k.index_add(k.index_mul(u, y.step), y.start))           # what the first tap meets
+            last = k.index_add(row, (self.together - 1) * y.step)
+            above = k.maximum(k.index_sub(k.index(0), last), k.index(0))
+            left = k.maximum(k.index_sub(self.sh, row), k.index(0))
+            first = k.let(k.index_div(k.index_add(above, y.dilation - 1), k.index(y.dilation)))
+            stop = k.index_div(k.index_add(left, y.dilation - 1), k.index(y.dilation))
+            taps = k.let(k.maximum(k.index_sub(k.minimum(stop, k.index(y.count)), first), k.index(0)))
+            here = k.index_mul(self.frame.pitch, k.index_add(row, k.index_mul(first, y.dilation)))
+            tap = k.index_add(k.index_mul(first, y.stride * w.kw), y.first * w.kw + part.x.first)
+            k.contract(self.few_rows(taps), (w.access, k.index_add(k.index_mul(group, w.group), tap)),
+                       (source, k.index_add(self.frame.place(at, 0, part.x.start), here)),
+                       (out, k.index_add(base, k.index_mul(u, self.w))))
+
     def pack(self) -> Any:
         """The weight as [part][group][reduced][tap][made]."""
         k, w = self.k, self.weight
@@ -307,6 +363,14 @@ class _Correlation:
             self.groups * self.reduced * self.made * sum(p.taps for p in self.parts)))
         with k.parallel(k.index(self.groups * self.reduced), work=2.0 * self.made * w.kw * w.kw) as unit:
             group, r = k.unravel(unit, (self.groups, self.reduced))
+            if self.whole_kernel():                             # from the first tap to the last, or backwards
+                taps = self.parts[0].taps
+                start = k.index_add(k.index_mul(group, w.group), k.index_mul(r, w.reduced))
+                to, ld = k.index_mul(unit, taps * self.made), self.made * self.parts[0].x.stride
+                to = k.index_add(to, 0 if ld > 0 else (taps - 1) * self.made)
+                k.transpose(k.index(self.made), k.index(taps), w.access.block(start, k.index(w.made)),
+                            packed.block(to, k.index(ld)))
+                return packed
             before = 0
             for p in self.live:
                 start = k.let(k.index_add(k.index_mul(group, w.group), k.index_mul(r, w.reduced)))
@@ -322,6 +386,11 @@ class _Correlation:
                                           w.access.at_flat(k.index_add(tap, k.index_mul(q, w.made))))
                 before += p.taps * self.groups * self.reduced * self.made
         return packed
+
+    def whole_kernel(self) -> bool:
+        """Whether there is one part, with every tap of the kernel in order or in reverse."""
+        y, x = self.parts[0].y, self.parts[0].x
+        return len(self.parts) == 1 and x.count == self.weight.kw and y.stride == x.stride and abs(x.stride) == 1
 
     def largest_part(self) -> Index:
         k, out = self.k, self.k.index(1)
