@@ -268,6 +268,17 @@ class Builder:
         if not (isinstance(span, Const) and span.value <= 0):
             self.emit(ir.For(var.name, start, stop, tuple(body)))
 
+    @contextmanager
+    def lanes(self, count: Expr) -> Iterator[Expr]:
+        """A loop of independent iterations over 0..count; gives its variable.
+
+        It runs in vectors where its loads and stores lie a constant apart.
+        """
+        var = Var(self.fresh("i"))
+        with self.block() as body:
+            yield var
+        self.emit(ir.Lanes(var.name, count, tuple(body)))
+
     def variable(self, init: Expr) -> Mutable:
         out = Mutable(self, self.fresh("acc"), init.dtype)
         out.set(init)
@@ -286,7 +297,7 @@ class Builder:
         """An axis of a contraction, with its strides in the operands."""
         return ir.Axis(*(self.index(e) if isinstance(e, int) else e for e in (extent, a, b, c)))
 
-    def lanes(self, dtype: str) -> int:
+    def vector_lanes(self, dtype: str) -> int:
         """Elements of a vector register."""
         return machine.host().lanes(dtype)
 

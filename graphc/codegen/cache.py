@@ -20,7 +20,7 @@ from ..core.files import write_atomically
 
 _MAGIC = b"graphc-object-1\n"
 _SOURCES = ("emit.py", "native.py", "numba_target.py", "loopir.py",
-            "simd/build.py", "simd/form.py", "simd/machine.py")
+            "simd/build.py", "simd/form.py", "simd/lanes.py", "simd/library.py", "simd/machine.py")
 _PRUNE_EVERY = 64                     # writes between two looks at the size
 
 

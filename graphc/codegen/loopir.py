@@ -11,6 +11,7 @@ Grammar::
            | Set name = Expr                  a mutable scalar (accumulator); the first Set declares it
            | Store buffer[Expr] = Expr        flat element index
            | For var in start..stop: Stmt*    serial, step 1
+           | Lanes var in 0..count: Stmt*     Lets and Stores of independent iterations, in vectors where it can
            | If Expr: Stmt* else Stmt*
            | Gemm                             one matrix product: C = op(A) op(B) (+ C)
            | Tile                             one register tile of a contraction: C = sum A B (+ C)
@@ -92,6 +93,14 @@ class For:
     var: str
     start: Expr
     stop: Expr
+    body: tuple[Stmt, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """A loop of Lets and Stores whose iterations may run in any order, or all at once."""
+    var: str
+    count: Expr
     body: tuple[Stmt, ...]
 
 
@@ -195,7 +204,7 @@ class Note:
     text: str
 
 
-Stmt = Union[Let, Set, Store, For, If, Gemm, Tile, Transpose, Note]
+Stmt = Union[Let, Set, Store, For, Lanes, If, Gemm, Tile, Transpose, Note]
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,6 +367,8 @@ def stmt_exprs(s: Stmt) -> tuple[Expr, ...]:
             return (s.index, s.value)
         case For():
             return (s.start, s.stop)
+        case Lanes():
+            return (s.count,)
         case If():
             return (s.cond,)
         case Gemm():
@@ -370,7 +381,7 @@ def stmt_exprs(s: Stmt) -> tuple[Expr, ...]:
 
 
 def stmt_bodies(s: Stmt) -> tuple[tuple[Stmt, ...], ...]:
-    if isinstance(s, For):
+    if isinstance(s, (For, Lanes)):
         return (s.body,)
     if isinstance(s, If):
         return (s.then, s.orelse)
@@ -442,9 +453,11 @@ def _verify_body(kernel: Kernel, body: tuple[Stmt, ...], buffers: dict[str, Buff
                 b = buffers.get(s.buffer)
                 if b is None or b.role == "in" or b.dtype != s.value.dtype:
                     raise InternalError(f"kernel {kernel.name}: bad store {print_stmt(s)}")
-            case For():
+            case For() | Lanes():
                 if s.var in scope:
                     raise InternalError(f"kernel {kernel.name}: loop variable {s.var} hides another")
+                if isinstance(s, Lanes) and not all(isinstance(inner, (Let, Store)) for inner in s.body):
+                    raise InternalError(f"kernel {kernel.name}: {s.var} has more than Lets and Stores")
                 _verify_body(kernel, s.body, buffers, {**scope, s.var: "int64"})
             case If():
                 _verify_body(kernel, s.then, buffers, scope)
@@ -533,6 +546,9 @@ def print_stmt(s: Stmt, indent: int = 0) -> str:
             return f"{pad}{s.buffer}[{print_expr(s.index)}] = {print_expr(s.value)}"
         case For():
             head = f"{pad}for {s.var} in {print_expr(s.start)}..{print_expr(s.stop)}:"
+            return "\n".join([head, *(print_stmt(b, indent + 1) for b in s.body)])
+        case Lanes():
+            head = f"{pad}lanes {s.var} in 0..{print_expr(s.count)}:"
             return "\n".join([head, *(print_stmt(b, indent + 1) for b in s.body)])
         case If():
             lines = [f"{pad}if {print_expr(s.cond)}:", *(print_stmt(b, indent + 1) for b in s.then)]

@@ -41,11 +41,12 @@ from ..core.errors import CompileError
 from . import native
 from .compile import entry_symbol, install_callees
 from .emit import CODES, emit_source, kernel_key
-from .loopir import Kernel, Tile, verify, walk_stmts
+from .loopir import Kernel, Lanes, Tile, verify, walk_stmts
 from .python_target import function_of
 from .simd import machine
 from .simd.build import tile_function
 from .simd.form import TileForm
+from .simd.lanes import LanesForm, lanes_function, lanes_of
 
 _Type = Any                                                     # a Numba type
 
@@ -158,7 +159,7 @@ def _front(kernel: Kernel, key: str) -> _Lowered:
         text = _lower(kernel, source, entry_symbol(key))
     except (numba.core.errors.NumbaError, TypeError) as e:
         raise CompileError(f"Numba rejects kernel {kernel.name}: {e}\n{source}") from e
-    unroll = not any(isinstance(s, Tile) for s in walk_stmts(kernel.body))
+    unroll = not any(isinstance(s, (Tile, Lanes)) for s in walk_stmts(kernel.body))
     return _Lowered(kernel.name, key, source, text, unroll, time.perf_counter() - start)
 
 
@@ -239,13 +240,14 @@ def _abi_size(context: Any, t: ir.Type) -> int:
 def _lower(kernel: Kernel, source: str, symbol: str) -> str:
     """LLVM IR with the function of ``source`` and its trampoline ``symbol``."""
     function = function_of(source, f"<graphc {kernel.name} {symbol[7:19]}>")
-    tiles = {name: _tile(form) for name, form in function.__globals__.items() if isinstance(form, TileForm)}
-    function.__globals__.update(_INTRINSICS | tiles)
+    made = {name: _tile(form) for name, form in function.__globals__.items() if isinstance(form, TileForm)}
+    made |= {form.name: _lanes(form) for form in lanes_of(kernel.body)}
+    function.__globals__.update(_INTRINSICS | made)
     args = [*(_pointer(b.dtype) for b in kernel.buffers), *[types.int64] * (len(kernel.sizes) + 3)]
     flags = _flags()
     with global_compiler_lock, ConfigStack().enter(flags):
         typing_context, target_context = _contexts()
-        if tiles:
+        if made:
             typing_context.refresh()                        # new functions to type
         context = compiler._make_subtarget(target_context, flags)
         context.get_abi_sizeof = lambda t: _abi_size(target_context, t)
@@ -510,6 +512,17 @@ def _tile(form: TileForm) -> Any:
         b.call(tile_function(b.module, form, machine.host(), given), [*places, *args[6:]])
         return context.get_dummy_value()
     return _typed("tile", 6 + given, lambda *ts: signature, body)
+
+
+def _lanes(form: LanesForm) -> Any:
+    """A vector loop: buffers, what is the same in all lanes, the count."""
+    params = [*(_pointer(dtype) for _, dtype in form.buffers), *(_TYPES[e.dtype] for _, e in form.given), types.int64]
+    signature = types.void(*params)
+
+    def body(context: Any, b: Any, signature: Any, args: Any) -> ir.Value:
+        b.call(lanes_function(b.module, form, machine.host()), args)
+        return context.get_dummy_value()
+    return _typed("lanes", len(params), lambda *ts: signature, body)
 
 
 def _builder_call(method: str) -> Callable[[ir.IRBuilder, _Type, list[ir.Value]], ir.Value]:

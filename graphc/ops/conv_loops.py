@@ -443,7 +443,7 @@ class _WeightGradient:
         self.k, self.x, self.g, self.dw = k, x, g, dw
         (self.oh, self.ow), (self.og, self.cg, self.groups) = out, channels
         self.kernel, self.stride, self.padding, self.dilation = kernel, stride, padding, dilation
-        self.lanes = k.lanes(x.dtype)
+        self.lanes = k.vector_lanes(x.dtype)
         self.depth = self.cg * kernel[0] * kernel[1]
         elements = k.estimate(self.oh, self.ow, self.og) + k.estimate(*size, self.cg)
         self.blocks = count_blocks(k, self.oh, 0.0, elements / 2, x.dtype)
