@@ -157,24 +157,29 @@ class _Frame:
         base = k.let(k.index_mul(channel, k.index_mul(self.h, self.w)))
         if self.extent is None:
             return self.source, k.let(k.index_add(base, k.index_mul(top, self.w)))
-        top = k.let(k.index_add(top, self.low[0]))
+        self.copy(self.scratch, k.index(0), base, k.let(k.index_add(top, self.low[0])), whole)
+        return self.scratch, k.index(0)
+
+    def copy(self, to: Any, at: Index, base: Index, top: Index, whole: bool) -> None:
+        """Rows from ``top`` on (which may be above the image) of channels at ``base`` to ``at`` in ``to``."""
+        k = self.k
         left, first = max(0, -self.low[1]), max(0, self.low[1])
         start = k.let(k.maximum(k.index_sub(k.index(0), top), k.index(0)))
         stop = k.let(k.maximum(k.minimum(self.rows, k.index_sub(self.h, top)), start))
         count = k.let(k.minimum(k.index_sub(self.pitch, left), k.index_sub(self.w, first)))
         with k.loop(k.index(0), k.index(self.channels)) as c:
-            there = k.let(k.index_mul(c, self.plane))
+            there = k.let(k.index_add(at, k.index_mul(c, self.plane)))
             here = k.let(k.index_add(base, k.index_mul(c, k.index_mul(self.h, self.w))))
             if not whole:                                       # where other rows were
-                fill(k, self.scratch, there, k.index_mul(start, self.pitch))
-                fill(k, self.scratch, k.index_add(there, k.index_mul(stop, self.pitch)),
+                fill(k, to, there, k.index_mul(start, self.pitch))
+                fill(k, to, k.index_add(there, k.index_mul(stop, self.pitch)),
                      k.index_mul(k.index_sub(self.rows, stop), self.pitch))
             with k.loop(start, stop) as y:
-                to = k.let(k.index_add(there, k.index_add(k.index_mul(y, self.pitch), left)))
-                at = k.let(k.index_add(here, k.index_add(k.index_mul(k.index_add(y, top), self.w), first)))
+                row = k.let(k.index_add(there, k.index_add(k.index_mul(y, self.pitch), left)))
+                source = k.index_add(k.index_mul(k.index_add(y, top), self.w), first)
+                source = k.let(k.index_add(here, source))
                 with k.loop(k.index(0), count) as x:
-                    self.scratch.store_flat(k.index_add(to, x), self.source.at_flat(k.index_add(at, x)))
-        return self.scratch, k.index(0)
+                    to.store_flat(k.index_add(row, x), self.source.at_flat(k.index_add(source, x)))
 
     def place(self, at: Index, y: int, x: int) -> Index:
         """Where source row ``top + y``, column x is, ``at`` being what `enter` gave."""
@@ -453,6 +458,8 @@ class _WeightGradient:
                  for count, n, s, d in zip((self.rows, self.ow), kernel, stride, dilation)]
         framed = padding != (0, 0)
         self.frame = _Frame(k, x, size, self.cg, low, (spans[0], spans[1]) if framed else None)
+        tall = k.index_add(k.index_mul(k.index_sub(self.oh, 1), stride[0]), dilation[0] * (kernel[0] - 1) + 1)
+        self.whole_frame = _Frame(k, x, size, self.cg, low, (tall, spans[1]) if framed else None)
 
     def turned(self) -> Any:
         """Lanes are channels of the gradient, pixels by pixels: C is [c][i][j][o]."""
@@ -498,6 +505,45 @@ class _WeightGradient:
         return bool(turned < straight + 2 * self.lanes / k.estimate(self.rows, self.ow))
 
     def write(self) -> None:
+        if self.og * self.depth * np.dtype(self.x.dtype).itemsize > 4 * FRAME_BYTES:
+            self.write_whole()
+        else:
+            self.write_partial()
+
+    def write_whole(self) -> None:
+        """Weights that the caches do not hold are written once: all images' gradients are turned before."""
+        k, n, (kh, kw), f = self.k, self.g.shape[0], self.kernel, self.whole_frame
+        units, pixels = k.index_mul(n, self.groups), k.index_mul(self.oh, self.ow)
+        size = k.index_mul(k.index(self.cg), f.plane)
+        across = k.temporary(self.g.dtype, k.index_mul(units, k.index_mul(pixels, self.og)))
+        source = self.x if f.extent is None else k.temporary(self.x.dtype, k.index_mul(units, size))
+        with k.parallel(units, work=k.estimate(pixels, self.og + self.cg)) as unit:
+            start = k.let(k.index_mul(unit, k.index_mul(pixels, self.og)))
+            k.transpose(k.index(self.og), pixels, self.g.block(start, pixels),
+                        across.block(start, k.index(self.og)))
+            if f.extent is not None:
+                at = k.let(k.index_mul(unit, size))
+                fill(k, source, at, size)
+                base = k.let(k.index_mul(k.index_mul(unit, self.cg), k.index_mul(f.h, f.w)))
+                f.copy(source, at, base, k.index(-self.padding[0]), True)
+        together = next(c for c in range(1, self.cg + 1) if self.cg % c == 0 and (c * kh * kw >= 8 or c == self.cg))
+        what = k.contraction(
+            [k.axis(together, f.plane, 0, kh * kw), k.axis(kh, k.index_mul(f.pitch, self.dilation[0]), 0, kw),
+             k.axis(kw, self.dilation[1], 0, 1)], [], k.axis(self.og, 0, 1, self.depth),
+            [k.axis(n, k.index_mul(size, self.groups), k.index_mul(pixels, self.og * self.groups)),
+             k.axis(self.oh, k.index_mul(f.pitch, self.stride[0]), k.index_mul(self.ow, self.og)),
+             k.axis(self.ow, self.stride[1], self.og)], self.x.dtype)
+        blocks = self.cg // together
+        with k.parallel(k.index(self.groups * blocks), work=k.estimate(pixels, n, 2 * self.og * self.depth) / blocks,
+                        ) as item:
+            group, block = k.unravel(item, (self.groups, blocks))
+            first = k.let(k.index_mul(block, together))
+            at = k.index_add(k.index_mul(group, size), k.index_mul(first, f.plane))
+            to = k.index_add(k.index_mul(group, self.og * self.depth), k.index_mul(first, kh * kw))
+            start = k.index_mul(group, k.index_mul(pixels, self.og))
+            k.contract(what, (source, at), (across, start), (self.dw, to))
+
+    def write_partial(self) -> None:
         k, n = self.k, self.g.shape[0]
         turned = self.prefers_turned()
         total = self.groups * self.og * self.depth

@@ -16,7 +16,6 @@ from graphc.codegen.emit import kernel_key
 from graphc.codegen.loopir import (
     Axis,
     Buffer,
-    Const,
     Kernel,
     Lanes,
     Let,
