@@ -22,6 +22,7 @@ I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 _REALS = {"f4": ir.FloatType(), "f8": ir.DoubleType()}
 _NUMPY = {"f4": "float32", "f8": "float64"}
 
+DEPTH = 512             # rows of a panel of B that are turned at once
 SHORT_RUN = 3           # results side by side that are stored one by one instead of transposed
 
 Term = tuple[int, tuple[tuple[int, int], ...]]                  # constant + sum of (run-time stride, factor)
@@ -77,6 +78,82 @@ def transpose_function(module: ir.Module, name: str, code: str, machine: Machine
         for r, value in enumerate(vectors.transposed(square)):
             at = b.gep(to, [b.add(b.mul(b.add(column, I64(r)), ld_to), row)])
             vectors.put(at, value, b.select(b.icmp_signed("<", I64(r), width), across, nothing))
+    b.ret_void()
+    return function
+
+
+def panel_of(code: str, machine: Machine) -> int:
+    """Columns that `product_function` makes at once."""
+    return machine.lanes(_NUMPY[code]) * (4 if machine.registers >= 32 else 2)
+
+
+def product_function(module: ir.Module, name: str, code: str, machine: Machine) -> ir.Function:
+    """``void name(i64 m, i64 n, i64 k, ptr a, i64 row, i64 column, ptr b, i64 ld, ptr c, i64 ld, i64 add)``
+
+    C = A B, added to C if ``add``; element (i, p) of A is at ``i*row + p*column``, B and C are row-major.
+    Nothing is packed: for products whose B stays in the caches. Panels of columns, and in each tiles of as
+    equal numbers of rows as can be.
+    """
+    pointer, most = _REALS[code].as_pointer(), 6
+    signature = [I64, I64, I64, pointer, I64, I64, pointer, I64, pointer, I64, I64]
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), signature), name)
+    m, n, k, a, row, column, factor, ld_b, c, ld_c, add = function.args
+    b = ir.IRBuilder(function.append_basic_block())
+    vectors = _Vectors(b, code, machine)
+    panel = panel_of(code, machine)
+
+    def pieces(extent: ir.Value, each: int) -> ir.Value:
+        return b.sdiv(b.add(extent, I64(each - 1)), I64(each))
+
+    def least(x: ir.Value, y: ir.Value) -> ir.Value:
+        return b.select(b.icmp_signed("<", x, y), x, y)
+    tiles = pieces(m, most)
+    each, more = b.sdiv(m, tiles), b.srem(m, tiles)             # rows of a tile; tiles with one more
+    with _loop(b, pieces(n, panel)) as j, _loop(b, tiles) as i:
+        start, first = b.mul(j, I64(panel)), b.add(b.mul(i, each), least(i, more))
+        width = least(b.sub(n, start), I64(panel))
+        rows = b.add(each, b.zext(b.icmp_signed("<", i, more), I64))
+        at = b.gep(c, [b.add(b.mul(first, ld_c), start)])
+        with b.if_then(b.icmp_signed("==", add, I64(0))), _loop(b, rows) as r, \
+                _loop(b, pieces(width, vectors.w)) as v:
+            done = b.mul(v, I64(vectors.w))
+            vectors.put(b.gep(at, [b.add(b.mul(r, ld_c), done)]), vectors.vector(None),
+                        vectors.below(b.sub(width, done)))
+        operands = [b.gep(a, [b.mul(first, row)]), b.gep(factor, [start]), at]
+        done = b.append_basic_block("stored")
+        choice = b.switch(rows, done)
+        for count in range(1, most + 1):
+            choice.add_case(I64(count), b.append_basic_block(f"rows{count}"))
+            b.position_at_end(b.function.blocks[-1])
+            form = TileForm(code, panel, True, (None, 0, 1, 1), ((count, None, 0, None),), (),
+                            ((None, None, None, 0),))
+            tile = tile_function(module, form, machine, 6)
+            b.call(tile, [*operands, row, ld_c, k, column, ld_b, width])
+            b.branch(done)
+        b.position_at_end(done)
+    b.ret_void()
+    return function
+
+
+def turned_product_function(module: ir.Module, name: str, code: str, machine: Machine, product: ir.Function,
+                            transpose: ir.Function) -> ir.Function:
+    """The same signature and result, but for B', ``ld`` being that of B: panels of it are turned on the stack."""
+    function = ir.Function(module, product.function_type, name)
+    m, n, k, a, row, column, factor, ld_b, c, ld_c, add = function.args
+    panel = panel_of(code, machine)
+    b = ir.IRBuilder(function.append_basic_block())
+    turned = b.alloca(_REALS[code], I64(panel * DEPTH))
+    turned.align = machine.width
+
+    def least(x: ir.Value, y: ir.Value) -> ir.Value:
+        return b.select(b.icmp_signed("<", x, y), x, y)
+    with _loop(b, b.sdiv(b.add(n, I64(panel - 1)), I64(panel))) as j, \
+            _loop(b, b.sdiv(b.add(k, I64(DEPTH - 1)), I64(DEPTH))) as d:
+        start, deep = b.mul(j, I64(panel)), b.mul(d, I64(DEPTH))
+        width, depth = least(b.sub(n, start), I64(panel)), least(b.sub(k, deep), I64(DEPTH))
+        b.call(transpose, [b.gep(factor, [b.add(b.mul(start, ld_b), deep)]), ld_b, turned, I64(panel), width, depth])
+        b.call(product, [m, width, depth, b.gep(a, [b.mul(deep, column)]), row, column, turned, I64(panel),
+                         b.gep(c, [start]), ld_c, b.or_(add, d)])
     b.ret_void()
     return function
 

@@ -4,7 +4,14 @@ Two of each are defined for JIT code, for float32 (``f4``) and float64 (``f8``):
 
     void graphc_transpose_f4(ptr from, i64 ld, ptr to, i64 ld, i64 rows, i64 columns)
 
-``to[column, row] = from[row, column]``, by squares of vectors.
+``to[column, row] = from[row, column]``, by squares of vectors::
+
+    void graphc_product_f4(i64 m, i64 n, i64 k, ptr a, i64 row, i64 column, ptr b, i64 ld, ptr c, i64 ld,
+                           i64 add)
+
+    void graphc_product_turned_f4(...)
+
+C = A B (+ C), and C = A B' (+ C); see `build.product_function`.
 """
 from __future__ import annotations
 
@@ -18,7 +25,7 @@ from .. import native
 from . import build
 from .machine import Machine, host
 
-SYMBOLS = ("transpose_f4", "transpose_f8")
+SYMBOLS = tuple(f"{name}_{code}" for name in ("transpose", "product", "product_turned") for code in ("f4", "f8"))
 
 
 @cache
@@ -39,5 +46,8 @@ def library(machine: Machine) -> ir.Module:
     module = ir.Module("graphc_library")
     module.triple = native.triple()
     for code in ("f4", "f8"):
-        build.transpose_function(module, f"graphc_transpose_{code}", code, machine)
+        transpose = build.transpose_function(module, f"graphc_transpose_{code}", code, machine)
+        product = build.product_function(module, f"graphc_product_{code}", code, machine)
+        name = f"graphc_product_turned_{code}"
+        build.turned_product_function(module, name, code, machine, product, transpose)
     return module
