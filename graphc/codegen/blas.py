@@ -93,7 +93,7 @@ def _install() -> Blas:
         name = f"graphc_gemm_{code}"
         panel = panel_of(code, machine.host())
         module = native.optimise(_SHIM.format(
-            name=name, x=letter, real=real, code=code, panel=panel, last=panel - 1, wide=LARGE_B // panel * panel,
+            name=name, x=letter, real=real, code=code, panel=panel, last=panel - 1, large=LARGE_B,
             rows=MOST_ROWS, least=LEAST_TURNED, packs=PACKS))
         shims[code] = native.load_object(native.emit_object(module), name)
         native.define_symbol(name, shims[code])
@@ -126,7 +126,7 @@ def _set_environment(values: dict[str, str | None]) -> None:
             os.environ[name] = value
 
 
-# Register tiles take what BLAS would pack for little: full panels of columns, of a B that stays in the caches.
+# Register tiles take what BLAS would pack for little: full panels of a B that stays in the caches.
 LARGE_B = 1 << 21       # elements of B beyond which BLAS is left to block it
 MOST_ROWS = 256         # rows beyond which packing pays
 LEAST_TURNED = 12       # rows that turning B needs; 4 where BLAS would not use its kernels for small products
@@ -211,7 +211,7 @@ tiles:
   %fills = icmp sle i64 %made, %wanted
   %few = icmp sle i64 %m, {rows}
   %elements = mul i64 %n, %k
-  %small = icmp sle i64 %elements, {wide}
+  %small = icmp sle i64 %elements, {large}
   %fits_ = and i1 %fills, %few
   %fits = and i1 %fits_, %small
   %step_m = select i1 %is_ta, i64 1, i64 %lda
@@ -232,8 +232,8 @@ maybe_turned:
   %enough = or i1 %many, %packs_some
   br i1 %enough, label %turned, label %matrices
 turned:
-  call void @graphc_product_turned_{code}(i64 %m, i64 %n, i64 %k, ptr %a, i64 %step_m, i64 %step_k, ptr %b, i64 %ldb,
-                                          ptr %c, i64 %ldc, i64 %add)
+  call void @graphc_product_turned_{code}(i64 %m, i64 %n, i64 %k, ptr %a, i64 %step_m, i64 %step_k,
+                                          ptr %b, i64 %ldb, ptr %c, i64 %ldc, i64 %add)
   br label %done
 matrices:
   call void @graphc_{x}gemm(i32 101, i32 %op_a, i32 %op_b, i32 %m32, i32 %n32, i32 %k32, {real} 1.0,

@@ -307,7 +307,7 @@ class Builder:
         return tiling.Contraction(tuple(rows), tuple(columns), lane, tuple(loops), dtype)
 
     def cost(self, what: tiling.Contraction) -> float:
-        """Vector multiplications at the core's peak that one full vector of results costs per element reduced."""
+        """What a multiplication of the contraction costs, in those of a core at its peak."""
         return what.cost(machine.host())
 
     def contract(self, what: tiling.Contraction, a: tuple[Stored, Expr], b: tuple[Stored, Expr],

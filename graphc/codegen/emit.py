@@ -435,7 +435,8 @@ class _Renamer:
         return map_expr(e, rename)
 
     def operand(self, o: Operand, scope: dict[str, str]) -> Operand:
-        return Operand(self.buffers[o.buffer], self.expr(o.offset, scope), self.expr(o.ld, scope), o.transposed)
+        offset, ld = self.expr(o.offset, scope), self.expr(o.ld, scope)
+        return Operand(self.buffers[o.buffer], offset, ld, o.transposed)
 
     def block(self, stmts: tuple[Stmt, ...], outer: dict[str, str]) -> tuple[Stmt, ...]:
         scope = dict(outer)

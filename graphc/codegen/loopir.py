@@ -11,7 +11,7 @@ Grammar::
            | Set name = Expr                  a mutable scalar (accumulator); the first Set declares it
            | Store buffer[Expr] = Expr        flat element index
            | For var in start..stop: Stmt*    serial, step 1
-           | Lanes var in 0..count: Stmt*     Lets and Stores of independent iterations, in vectors where it can
+           | Lanes var in 0..count: Stmt*     Lets and Stores of independent iterations, in vectors
            | If Expr: Stmt* else Stmt*
            | Gemm                             one matrix product: C = op(A) op(B) (+ C)
            | Tile                             one register tile of a contraction: C = sum A B (+ C)
@@ -156,11 +156,11 @@ class Axis:
 class Tile:
     """A contraction whose results stay in registers until it is done; float32 or float64.
 
-    ``C[rows, columns, lane] (+)= sum over loops and taps of A[rows, ...] * B[columns, ..., lane]``: vectors of
-    B meet broadcast elements of A, or vectors of A. ``rows`` (stride 0 in B), ``columns`` (stride 0 in A) and
-    ``taps`` (reduced, stride 0 in C) have constant extents and are unrolled; ``loops`` are reduced by loops,
-    the first the outermost. The lane axis has stride 0 or 1 in A and 1 in B; ``width`` of its elements have
-    registers, of which ``lane.extent`` (at most ``width``) exist. No two results share a place.
+    ``C[rows, columns, lane] (+)= sum over loops and taps of A[rows, ...] * B[columns, ..., lane]``: vectors
+    of B meet broadcast elements of A, or vectors of A. ``rows`` (stride 0 in B), ``columns`` (stride 0 in A)
+    and ``taps`` (reduced, stride 0 in C) have constant extents and are unrolled; ``loops`` are reduced by
+    loops, the first the outermost. The lane axis has stride 0 or 1 in A and 1 in B; ``width`` of its elements
+    have registers, of which ``lane.extent`` (at most ``width``) exist. No two results share a place.
     """
     a: Place
     b: Place

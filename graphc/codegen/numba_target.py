@@ -516,7 +516,8 @@ def _tile(form: TileForm) -> Any:
 
 def _lanes(form: LanesForm) -> Any:
     """A vector loop: buffers, what is the same in all lanes, the count."""
-    params = [*(_pointer(dtype) for _, dtype in form.buffers), *(_TYPES[e.dtype] for _, e in form.given), types.int64]
+    buffers, given = [_pointer(d) for _, d in form.buffers], [_TYPES[e.dtype] for _, e in form.given]
+    params = [*buffers, *given, types.int64]
     signature = types.void(*params)
 
     def body(context: Any, b: Any, signature: Any, args: Any) -> ir.Value:

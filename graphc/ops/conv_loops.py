@@ -1,5 +1,4 @@
-"""How convolutions run: each as contractions over register tiles, images and groups (and rows of large images)
-in parallel.
+"""How convolutions run: as contractions over register tiles; images, groups and blocks of rows in parallel.
 
 A correlation, which the forward pass is and the gradient of the input becomes, has two forms. Results of one
 row side by side in vectors, elements of the weight broadcast: nothing is packed. Or channels side by side,
@@ -203,8 +202,8 @@ class _Correlation:
     interleaved by ``stride``. ``framed``: taps reach outside of the source, which is zero there.
     """
 
-    def __init__(self, k: Any, source: Any, out: Any, weight: Weight, sizes: Any, channels: tuple[int, int, int],
-                 parts: list[Part], stride: Pair, framed: bool) -> None:
+    def __init__(self, k: Any, source: Any, out: Any, weight: Weight, sizes: Any,
+                 channels: tuple[int, int, int], parts: list[Part], stride: Pair, framed: bool) -> None:
         self.k, self.source, self.out, self.weight = k, source, out, weight
         (self.sh, self.sw), (self.h, self.w) = sizes
         self.made, self.reduced, self.groups = channels
@@ -217,8 +216,8 @@ class _Correlation:
         self.rows = k.index_div(self.h, k.index(self.blocks))
         self.low = (min((p.y.start for p in self.live), default=0),
                     min((p.x.start for p in self.live), default=0))
-        extent = (self.span(0, self.rows if len(parts) == 1 else None), self.span(1, None)) if framed else None
-        self.frame = _Frame(k, source, (self.sh, self.sw), self.reduced, self.low, extent)
+        extent = self.span(0, self.rows if len(parts) == 1 else None), self.span(1, None)
+        self.frame = _Frame(k, source, (self.sh, self.sw), self.reduced, self.low, extent if framed else None)
         self.form = self.cheapest()
         if self.form == "rows":
             self.frame = self.low_frame()
@@ -264,7 +263,7 @@ class _Correlation:
         return self.rows if len(self.parts) == 1 else part.y.outputs
 
     def few_rows(self, taps: Index) -> Any:
-        """By pixels, a pair of rows of results: of ``taps`` rows of the kernel, those that meet the source."""
+        """By pixels, a pair of rows of results, from ``taps`` rows of the kernel."""
         k, w, part = self.k, self.weight, self.parts[0]
         (y, x), (plane, row) = (part.y, part.x), self.result_strides(part)
         return k.contraction(
@@ -296,7 +295,8 @@ class _Correlation:
         sh, h = k.known(self.sh), k.known(self.h)
         if len(self.parts) == self.blocks == 1 and sh is not None and h is not None and self.live:
             y, x, pairs = self.parts[0].y, self.parts[0].x, range(0, h, self.together)
-            reads = sum(any(0 <= y.start + (u + r) * y.step + t * y.dilation < sh for r in range(self.together))
+            rows = range(self.together)
+            reads = sum(any(0 <= y.start + (u + r) * y.step + t * y.dilation < sh for r in rows)
                         for u in pairs for t in range(y.count)) / len(pairs)
             costs["rows"] = reads * x.count * k.cost(self.few_rows(k.index(y.count))) + ROWS
         return min(costs, key=lambda form: costs[form])
@@ -320,9 +320,10 @@ class _Correlation:
                 place = self.frame.enter(k.index_mul(unit, self.reduced), top, self.blocks == 1)
                 base = k.let(k.index_mul(unit, k.product((self.made, self.h, self.w))))
                 for part in self.parts:
-                    to = (self.out, k.index_add(base, k.index_mul(first, self.w)))
+                    to = self.out, k.index_add(base, k.index_mul(first, self.w))
+                    to = to if compact is None else (compact, k.index(0))
                     if part.taps:
-                        self.correlate(part, place, packed, group, to if compact is None else (compact, k.index(0)))
+                        self.correlate(part, place, packed, group, to)
                     if compact is not None:
                         self.interleave(part, compact, base)
 
@@ -395,7 +396,8 @@ class _Correlation:
     def whole_kernel(self) -> bool:
         """Whether there is one part, with every tap of the kernel in order or in reverse."""
         y, x = self.parts[0].y, self.parts[0].x
-        return len(self.parts) == 1 and x.count == self.weight.kw and y.stride == x.stride and abs(x.stride) == 1
+        whole = len(self.parts) == 1 and x.count == self.weight.kw
+        return whole and y.stride == x.stride and abs(x.stride) == 1
 
     def largest_part(self) -> Index:
         k, out = self.k, self.k.index(1)
@@ -433,11 +435,11 @@ def dw_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dil
     row, summed up at the end: for few channels.
     """
     (x, g), (dw,) = inputs, outputs
-    (n, o, oh, ow), cg, og = g.shape, k.known(dw.shape[1]), k.known(dw.shape[0]) // groups
-    h, w = x.shape[2:]
+    channels = k.known(dw.shape[0]) // groups, k.known(dw.shape[1]), groups
+    (h, w), (oh, ow) = x.shape[2:], g.shape[2:]
     if kernel == stride == (1, 1) and padding == (0, 0):
         (h, w), (oh, ow) = _one_row(k, (h, w), (oh, ow))
-    _WeightGradient(k, x, g, dw, (h, w), (oh, ow), (og, cg, groups), kernel, stride, padding, dilation).write()
+    _WeightGradient(k, x, g, dw, (h, w), (oh, ow), channels, kernel, stride, padding, dilation).write()
 
 
 class _WeightGradient:
@@ -487,7 +489,8 @@ class _WeightGradient:
         k, full = self.k, self.k.index(self.lanes)
         whole = k.index_div(self.ow, full)
         done = k.index_mul(whole, full)
-        rest = k.index_sub(self.ow, done) if k.known(self.ow) is None else k.index(k.known(self.ow) % self.lanes)
+        known = k.known(self.ow)
+        rest = k.index_sub(self.ow, done) if known is None else k.index(known % self.lanes)
         found = [(k.index(0), full, whole), (done, rest, k.index(1))]
         return [(at, lanes, blocks) for at, lanes, blocks in found
                 if k.known(lanes) != 0 and k.known(blocks) != 0]
@@ -526,7 +529,8 @@ class _WeightGradient:
                 fill(k, source, at, size)
                 base = k.let(k.index_mul(k.index_mul(unit, self.cg), k.index_mul(f.h, f.w)))
                 f.copy(source, at, base, k.index(-self.padding[0]), True)
-        together = next(c for c in range(1, self.cg + 1) if self.cg % c == 0 and (c * kh * kw >= 8 or c == self.cg))
+        divisors = [c for c in range(1, self.cg + 1) if self.cg % c == 0]
+        together = next((c for c in divisors if c * kh * kw >= 8), self.cg)
         what = k.contraction(
             [k.axis(together, f.plane, 0, kh * kw), k.axis(kh, k.index_mul(f.pitch, self.dilation[0]), 0, kw),
              k.axis(kw, self.dilation[1], 0, 1)], [], k.axis(self.og, 0, 1, self.depth),
@@ -534,8 +538,8 @@ class _WeightGradient:
              k.axis(self.oh, k.index_mul(f.pitch, self.stride[0]), k.index_mul(self.ow, self.og)),
              k.axis(self.ow, self.stride[1], self.og)], self.x.dtype)
         blocks = self.cg // together
-        with k.parallel(k.index(self.groups * blocks), work=k.estimate(pixels, n, 2 * self.og * self.depth) / blocks,
-                        ) as item:
+        work = k.estimate(pixels, n, 2 * self.og * self.depth) / blocks
+        with k.parallel(k.index(self.groups * blocks), work=work) as item:
             group, block = k.unravel(item, (self.groups, blocks))
             first = k.let(k.index_mul(block, together))
             at = k.index_add(k.index_mul(group, size), k.index_mul(first, f.plane))

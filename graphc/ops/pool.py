@@ -158,7 +158,8 @@ def _covering(k: Any, position: Any, size: Any, kernel: int, stride: int,
     return out
 
 
-def _into_windows(k: Any, g: Any, dx: Any, kernel: Pair, stride: Pair, part: Callable[[Any, int], Any]) -> None:
+def _into_windows(k: Any, g: Any, dx: Any, kernel: Pair, stride: Pair,
+                  part: Callable[[Any, int], Any]) -> None:
     """dx where no two windows share an element: ``part(place in g, tap)``, and zero between the windows."""
     n, c, oh, ow = g.shape
     h, w = dx.shape[2:]

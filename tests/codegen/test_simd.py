@@ -1,8 +1,9 @@
-"""Register tiles, vector loops and transposes: native code against NumPy bodies, and what is built of them."""
+"""Register tiles, vector loops and transposes against their NumPy bodies, and what is built of them."""
 from __future__ import annotations
 
 import ctypes
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ from graphc.core import record
 from graphc.core.config import config
 from graphc.core.errors import InternalError
 from graphc.ops.conv import conv2d_dw_op, conv2d_dx_op, conv2d_op
+from graphc.ops.linalg import matmul_op
 from graphc.ops.pool import avg_pool2d_op, avg_unpool2d_op, max_pool2d_op, max_unpool2d_op
 
 TOLERANCE = {"float32": 2e-5, "float64": 1e-13}
@@ -61,20 +63,24 @@ def _native(form: TileForm, cpu: machine.Machine) -> Any:
     return ctypes.CFUNCTYPE(None, *types)(native.load_object(code, function.name))
 
 
-FORMS = {
-    "rows": dict(width=32, lane=(32, 0, 1, 1), rows=((5, 7, 0, 32),), loops=((6, 1, 32, 0),)),
-    "ragged": dict(width=32, lane=(19, 0, 1, 1), rows=((3, 9, 0, 19),), loops=((9, 1, 19, 0),)),
-    "given": dict(width=32, lane=(None, 0, 1, 1), rows=((3, None, 0, 40),), loops=((None, 1, 40, 0),)),
-    "taps": dict(width=16, lane=(16, 0, 1, 1), rows=((2, 9, 0, 64), (4, 1, 0, 16)), loops=((3, 18, 80, 0),),
-                 taps=((5, 1, 16, 0),)),
-    "columns": dict(width=16, lane=(13, 0, 1, 1), rows=((2, 6, 0, 70),), columns=((4, 0, 15, 13),),
-                    loops=((2, 3, 200, 0),), taps=((3, 1, 15, 0),)),
-    "across": dict(width=32, lane=(32, 0, 1, 20), rows=((2, 8, 0, 10), (10, 1, 0, 1)), loops=((7, 3, 32, 0),)),
-    "across, ragged": dict(width=16, lane=(11, 0, 1, 7), rows=((7, 2, 0, 1),), loops=((4, 3, 11, 0),)),
-    "across, apart": dict(width=16, lane=(16, 0, 1, 50), rows=((3, 2, 0, 4), (2, 1, 0, 1)), loops=((4, 3, 16, 0),)),
-    "pixels": dict(width=16, lane=(14, 1, 1, 1), rows=((3, 20, 0, 60),), columns=((4, 0, 20, 15),),
-                   loops=((5, 60, 90, 0),)),
-    "empty": dict(width=16, lane=(16, 0, 1, 1), rows=((2, 1, 0, 16),), loops=((None, 1, 16, 0),)),
+FORMS: dict[str, dict[str, Any]] = {
+    "rows": {"width": 32, "lane": (32, 0, 1, 1), "rows": ((5, 7, 0, 32),), "loops": ((6, 1, 32, 0),)},
+    "ragged": {"width": 32, "lane": (19, 0, 1, 1), "rows": ((3, 9, 0, 19),), "loops": ((9, 1, 19, 0),)},
+    "given": {"width": 32, "lane": (None, 0, 1, 1), "rows": ((3, None, 0, 40),),
+              "loops": ((None, 1, 40, 0),)},
+    "taps": {"width": 16, "lane": (16, 0, 1, 1), "rows": ((2, 9, 0, 64), (4, 1, 0, 16)),
+             "loops": ((3, 18, 80, 0),), "taps": ((5, 1, 16, 0),)},
+    "columns": {"width": 16, "lane": (13, 0, 1, 1), "rows": ((2, 6, 0, 70),), "columns": ((4, 0, 15, 13),),
+                "loops": ((2, 3, 200, 0),), "taps": ((3, 1, 15, 0),)},
+    "across": {"width": 32, "lane": (32, 0, 1, 20), "rows": ((2, 8, 0, 10), (10, 1, 0, 1)),
+               "loops": ((7, 3, 32, 0),)},
+    "across, ragged": {"width": 16, "lane": (11, 0, 1, 7), "rows": ((7, 2, 0, 1),),
+                       "loops": ((4, 3, 11, 0),)},
+    "across, apart": {"width": 16, "lane": (16, 0, 1, 50), "rows": ((3, 2, 0, 4), (2, 1, 0, 1)),
+                      "loops": ((4, 3, 16, 0),)},
+    "pixels": {"width": 16, "lane": (14, 1, 1, 1), "rows": ((3, 20, 0, 60),), "columns": ((4, 0, 20, 15),),
+               "loops": ((5, 60, 90, 0),)},
+    "empty": {"width": 16, "lane": (16, 0, 1, 1), "rows": ((2, 1, 0, 16),), "loops": ((None, 1, 16, 0),)},
 }
 
 
@@ -86,9 +92,7 @@ def test_a_tile_is_its_numpy_body(name: str, accumulate: bool, code: str, cpu: m
     if cpu.width > machine.host().width:
         pytest.skip("this CPU has no such registers")
     form = TileForm(code, accumulate=accumulate, **FORMS[name])  # type: ignore[arg-type]
-    given = {"given": [11, 21, 8], "empty": [0]}.get(name, [])
-    if name == "given":
-        given = [11, 8, 21]                                     # stride of rows, extent of the loop, lanes
+    given = {"given": [11, 8, 21], "empty": [0]}.get(name, [])  # stride of rows, extent of the loop, lanes
     rng = np.random.default_rng(0)
     a, b, c = (rng.standard_normal(2000).astype(code) for _ in range(3))
     found, expected = c.copy(), c.copy()
@@ -102,19 +106,19 @@ def test_tiles_are_verified() -> None:
     buffers = (Buffer("a", "float32", "in"), Buffer("b", "float32", "in"), Buffer("c", "float32", "out"))
     axis = Axis(const(4), const(1), const(0), const(16))
     lane = Axis(const(16), const(0), ONE, ONE)
-    tile = Tile(Place("a", const(0)), Place("b", const(0)), Place("c", const(0)), (axis,), (), (), (), lane, 16,
-                False, "float32")
+    a, b, c = (Place(name, const(0)) for name in "abc")
+    tile = Tile(a, b, c, (axis,), (), (), (), lane, 16, False, "float32")
     kernel = Kernel("k", buffers, (), ONE, ONE, (tile,))
     assert "c[0] = a[0] * b[0]" in print_kernel(verify(kernel))
     for bad in (Axis(Var("n"), const(1), const(0), ONE), Axis(const(4), const(1), const(1), ONE)):
-        wrong = Kernel("k", buffers, ("n",), ONE, ONE, (Tile(
-            tile.a, tile.b, tile.c, (bad,), (), (), (), lane, 16, False, "float32"),))
+        wrong = Kernel("k", buffers, ("n",), ONE, ONE, (replace(tile, rows=(bad,)),))
         with pytest.raises(InternalError, match="bad tile"):
             verify(wrong)
 
 
 @pytest.mark.parametrize("cpu", [machine.AVX512, machine.AVX2, machine.NEON, machine.SSE])
-@pytest.mark.parametrize("rows,columns,lane", [(64, 32, 32), (6, 28, 28), (1, 7, 5), (67, 1, 67), (16, 10, 100)])
+@pytest.mark.parametrize("rows,columns,lane",
+                         [(64, 32, 32), (6, 28, 28), (1, 7, 5), (67, 1, 67), (16, 10, 100)])
 def test_a_cut_fits_the_registers(cpu: machine.Machine, rows: int, columns: int, lane: int) -> None:
     def axis(extent: int, *strides: int) -> Axis:
         return Axis(const(extent), *map(const, strides))
@@ -145,7 +149,8 @@ def _lanes_kernel(count: int, dtype: str, stride: int, stores: int) -> Kernel:
         x = Load("x", iadd(iadd(Var("at"), imul(z, stride)), j), dtype)
         y = call("maximum", call("mul", x, const(3, dtype)), Load("x", z, dtype))
         body.append(Let(f"v{j}", y))
-        kept = call("select", call("eq", Var(f"v{j}", dtype), const(2, dtype)), const(1, dtype), Var(f"v{j}", dtype))
+        v = Var(f"v{j}", dtype)
+        kept = call("select", call("eq", v, const(2, dtype)), const(1, dtype), v)
         body.append(Store("y", iadd(imul(z, stores), j), kept))
     buffers = (Buffer("x", dtype, "in"), Buffer("y", dtype, "out"))
     return Kernel("lanes", buffers, (), ONE, ONE, (Let("at", iadd(Var("begin"), 5)), Lanes("z", const(count),
@@ -192,6 +197,22 @@ def test_transpose(rows: int, columns: int, dtype: str) -> None:
     assert kernel_key(kernel) != kernel_key(Kernel("t", kernel.buffers, (), ONE, ONE, ()))
 
 
+# ---------------------------------------------------------------- products
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("ta,tb", [(False, False), (False, True), (True, False), (True, True)])
+@pytest.mark.parametrize("m,n,k", [(1, 64, 64), (2, 64, 3), (7, 130, 64), (13, 64, 600), (40, 60, 1),
+                                   (65, 200, 33)])
+def test_products_of_any_shape(m: int, n: int, k: int, ta: bool, tb: bool, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((k, m) if ta else (m, k)).astype(dtype)
+    y = rng.standard_normal((n, k) if tb else (k, n)).astype(dtype)
+    exact = matmul_op.run(x.astype(np.float64), y.astype(np.float64), ta=ta, tb=tb)
+    for target in ("python", "cpu"):
+        found, = _evaluate(matmul_op, [x, y], {"ta": ta, "tb": tb}, target)
+        np.testing.assert_allclose(found, exact, rtol=0, atol=TOLERANCE[dtype] * np.abs(exact).max())
+
+
 # ---------------------------------------------------------------- convolution and pooling
 
 def _convolution(seed: int) -> tuple[dict[str, Any], tuple[int, ...], tuple[int, ...]]:
@@ -213,7 +234,7 @@ def _convolution(seed: int) -> tuple[dict[str, Any], tuple[int, ...], tuple[int,
     padding = tuple(int(rng.integers(0, k + 1)) for k in kernel)
     least = [max(1, d * (k - 1) + 1 - 2 * p) for k, d, p in zip(kernel, dilation, padding)]
     size = [n + int(rng.integers(0, 20)) for n in least]
-    attributes = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
+    attributes = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     return attributes, (int(rng.integers(1, 12)), c, *size), (o, c // groups, *kernel)
 
 
@@ -229,10 +250,13 @@ def _conv_case(op: Any, seed: int, dtype: str) -> tuple[list[Any], dict[str, Any
     return [x, g], {**attributes, "kernel": w_shape[2:]}
 
 
-def _evaluate(op: Any, arrays: list[Any], attributes: dict[str, Any], target: str, named: bool = False) -> Any:
+def _evaluate(op: Any, arrays: list[Any], attributes: dict[str, Any], target: str,
+              named: bool = False) -> Any:
+    shapes = [("n", *x.shape[1:]) if named and i in (op.batched or ()) else x.shape
+              for i, x in enumerate(arrays)]
     with gc.Graph() as graph:
-        nodes = [gc.placeholder(x.dtype.name, ("n", *x.shape[1:]) if named and i in (op.batched or ()) else x.shape,
-                                name=f"x{i}") for i, x in enumerate(arrays)]
+        nodes = [gc.placeholder(x.dtype.name, shape, name=f"x{i}")
+                 for i, (x, shape) in enumerate(zip(arrays, shapes))]
         out = record.apply(op, *nodes, **attributes)
         outs = list(out) if isinstance(out, tuple) else [out]
     return gc.Session(graph, target).run(outs, dict(zip(nodes, arrays)))
@@ -253,7 +277,7 @@ def test_convolutions_of_any_shape(op: Any, seed: int, dtype: str) -> None:
 
 @pytest.mark.parametrize("op", [conv2d_op, conv2d_dx_op, conv2d_dw_op], ids=lambda op: str(op.name))
 def test_convolutions_are_the_same_on_any_number_of_threads(op: Any) -> None:
-    attributes = dict(stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1)
+    attributes = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
     rng = np.random.default_rng(0)
     x, g = (rng.standard_normal((5, 20, 24, 24)).astype("f4") for _ in range(2))
     w = rng.standard_normal((20, 20, 3, 3)).astype("f4")
@@ -277,7 +301,7 @@ def test_pooling_of_any_shape(seed: int) -> None:
     stride = kernel if rng.random() < 0.5 else stride
     padding = tuple(int(rng.integers(0, k // 2 + 1)) for k in kernel)
     size = tuple(int(k + n) for k, n in zip(kernel, rng.integers(0, 40, 2)))
-    attributes = dict(kernel=kernel, stride=stride, padding=padding)
+    attributes = {"kernel": kernel, "stride": stride, "padding": padding}
     x = rng.integers(-9, 9, (int(rng.integers(1, 4)), 3, *size)).astype(rng.choice(["float32", "float64"]))
     best, where = max_pool2d_op.run(x, **attributes)
     g = rng.integers(-9, 9, best.shape).astype(x.dtype)
@@ -296,7 +320,7 @@ def test_pooling_of_any_shape(seed: int) -> None:
 def test_nan_wins_a_window() -> None:
     x = np.arange(2 * 28, dtype="f4").reshape(1, 1, 2, 28)
     x[0, 0, 1, 4] = np.nan
-    attributes = dict(kernel=(2, 2), stride=(2, 2), padding=(0, 0))
+    attributes = {"kernel": (2, 2), "stride": (2, 2), "padding": (0, 0)}
     best, where = _evaluate(max_pool2d_op, [x], attributes, "cpu")
     expected = max_pool2d_op.run(x, **attributes)
     np.testing.assert_array_equal(best, expected[0])

@@ -137,7 +137,7 @@ def product_function(module: ir.Module, name: str, code: str, machine: Machine) 
 
 def turned_product_function(module: ir.Module, name: str, code: str, machine: Machine, product: ir.Function,
                             transpose: ir.Function) -> ir.Function:
-    """The same signature and result, but for B', ``ld`` being that of B: panels of it are turned on the stack."""
+    """The same signature, for A B', ``ld`` being that of B: panels of it are turned on the stack."""
     function = ir.Function(module, product.function_type, name)
     m, n, k, a, row, column, factor, ld_b, c, ld_c, add = function.args
     panel = panel_of(code, machine)
@@ -151,7 +151,8 @@ def turned_product_function(module: ir.Module, name: str, code: str, machine: Ma
             _loop(b, b.sdiv(b.add(k, I64(DEPTH - 1)), I64(DEPTH))) as d:
         start, deep = b.mul(j, I64(panel)), b.mul(d, I64(DEPTH))
         width, depth = least(b.sub(n, start), I64(panel)), least(b.sub(k, deep), I64(DEPTH))
-        b.call(transpose, [b.gep(factor, [b.add(b.mul(start, ld_b), deep)]), ld_b, turned, I64(panel), width, depth])
+        source = b.gep(factor, [b.add(b.mul(start, ld_b), deep)])
+        b.call(transpose, [source, ld_b, turned, I64(panel), width, depth])
         b.call(product, [m, width, depth, b.gep(a, [b.mul(deep, column)]), row, column, turned, I64(panel),
                          b.gep(c, [start]), ld_c, b.or_(add, d)])
     b.ret_void()

@@ -62,10 +62,10 @@ class TileForm:
         out[...] = out + product if self.accumulate else product
 
     def __str__(self) -> str:
-        groups = (f", {name}={value}" for name, value in (("rows", self.rows), ("columns", self.columns),
-                                                          ("loops", self.loops), ("taps", self.taps)) if value)
-        return (f'tile("{self.code}", width={self.width}, accumulate={self.accumulate}, lane={self.lane}'
-                f'{"".join(groups)})')
+        groups = {"rows": self.rows, "columns": self.columns, "loops": self.loops, "taps": self.taps}
+        axes = ", ".join(["", *(f"{name}={value}" for name, value in groups.items() if value)])
+        flags = f"width={self.width}, accumulate={self.accumulate}, lane={self.lane}"
+        return f'tile("{self.code}", {flags}{axes})'
 
 
 def _view(flat: Array, at: int, axes: list[tuple[Any, ...]], operand: int) -> Array:

@@ -21,8 +21,9 @@ from ..loopir import Call, Const, Expr, Lanes, Let, Load, Store, Var
 from .build import I1, I32, I64, _loop, _splat
 from .machine import Machine
 
-_OPS = frozenset(("add", "sub", "mul", "div", "fma", "neg", "minimum", "maximum", "lt", "le", "gt", "ge", "eq", "ne",
-                  "isnan", "land", "lor", "lnot", "select", "cast"))
+_SIGNS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
+_OPS = frozenset(("add", "sub", "mul", "div", "fma", "neg", "minimum", "maximum", "isnan", "land", "lor",
+                  "lnot", "select", "cast", *_SIGNS))
 MOST_APART = 4              # elements further apart are not worth loading what lies between
 
 
@@ -119,8 +120,8 @@ class _Former:
         if not 0 <= stride <= MOST_APART:
             raise _Scalar
         constant = 0
-        if isinstance(base, Call) and base.op == "add" and isinstance(base.args[1], Const):
-            base, constant = base.args[0], base.args[1].value
+        if isinstance(base, Call) and base.op == "add" and isinstance(last := base.args[1], Const):
+            base, constant = base.args[0], last.value
         at = ir.iadd(self.lift(base), constant)
         return ir.iadd(at, ir.imul(Var(self.s.var), stride)) if stride else at
 
@@ -137,9 +138,9 @@ class _Former:
         if isinstance(e, Call) and e.op in ("add", "sub"):
             (x, i), (y, j) = (self.affine(a) for a in e.args)
             return (ir.iadd(x, y), i + j) if e.op == "add" else (ir.isub(x, y), i - j)
-        if isinstance(e, Call) and e.op == "mul" and isinstance(e.args[1], Const):
+        if isinstance(e, Call) and e.op == "mul" and isinstance(factor := e.args[1], Const):
             x, i = self.affine(e.args[0])
-            return ir.imul(x, e.args[1]), i * int(e.args[1].value)
+            return ir.imul(x, factor), i * int(factor.value)
         raise _Scalar
 
 
@@ -263,8 +264,8 @@ class _LanesWriter:
             scalar = self.b.load(self.address(e.buffer, base, constant, 0, 0))
             return _splat(self.b, scalar, self.w)
         block, offset = divmod(constant, stride)
-        parts = [self.part(e.buffer, base, block * stride, stride, m, self.reach[e.buffer, base, stride, block])
-                 for m in range(stride)]
+        reach = self.reach[e.buffer, base, stride, block]
+        parts = [self.part(e.buffer, base, block * stride, stride, m, reach) for m in range(stride)]
         out = parts[0]
         for m, part in enumerate(parts):
             picks = []
@@ -283,7 +284,8 @@ class _LanesWriter:
         key = buffer, base, constant, stride, m
         if key not in self.loaded:
             b = self.b
-            there = b.sub(b.add(b.mul(b.sub(self.left, I64(1)), I64(stride)), I64(reach + 1)), I64(m * self.w))
+            last = b.mul(b.sub(self.left, I64(1)), I64(stride))
+            there = b.add(last, I64(reach + 1 - m * self.w))
             p = self.address(buffer, base, constant, stride, m)
             vector = ll.VectorType(p.type.pointee, self.w)
             p = b.bitcast(p, vector.as_pointer())
@@ -295,7 +297,7 @@ class _LanesWriter:
         b = self.b
         for m in range(stride):
             value = values[0]
-            for j, v in enumerate(values):                      # element m*w + k is lane (..)//stride of one of them
+            for j, v in enumerate(values):                      # element m*w + k is a lane of one of them
                 places = [divmod(m * self.w + k, stride) for k in range(self.w)]
                 if j:
                     value = self.shuffle(value, v, [self.w + lane if o == j else k
@@ -327,7 +329,8 @@ class _LanesWriter:
     def declare(self, kind: str, result: ll.Type, types: list[ll.Type]) -> ll.Function:
         vector = result if kind == "load" else types[0]
         letter = "i" if isinstance(vector.element, ll.IntType) else "f"
-        return self.intrinsic(f"llvm.masked.{kind}.v{self.w}{letter}{8 * self.bytes(vector)}.p0", result, types)
+        suffix = f"v{self.w}{letter}{8 * self.bytes(vector)}"
+        return self.intrinsic(f"llvm.masked.{kind}.{suffix}.p0", result, types)
 
     def intrinsic(self, name: str, result: ll.Type, types: list[ll.Type]) -> ll.Function:
         found = self.b.module.globals.get(name)
@@ -358,15 +361,15 @@ class _LanesWriter:
             if kind == "b":
                 return {"add": b.or_, "mul": b.and_}[op](*args)
             return getattr(b, prefix + op)(*args)
-        if op in ("lt", "le", "gt", "ge", "eq", "ne"):
-            return self.compare({"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}[op], args, kind)
+        if op in _SIGNS:
+            return self.compare(_SIGNS[op], args, kind)
         match op:
             case "div":
                 return b.fdiv(*args)
             case "fma":
                 vector = args[0].type
-                return b.call(self.intrinsic(f"llvm.fma.v{self.w}f{8 * self.bytes(vector)}", vector, [vector] * 3),
-                              args)
+                name = f"llvm.fma.v{self.w}f{8 * self.bytes(vector)}"
+                return b.call(self.intrinsic(name, vector, [vector] * 3), args)
             case "neg":
                 return b.fneg(*args) if kind == "f" else b.neg(*args)
             case "minimum" | "maximum":

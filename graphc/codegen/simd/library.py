@@ -25,7 +25,7 @@ from .. import native
 from . import build
 from .machine import Machine, host
 
-SYMBOLS = tuple(f"{name}_{code}" for name in ("transpose", "product", "product_turned") for code in ("f4", "f8"))
+SYMBOLS = [f"{name}_{code}" for name in ("transpose", "product", "product_turned") for code in ("f4", "f8")]
 
 
 @cache
