@@ -194,31 +194,63 @@ def _apart(k: Any, g: Any, dx: Any, kernel: Pair, stride: Pair, padding: Pair) -
                                      for t, s, (n, o) in zip(kernel, stride, known))
 
 
+def _from_windows(k: Any, g: Any, dx: Any, kernel: Pair, stride: Pair, padding: Pair,
+                  share: Callable[[Any, Any], Any]) -> None:
+    """dx as sums over windows of g, of which one gives ``share(place in g, tap)`` to its element ``tap``."""
+    if _apart(k, g, dx, kernel, stride, padding):
+        _into_windows(k, g, dx, kernel, stride, lambda at, tap: share(at, k.index(tap)))
+        return
+    n, c, h, w = dx.shape
+    oh, ow = g.shape[2:]
+    zero, (_, step), (_, before) = k.const(0, dx.dtype), stride, padding
+    # the windows of column u*step + b: (u + shift, tap), from the last on
+    reach = [[((b + before) // step - back, (b + before) % step + back * step)
+              for back in range(-(-kernel[1] // step)) if (b + before) % step + back * step < kernel[1]]
+             for b in range(step)]
+    shifts = [0, *(shift for hits in reach for shift, _ in hits)]
+    with k.parallel(k.index_mul(k.index_mul(n, c), h), work=k.estimate(w, k.index(6))) as row:
+        plane, y = k.let(k.index_div(row, h)), k.let(k.index_mod(row, h))
+        rows = _covering(k, y, oh, kernel[0], stride[0], padding[0])
+        line = k.let(k.index_mul(row, w))
+
+        def total(columns: Callable[[], list[tuple[Any, Any, Any]]]) -> Any:
+            found = zero
+            for o, i, exists in rows:
+                for p, j, there in columns():
+                    tap = k.index_add(k.index_mul(i, kernel[1]), j)
+                    given = share(k.let(_flat(k, plane, o, p, oh, ow)), tap)
+                    found = k.let(k.add(found, k.select(k.land(exists, there), given, zero)))
+            return found
+
+        def one_by_one(start: Any, stop: Any) -> None:
+            with k.loop(start, stop) as z:
+                value = total(lambda: _covering(k, z, ow, kernel[1], stride[1], padding[1]))
+                dx.store_flat(k.index_add(line, z), value)
+
+        # columns near the ends ask whether a window exists; between them all do
+        first = k.index(-min(shifts))
+        last = k.minimum(k.index_sub(ow, max(shifts)), k.index_div(w, k.index(step)))
+        last = k.let(k.maximum(last, first))
+        first, last = (k.let(k.minimum(u, k.index_div(w, k.index(step)))) for u in (first, last))
+        one_by_one(k.index(0), k.index_mul(first, step))
+        with k.lanes(k.index_sub(last, first)) as lane:
+            u, always = k.index_add(first, lane), k.const(True, "bool")
+            for b, hits in enumerate(reach):
+                there = [(k.index_add(u, shift), k.index(j), always) for shift, j in hits]
+                value = total(there.copy)
+                dx.store_flat(k.index_add(line, k.index_add(k.index_mul(u, step), b)), value)
+        one_by_one(k.index_mul(last, step), w)
+
+
 def _unpool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pair, padding: Pair,
                   size: Pair) -> None:
     """Each input element adds up the gradients of the windows it won."""
     (g, where), (dx,) = inputs, outputs
-    if _apart(k, g, dx, kernel, stride, padding):
-        def part(at: Any, tap: int) -> Any:
-            won = k.eq(k.let(where.at_flat(at)), k.const(tap, "int32"))
-            return k.select(won, k.let(g.at_flat(at)), k.const(0, g.dtype))
-        _into_windows(k, g, dx, kernel, stride, part)
-        return
-    n, c, h, w = dx.shape
-    oh, ow = g.shape[2:]
-    with k.parallel(k.index_mul(k.index_mul(n, c), h), work=k.estimate(w, k.index(6))) as row:
-        plane, y = k.let(k.index_div(row, h)), k.let(k.index_mod(row, h))
-        rows = _covering(k, y, oh, kernel[0], stride[0], padding[0])
-        with k.loop(k.index(0), w) as z:
-            total = k.const(0, g.dtype)
-            for o, i, exists in rows:
-                for p, j, there in _covering(k, z, ow, kernel[1], stride[1], padding[1]):
-                    at = k.let(_flat(k, plane, o, p, oh, ow))
-                    tap = k.cast(k.index_add(k.index_mul(i, kernel[1]), j), "int32")
-                    won = k.land(k.land(exists, there), k.eq(where.at_flat(at), tap))
-                    part = k.select(won, g.at_flat(at), k.const(0, g.dtype))
-                    total = part if len(rows) == 1 and kernel[1] <= stride[1] else k.let(k.add(total, part))
-            dx.store_flat(k.index_add(k.index_mul(row, w), z), total)
+
+    def share(at: Any, tap: Any) -> Any:
+        won = k.eq(k.let(where.at_flat(at)), k.cast(tap, "int32"))
+        return k.select(won, k.let(g.at_flat(at)), k.const(0, g.dtype))
+    _from_windows(k, g, dx, kernel, stride, padding, share)
 
 
 def _pick_window_run(x: Array, where: Array, kernel: Pair, stride: Pair, padding: Pair) -> Array:
@@ -295,23 +327,8 @@ def _avg_unpool_run(g: Array, kernel: Pair, stride: Pair, padding: Pair, size: P
 def _avg_unpool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pair, padding: Pair,
                       size: Pair) -> None:
     (g,), (dx,) = inputs, outputs
-    n, c, h, w = dx.shape
-    oh, ow = g.shape[2:]
     area = k.const(float(kernel[0] * kernel[1]), g.dtype)
-    if _apart(k, g, dx, kernel, stride, padding):
-        _into_windows(k, g, dx, kernel, stride, lambda at, tap: k.let(k.div(g.at_flat(at), area)))
-        return
-    with k.parallel(k.index_mul(k.index_mul(n, c), h), work=k.estimate(w, k.index(6))) as row:
-        plane, y = k.let(k.index_div(row, h)), k.let(k.index_mod(row, h))
-        rows = _covering(k, y, oh, kernel[0], stride[0], padding[0])
-        with k.loop(k.index(0), w) as z:
-            total = k.const(0, g.dtype)
-            for o, _, exists in rows:
-                for p, _, there in _covering(k, z, ow, kernel[1], stride[1], padding[1]):
-                    at = _flat(k, plane, o, p, oh, ow)
-                    part = k.select(k.land(exists, there), k.div(g.at_flat(at), area), k.const(0, g.dtype))
-                    total = k.let(k.add(total, part))
-            dx.store_flat(k.index_add(k.index_mul(row, w), z), total)
+    _from_windows(k, g, dx, kernel, stride, padding, lambda at, tap: k.let(k.div(g.at_flat(at), area)))
 
 
 def _float_pool(name: str, x: Aval, kernel: Pair, stride: Pair, padding: Pair) -> Aval:

@@ -16,6 +16,7 @@ C = A B (+ C), and C = A B' (+ C); see `build.product_function`.
 from __future__ import annotations
 
 import hashlib
+import threading
 from functools import cache
 
 from llvmlite import ir
@@ -28,9 +29,17 @@ from .machine import Machine, host
 SYMBOLS = [f"{name}_{code}" for name in ("transpose", "product", "product_turned") for code in ("f4", "f8")]
 
 
-@cache
+_lock = threading.Lock()
+
+
 def install() -> None:
     """Define the symbols; once per process."""
+    with _lock:
+        _install()
+
+
+@cache
+def _install() -> None:
     machine = host()
     key = hashlib.sha256(f"library {machine}".encode()).hexdigest()
     code = disk.load(key)

@@ -38,9 +38,9 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Contraction:
-    """``C[rows, columns, lane] = sum over loops of A[rows, loops] * B[columns, loops, lane]``.
+    """What an op states: ``C[rows, columns, lane] = sum of A[rows, loops] * B[columns, loops, lane]``.
 
-    What an op states. Row axes have stride 0 in B, column axes in A, loops in C; the lane axis has stride 0 in A and 1 in B.
+    Row axes have stride 0 in B, column axes in A, loops in C; the lane axis has stride 0 or 1 in A, 1 in B.
     """
     rows: tuple[Axis, ...]
     columns: tuple[Axis, ...]
