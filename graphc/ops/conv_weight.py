@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .conv_loops import FRAME_BYTES, Frame, Index, count_blocks, fill, one_row
+from .conv_loops import BLOCK_WORK, FRAME_BYTES, Frame, Index, count_blocks, fill, one_row
 from .window import Pair
 
 PARTIALS = 8                # partial sums of a weight gradient: fixed, so results do not depend on threads
@@ -93,13 +93,18 @@ class _WeightGradient:
         return bool(turned < straight + 2 * self.lanes / k.estimate(self.rows, self.ow))
 
     def write(self) -> None:
-        if self.og * self.depth * np.dtype(self.x.dtype).itemsize > 4 * FRAME_BYTES:
+        n, image = self.k.known(self.g.shape[0]), self.k.estimate(self.oh, self.ow, 2 * self.og * self.depth)
+        few = n is not None and n < PARTIALS and n * image * self.groups > BLOCK_WORK
+        if (few and self.og >= self.lanes // 2) or self.og * self.depth * np.dtype(self.x.dtype).itemsize > 4 * FRAME_BYTES:
             self.write_whole()
         else:
             self.write_partial()
 
     def write_whole(self) -> None:
-        """Weights that the caches do not hold are written once: all images' gradients are turned before."""
+        """All images' gradients are turned first, then each element of the weight is written once.
+
+        For weights that the caches do not hold, and for too few images to go round.
+        """
         k, n, (kh, kw), f = self.k, self.g.shape[0], self.kernel, self.whole_frame
         units, pixels = k.index_mul(n, self.groups), k.index_mul(self.oh, self.ow)
         size = k.index_mul(k.index(self.cg), f.plane)
