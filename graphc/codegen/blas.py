@@ -27,6 +27,8 @@ from pathlib import Path
 from ..core.errors import CompileError
 from ..core.threads import fork_safe_lock
 from . import native
+from .simd import library, machine
+from .simd.build import panel_of
 
 _LIBRARY = {"darwin": "libscipy_openblas.dylib", "win32": "libscipy_openblas.dll"}.get(
     sys.platform, "libscipy_openblas.so")
@@ -75,20 +77,24 @@ def _install() -> Blas:
     try:
         with _environment(OPENBLAS_CORETYPE=os.environ.get("OPENBLAS_CORETYPE") or core_type(),
                           OPENBLAS_NUM_THREADS="1"):
-            library = ctypes.CDLL(path)
-        library.scipy_openblas_set_num_threads(1)
-        corename = library.scipy_openblas_get_corename
+            loaded = ctypes.CDLL(path)
+        loaded.scipy_openblas_set_num_threads(1)
+        corename = loaded.scipy_openblas_get_corename
         corename.restype = ctypes.c_char_p
-        addresses = {f"graphc_{f}": ctypes.cast(getattr(library, f"scipy_cblas_{f}"), ctypes.c_void_p).value
+        addresses = {f"graphc_{f}": ctypes.cast(getattr(loaded, f"scipy_cblas_{f}"), ctypes.c_void_p).value
                      for f in ("sgemm", "dgemm", "sgemv", "dgemv")}
     except (OSError, AttributeError) as e:
         raise CompileError(f"cannot use the OpenBLAS of scipy-openblas32 at {path}: {e}") from e
     for name, address in addresses.items():
         native.define_symbol(name, address or 0)
+    library.install()
     shims = {}
     for code, letter, real in (("f4", "s", "float"), ("f8", "d", "double")):
         name = f"graphc_gemm_{code}"
-        module = native.optimise(_SHIM.format(name=name, x=letter, real=real))
+        panel = panel_of(code, machine.host())
+        module = native.optimise(_SHIM.format(
+            name=name, x=letter, real=real, code=code, panel=panel, last=panel - 1, large=LARGE_B,
+            rows=MOST_ROWS, least=LEAST_TURNED, packs=PACKS))
         shims[code] = native.load_object(native.emit_object(module), name)
         native.define_symbol(name, shims[code])
     return Blas(path, corename().decode(), shims["f4"], shims["f8"])
@@ -120,11 +126,19 @@ def _set_environment(values: dict[str, str | None]) -> None:
             os.environ[name] = value
 
 
+# Register tiles take what BLAS would pack for little: full panels of a B that stays in the caches.
+LARGE_B = 1 << 21       # elements of B beyond which BLAS is left to block it
+MOST_ROWS = 256         # rows beyond which packing pays
+LEAST_TURNED = 12       # rows that turning B needs; 4 where BLAS would not use its kernels for small products
+PACKS = 1_000_000       # m*n*k beyond which it does not
+
 # A row or a column goes to gemv, with the Haswell kernels up to five times as fast as gemm there. CBLAS
 # checks lda >= the row length even where there is one row and the stride means nothing: it is raised there.
 _SHIM = """
 declare void @graphc_{x}gemm(i32, i32, i32, i32, i32, i32, {real}, ptr, i32, ptr, i32, {real}, ptr, i32)
 declare void @graphc_{x}gemv(i32, i32, i32, i32, {real}, ptr, i32, ptr, i32, {real}, ptr, i32)
+declare void @graphc_product_{code}(i64, i64, i64, ptr, i64, i64, ptr, i64, ptr, i64, i64)
+declare void @graphc_product_turned_{code}(i64, i64, i64, ptr, i64, i64, ptr, i64, ptr, i64, i64)
 declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
 declare i64 @llvm.smax.i64(i64, i64)
 
@@ -134,8 +148,8 @@ entry:
   %no_m = icmp slt i64 %m, 1
   %no_n = icmp slt i64 %n, 1
   %nothing = or i1 %no_m, %no_n
-  br i1 %nothing, label %done, label %some
-some:
+  br i1 %nothing, label %done, label %something
+something:
   %adds = icmp ne i64 %add, 0
   %no_k = icmp slt i64 %k, 1
   br i1 %no_k, label %empty, label %product
@@ -180,13 +194,46 @@ row_times_matrix:
   br label %done
 not_row:
   %is_column = icmp eq i64 %n, 1
-  br i1 %is_column, label %matrix_times_column, label %matrices
+  br i1 %is_column, label %matrix_times_column, label %tiles
 matrix_times_column:
   %rows_a = select i1 %is_ta, i32 %k32, i32 %m32
   %cols_a = select i1 %is_ta, i32 %m32, i32 %k32
   %inc_b = select i1 %is_tb, i32 1, i32 %ldb32
   call void @graphc_{x}gemv(i32 101, i32 %op_a, i32 %rows_a, i32 %cols_a, {real} 1.0, ptr %a, i32 %lda32,
                             ptr %b, i32 %inc_b, {real} %beta, ptr %c, i32 %ldc32)
+  br label %done
+tiles:
+  %panels_ = add i64 %n, {last}
+  %panels = sdiv i64 %panels_, {panel}
+  %made_ = mul i64 %panels, {panel}
+  %made = mul i64 %made_, 7
+  %wanted = mul i64 %n, 10
+  %fills = icmp sle i64 %made, %wanted
+  %few = icmp sle i64 %m, {rows}
+  %elements = mul i64 %n, %k
+  %small = icmp sle i64 %elements, {large}
+  %fits_ = and i1 %fills, %few
+  %fits = and i1 %fits_, %small
+  %step_m = select i1 %is_ta, i64 1, i64 %lda
+  %step_k = select i1 %is_ta, i64 %lda, i64 1
+  br i1 %fits, label %own, label %matrices
+own:
+  br i1 %is_tb, label %maybe_turned, label %straight
+straight:
+  call void @graphc_product_{code}(i64 %m, i64 %n, i64 %k, ptr %a, i64 %step_m, i64 %step_k, ptr %b, i64 %ldb,
+                                   ptr %c, i64 %ldc, i64 %add)
+  br label %done
+maybe_turned:
+  %work = mul i64 %elements, %m
+  %packs = icmp sgt i64 %work, {packs}
+  %many = icmp sge i64 %m, {least}
+  %some = icmp sge i64 %m, 4
+  %packs_some = and i1 %packs, %some
+  %enough = or i1 %many, %packs_some
+  br i1 %enough, label %turned, label %matrices
+turned:
+  call void @graphc_product_turned_{code}(i64 %m, i64 %n, i64 %k, ptr %a, i64 %step_m, i64 %step_k,
+                                          ptr %b, i64 %ldb, ptr %c, i64 %ldc, i64 %add)
   br label %done
 matrices:
   call void @graphc_{x}gemm(i32 101, i32 %op_a, i32 %op_b, i32 %m32, i32 %n32, i32 %k32, {real} 1.0,

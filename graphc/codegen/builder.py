@@ -344,6 +344,17 @@ class Builder:
         if not (isinstance(span, Const) and span.value <= 0):
             self.emit(ir.For(var.name, start, stop, tuple(body)))
 
+    @contextmanager
+    def lanes(self, count: Expr) -> Iterator[Expr]:
+        """A loop of independent iterations over 0..count; gives its variable.
+
+        It runs in vectors where its loads and stores lie a constant apart.
+        """
+        var = Var(self.fresh("i"))
+        with self.block() as body:
+            yield var
+        self.emit(ir.Lanes(var.name, count, tuple(body)))
+
     def variable(self, init: Expr) -> Mutable:
         out = Mutable(self, self.fresh("acc"), init.dtype)
         out.set(init)
@@ -354,9 +365,17 @@ class Builder:
         dtype = a.dtype  # type: ignore[attr-defined]
         self.emit(ir.Gemm(m, n, k, _operand(a), _operand(b), _operand(c), accumulate, dtype))
 
+    def transpose(self, rows: Expr, columns: Expr, a: Block, c: Block) -> None:
+        """``c[j, i] = a[i, j]``"""
+        self.emit(ir.Transpose(rows, columns, _operand(a), _operand(c), a.dtype))
+
     def axis(self, extent: Expr | int, a: Expr | int = 0, b: Expr | int = 0, c: Expr | int = 0) -> ir.Axis:
         """An axis of a contraction, with its strides in the operands."""
         return ir.Axis(*(self.index(e) if isinstance(e, int) else e for e in (extent, a, b, c)))
+
+    def vector_lanes(self, dtype: str) -> int:
+        """Elements of a vector register."""
+        return machine.host().lanes(dtype)
 
     def contraction(self, rows: Sequence[ir.Axis], columns: Sequence[ir.Axis], lane: ir.Axis,
                     loops: Sequence[ir.Axis], dtype: str) -> tiling.Contraction:
@@ -364,7 +383,7 @@ class Builder:
         return tiling.Contraction(tuple(rows), tuple(columns), lane, tuple(loops), dtype)
 
     def cost(self, what: tiling.Contraction) -> float:
-        """Vector multiplications at the core's peak that one full vector of results costs per element reduced."""
+        """What a multiplication of the contraction costs, in those of a core at its peak."""
         return what.cost(machine.host())
 
     def contract(self, what: tiling.Contraction, a: tuple[Stored, Expr], b: tuple[Stored, Expr],

@@ -5,7 +5,7 @@ Numba (0.3 s to import and start) is loaded only when a kernel is in neither pla
 from __future__ import annotations
 
 import concurrent.futures.thread  # noqa: F401  before `building`: its lock is an inner one
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,7 +13,8 @@ from ..core import events
 from ..core.threads import held_across_fork
 from . import blas, cache, native
 from .emit import emit_source, kernel_key
-from .loopir import Gemm, Kernel, walk_stmts
+from .loopir import Gemm, Kernel, Transpose, walk_stmts
+from .simd import library
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def compile_kernels(kernels: Sequence[Kernel]) -> list[CompiledKernel]:
         with building:
             wanted = {key: k for key, k in zip(keys, kernels) if key not in _addresses}
             for key, kernel in wanted.items():
-                if _load(key, uses_blas(kernel)):
+                if _load(key, callees(kernel)):
                     origins[key] = "disk"
             missing = {key: k for key, k in wanted.items() if key not in _addresses}
             if missing:
@@ -78,20 +79,19 @@ def compile_kernels(kernels: Sequence[Kernel]) -> list[CompiledKernel]:
             for key, k in zip(keys, kernels)]
 
 
-def load_kernels(keys: Iterable[str], with_blas: bool) -> dict[str, int] | None:
+def load_kernels(keys: Iterable[str], called: Iterable[str]) -> dict[str, int] | None:
     """The addresses of compiled kernels by key; None unless this process or the disk has all of them."""
     keys = tuple(keys)
     with building:
-        found = all(key in _addresses or _load(key, with_blas) for key in keys)
+        found = all(key in _addresses or _load(key, called) for key in keys)
     return {key: _addresses[key] for key in keys} if found else None
 
 
-def _load(key: str, with_blas: bool) -> bool:
+def _load(key: str, called: Iterable[str]) -> bool:
     code = cache.load(key)
     if code is None:
         return False
-    if with_blas:
-        blas.install()
+    install(called)
     _addresses[key] = native.load_object(code, entry_symbol(key))
     return True
 
@@ -105,5 +105,18 @@ def entry_symbol(key: str) -> str:
     return f"graphc_{key}"
 
 
-def uses_blas(kernel: Kernel) -> bool:
-    return any(isinstance(s, Gemm) for s in walk_stmts(kernel.body))
+def callees(kernel: Kernel) -> frozenset[str]:
+    """What the kernel's code calls besides itself."""
+    kinds = {type(s) for s in walk_stmts(kernel.body)}
+    return frozenset(name for kind, (name, _) in _CALLEES.items() if kind in kinds)
+
+
+def install(names: Iterable[str]) -> None:
+    """Define the symbols that code calls, before it is loaded."""
+    for name, define in _CALLEES.values():
+        if name in names:
+            define()
+
+
+_CALLEES: dict[type, tuple[str, Callable[[], object]]] = {
+    Gemm: ("products", blas.install), Transpose: ("transposes", library.install)}

@@ -42,6 +42,7 @@ from .loopir import (
     Gemm,
     If,
     Kernel,
+    Lanes,
     Let,
     Load,
     Note,
@@ -50,11 +51,13 @@ from .loopir import (
     Stmt,
     Store,
     Tile,
+    Transpose,
     Var,
     map_expr,
     print_expr,
     print_kernel,
 )
+from .simd import lanes
 from .simd.form import form_of
 
 CODES: dict[str, str] = {"float32": "f4", "float64": "f8", "bool": "b1",
@@ -64,10 +67,11 @@ CODES: dict[str, str] = {"float32": "f4", "float64": "f8", "bool": "b1",
 FUNCTIONS: frozenset[str] = frozenset((
     *CODES.values(), *(f"bits_{c}" for c in CODES.values()), "select", "minimum", "maximum", "absolute",
     "floor", "ceil", "trunc", "rint", "sqrt", "sign", "fma", "isnan", "floordiv", "mod", "pfloordiv", "pmod",
-    "idiv", "imod", "shl", "shr", "gemm_f4", "gemm_f8", "tile"))
+    "idiv", "imod", "shl", "shr", "gemm_f4", "gemm_f8", "tile",
+    "transpose_f4", "transpose_f8"))
 
 _RESERVED = FUNCTIONS | frozenset(keyword.kwlist) | {"range", "float"}
-_CONSTANT_NAME = re.compile(r"(f4|f8|b1|[iu][1248]|tile)_")
+_CONSTANT_NAME = re.compile(r"(f4|f8|b1|[iu][1248]|tile|lanes)_")
 _SHORT = re.compile(r"-?\d{1,6}(\.\d{1,4})?")
 
 _FLOATS = ("float32", "float64")
@@ -99,8 +103,9 @@ def emit_source(kernel: Kernel) -> str:
         printer.bind(n, "int64", nonneg=True)
     body = list(printer.block(kernel.body, 1))
     constants = [f"{name} = {text}" for text, name in printer.constants.items()]
+    functions = [line for text in printer.functions.values() for line in (*text.splitlines(), "", "")]
     head = f"def {printer.fix(kernel.name)}({', '.join([*buffers, *sizes, 'chunk', 'begin', 'end'])}):"
-    return "\n".join([*constants, *(["", ""] if constants else []), head, *body, ""])
+    return "\n".join([*constants, *(["", ""] if constants else []), *functions, head, *body, ""])
 
 
 @dataclass
@@ -117,6 +122,7 @@ class _Printer:
     nonneg: set[str] = field(default_factory=set)               # printed int64 names whose value is never < 0
     positive: set[str] = field(default_factory=set)             # those that may divide unchecked
     constants: dict[str, str] = field(default_factory=dict)     # constructor call -> constant name
+    functions: dict[str, str] = field(default_factory=dict)     # name of a vector loop's function -> its text
 
     # ------------------------------------------------------------ names
 
@@ -185,6 +191,8 @@ class _Printer:
                 yield f"{pad}for {self.bind(s.var, 'int64', nonneg=index)} in range({start}, {stop}):"
                 yield from self.block(s.body, depth + 1)
                 del self.scope[s.var]
+            case Lanes():
+                yield from self.lanes(s, depth, pad)
             case If():
                 yield f"{pad}if {self.expr(s.cond)}:"
                 yield from self.block(s.then, depth + 1)
@@ -195,8 +203,27 @@ class _Printer:
                 yield f"{pad}{self.gemm(s)}"
             case Tile():
                 yield f"{pad}{self.tile(s)}"
+            case Transpose():
+                yield f"{pad}{self.transpose(s)}"
             case _:
                 raise InternalError(f"kernel {self.kernel}: not a statement: {s!r}")
+
+    def lanes(self, s: Lanes, depth: int, pad: str) -> Iterator[str]:
+        """lanes_1f0c(buffers, what is the same in all lanes, count), a function above; or a plain loop."""
+        form = lanes.form_of(s)
+        if form is None:
+            yield from self.stmt(For(s.var, Const(0, "int64"), s.count, s.body), depth, pad)
+            return
+        if form.name not in self.functions:
+            inner = _Printer(self.kernel, constants=self.constants)
+            params = [*(inner.add_buffer(name) for name, _ in form.buffers),
+                      *(inner.bind(name, e.dtype) for name, e in form.given), inner.bind("count", "int64")]
+            loop = For(form.var, Const(0, "int64"), Var("count"), form.body)
+            body = list(inner.stmt(loop, 1, "    "))
+            self.functions[form.name] = "\n".join([f"def {form.name}({', '.join(params)}):", *body])
+        args = [*(self.buffers[name] for name, _ in form.buffers), *(self.expr(e) for _, e in form.given),
+                self.expr(form.count)]
+        yield f"{pad}{form.name}({', '.join(args)})"
 
     def gemm(self, s: Gemm) -> str:
         """gemm_f4(m, n, k, a, offset, ld, transposed, b, offset, ld, transposed, c, offset, ld, add)"""
@@ -214,6 +241,15 @@ class _Printer:
         name = self.constants.setdefault(str(form), f"tile_{len(self.constants)}")
         places = (f"{self.buffers[p.buffer]}, {self.expr(p.offset)}" for p in (s.a, s.b, s.c))
         return f"{name}({', '.join([*places, *(self.expr(e) for e in given)])})"
+
+    def transpose(self, s: Transpose) -> str:
+        """transpose_f4(rows, columns, a, offset, ld, c, offset, ld)"""
+        if s.dtype not in _FLOATS or s.a.transposed or s.c.transposed:
+            raise InternalError(f"kernel {self.kernel}: no transpose of {s.dtype}")
+        parts = [self.expr(s.rows), self.expr(s.columns)]
+        for o in (s.a, s.c):
+            parts += [self.buffers[o.buffer], self.expr(o.offset), self.expr(o.ld)]
+        return f"transpose_{CODES[s.dtype]}({', '.join(parts)})"
 
     # ------------------------------------------------------------ expressions
 
@@ -398,6 +434,10 @@ class _Renamer:
             return x
         return map_expr(e, rename)
 
+    def operand(self, o: Operand, scope: dict[str, str]) -> Operand:
+        offset, ld = self.expr(o.offset, scope), self.expr(o.ld, scope)
+        return Operand(self.buffers[o.buffer], offset, ld, o.transposed)
+
     def block(self, stmts: tuple[Stmt, ...], outer: dict[str, str]) -> tuple[Stmt, ...]:
         scope = dict(outer)
         return tuple(self.stmt(s, scope) for s in stmts if not isinstance(s, Note))
@@ -416,13 +456,18 @@ class _Renamer:
                 start, stop = self.expr(s.start, scope), self.expr(s.stop, scope)
                 inner = dict(scope)
                 return For(self.bind(s.var, inner), start, stop, self.block(s.body, inner))
+            case Lanes():
+                count, inner = self.expr(s.count, scope), dict(scope)
+                return Lanes(self.bind(s.var, inner), count, self.block(s.body, inner))
             case If():
                 return If(self.expr(s.cond, scope), self.block(s.then, scope), self.block(s.orelse, scope))
             case Gemm():
                 m, n, k = (self.expr(e, scope) for e in (s.m, s.n, s.k))
-                a, b, c = (Operand(self.buffers[o.buffer], self.expr(o.offset, scope), self.expr(o.ld, scope),
-                                   o.transposed) for o in (s.a, s.b, s.c))
+                a, b, c = (self.operand(o, scope) for o in (s.a, s.b, s.c))
                 return Gemm(m, n, k, a, b, c, s.accumulate, s.dtype)
+            case Transpose():
+                return Transpose(self.expr(s.rows, scope), self.expr(s.columns, scope),
+                                 self.operand(s.a, scope), self.operand(s.c, scope), s.dtype)
             case Tile():
                 return s.map(lambda e: self.expr(e, scope), self.buffers.__getitem__)
         raise InternalError(f"not a statement: {s!r}")

@@ -62,8 +62,8 @@ class Image:
         The steps that only checks need: they run before anything is written.
     checks
         Slots of the bools that must be true for a run to go on after them.
-    kept
-        Slots that are read after the last step.
+    callees
+        What its code calls, see `compile.callees`.
     aliases
         For each target, the argument that is the same memory, or -1.
     """
@@ -74,7 +74,7 @@ class Image:
     checks: tuple[int, ...]
     aliases: tuple[int, ...]
     size_names: tuple[str, ...]
-    uses_blas: bool
+    callees: tuple[str, ...]
 
     def operands(self) -> list[int]:
         """The slots that each run fills: arguments, then targets, then outputs, by position."""

@@ -11,9 +11,11 @@ Grammar::
            | Set name = Expr                  a mutable scalar (accumulator); the first Set declares it
            | Store buffer[Expr] = Expr        flat element index
            | For var in start..stop: Stmt*    serial, step 1
+           | Lanes var in 0..count: Stmt*     Lets and Stores of independent iterations, in vectors
            | If Expr: Stmt* else Stmt*
            | Gemm                             one matrix product: C = op(A) op(B) (+ C)
            | Tile                             one register tile of a contraction: C = sum A B (+ C)
+           | Transpose                        one matrix transposed: C = A'
            | Note text                        a comment: the graph nodes the next lines come from
     Expr   = Const | Var | Load buffer[Expr] | Call op(Expr*)
 
@@ -95,6 +97,14 @@ class For:
 
 
 @dataclass(frozen=True, slots=True)
+class Lanes:
+    """A loop of Lets and Stores whose iterations may run in any order, or all at once."""
+    var: str
+    count: Expr
+    body: tuple[Stmt, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class If:
     cond: Expr
     then: tuple[Stmt, ...]
@@ -146,11 +156,11 @@ class Axis:
 class Tile:
     """A contraction whose results stay in registers until it is done; float32 or float64.
 
-    ``C[rows, columns, lane] (+)= sum over loops and taps of A[rows, ...] * B[columns, ..., lane]``: elements of
-    A are broadcast, those of B come as vectors. ``rows`` (stride 0 in B), ``columns`` (stride 0 in A) and
-    ``taps`` (reduced, stride 0 in C) have constant extents and are unrolled; ``loops`` are reduced by loops,
-    the first the outermost. The lane axis has stride 0 in A and 1 in B; ``width`` of its elements have
-    registers, of which ``lane.extent`` (at most ``width``) exist. No two results share a place.
+    ``C[rows, columns, lane] (+)= sum over loops and taps of A[rows, ...] * B[columns, ..., lane]``: vectors
+    of B meet broadcast elements of A, or vectors of A. ``rows`` (stride 0 in B), ``columns`` (stride 0 in A)
+    and ``taps`` (reduced, stride 0 in C) have constant extents and are unrolled; ``loops`` are reduced by
+    loops, the first the outermost. The lane axis has stride 0 or 1 in A and 1 in B; ``width`` of its elements
+    have registers, of which ``lane.extent`` (at most ``width``) exist. No two results share a place.
     """
     a: Place
     b: Place
@@ -180,11 +190,21 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True)
+class Transpose:
+    """``C[j, i] = A[i, j]`` for i < rows, j < columns, of row-major matrices; float32 or float64."""
+    rows: Expr
+    columns: Expr
+    a: Operand
+    c: Operand
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     text: str
 
 
-Stmt = Union[Let, Set, Store, For, If, Gemm, Tile, Note]
+Stmt = Union[Let, Set, Store, For, Lanes, If, Gemm, Tile, Transpose, Note]
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,17 +367,21 @@ def stmt_exprs(s: Stmt) -> tuple[Expr, ...]:
             return (s.index, s.value)
         case For():
             return (s.start, s.stop)
+        case Lanes():
+            return (s.count,)
         case If():
             return (s.cond,)
         case Gemm():
             return (s.m, s.n, s.k, *(e for o in (s.a, s.b, s.c) for e in (o.offset, o.ld)))
+        case Transpose():
+            return (s.rows, s.columns, *(e for o in (s.a, s.c) for e in (o.offset, o.ld)))
         case Tile():
             return (*(p.offset for p in (s.a, s.b, s.c)), *(e for x in s.axes() for e in x.exprs()))
     return ()
 
 
 def stmt_bodies(s: Stmt) -> tuple[tuple[Stmt, ...], ...]:
-    if isinstance(s, For):
+    if isinstance(s, (For, Lanes)):
         return (s.body,)
     if isinstance(s, If):
         return (s.then, s.orelse)
@@ -435,9 +459,11 @@ def _verify_body(kernel: Kernel, body: tuple[Stmt, ...], buffers: dict[str, Buff
                 b = buffers.get(s.buffer)
                 if b is None or b.role == "in" or b.dtype != s.value.dtype:
                     raise InternalError(f"kernel {kernel.name}: bad store {print_stmt(s)}")
-            case For():
+            case For() | Lanes():
                 if s.var in scope:
                     raise InternalError(f"kernel {kernel.name}: loop variable {s.var} hides another")
+                if isinstance(s, Lanes) and not all(isinstance(inner, (Let, Store)) for inner in s.body):
+                    raise InternalError(f"kernel {kernel.name}: {s.var} has more than Lets and Stores")
                 _verify_body(kernel, s.body, buffers, {**scope, s.var: "int64"})
             case If():
                 _verify_body(kernel, s.then, buffers, scope)
@@ -446,6 +472,10 @@ def _verify_body(kernel: Kernel, body: tuple[Stmt, ...], buffers: dict[str, Buff
                 for o in (s.a, s.b, s.c):
                     if o.buffer not in buffers or buffers[o.buffer].dtype != s.dtype:
                         raise InternalError(f"kernel {kernel.name}: bad gemm operand {o.buffer}")
+            case Transpose():
+                for o in (s.a, s.c):
+                    if o.buffer not in buffers or buffers[o.buffer].dtype != s.dtype:
+                        raise InternalError(f"kernel {kernel.name}: bad transpose operand {o.buffer}")
             case Tile():
                 _verify_tile(kernel, s, buffers)
 
@@ -458,7 +488,8 @@ def _verify_tile(kernel: Kernel, s: Tile, buffers: dict[str, Buffer]) -> None:
     unrolled = all(isinstance(x.extent, Const) for x in (*s.rows, *s.columns, *s.taps))
     strides = (all(x.b == zero for x in s.rows) and all(x.a == zero for x in s.columns)
                and all(x.c == zero for x in (*s.taps, *s.loops)))
-    lane = s.lane.a == zero and s.lane.b == Const(1, "int64")
+    one = Const(1, "int64")
+    lane = s.lane.a in (zero, one) and s.lane.b == one
     fits = not isinstance(s.lane.extent, Const) or s.lane.extent.value <= s.width
     if not (unrolled and strides and lane and fits) or s.dtype not in ("float32", "float64"):
         raise InternalError(f"kernel {kernel.name}: bad tile {print_stmt(s)}")
@@ -522,22 +553,30 @@ def print_stmt(s: Stmt, indent: int = 0) -> str:
         case For():
             head = f"{pad}for {s.var} in {print_expr(s.start)}..{print_expr(s.stop)}:"
             return "\n".join([head, *(print_stmt(b, indent + 1) for b in s.body)])
+        case Lanes():
+            head = f"{pad}lanes {s.var} in 0..{print_expr(s.count)}:"
+            return "\n".join([head, *(print_stmt(b, indent + 1) for b in s.body)])
         case If():
             lines = [f"{pad}if {print_expr(s.cond)}:", *(print_stmt(b, indent + 1) for b in s.then)]
             if s.orelse:
                 lines += [f"{pad}else:", *(print_stmt(b, indent + 1) for b in s.orelse)]
             return "\n".join(lines)
         case Gemm():
-            a, b, c = (
-                f"{o.buffer}[{print_expr(o.offset)}, ld={print_expr(o.ld)}]{'.T' if o.transposed else ''}"
-                for o in (s.a, s.b, s.c))
+            a, b, c = (_print_operand(o) for o in (s.a, s.b, s.c))
             return (f"{pad}{c} {'+=' if s.accumulate else '='} {a} @ {b}"
                     f"   # {s.dtype} m={print_expr(s.m)} n={print_expr(s.n)} k={print_expr(s.k)}")
         case Tile():
             return f"{pad}{_print_tile(s)}"
+        case Transpose():
+            return (f"{pad}{_print_operand(s.c)} = {_print_operand(s.a)}.T"
+                    f"   # {s.dtype} m={print_expr(s.rows)} n={print_expr(s.columns)}")
         case Note():
             return f"{pad}# {s.text}"
     raise InternalError(f"not a statement: {s!r}")
+
+
+def _print_operand(o: Operand) -> str:
+    return f"{o.buffer}[{print_expr(o.offset)}, ld={print_expr(o.ld)}]{'.T' if o.transposed else ''}"
 
 
 def _print_tile(s: Tile) -> str:

@@ -105,6 +105,9 @@ class OpKernels(Builder):
             if isinstance(s, (ir.Gemm, ir.Tile)):
                 read |= {s.a.buffer, s.b.buffer}
                 used.add(s.c.buffer)
+            elif isinstance(s, ir.Transpose):
+                read.add(s.a.buffer)
+                used.add(s.c.buffer)
         node = self.group.nodes[-1]
 
         def role(buffer: str) -> ir.Role:

@@ -61,6 +61,10 @@ def load_symbols(code: bytes, symbols: Sequence[str]) -> list[int]:
     return addresses
 
 
+def triple() -> str:
+    return str(ll.get_process_triple())
+
+
 def define_symbol(name: str, address: int) -> None:
     """Make ``address`` what ``name`` means in every object that is loaded from now on."""
     host_machine()

@@ -38,14 +38,15 @@ from numba.core.targetconfig import ConfigStack
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
 from ..core.errors import CompileError
-from . import blas, native
-from .compile import entry_symbol, uses_blas
+from . import native
+from .compile import callees, entry_symbol, install
 from .emit import CODES, emit_source, kernel_key
-from .loopir import Kernel, Tile, verify, walk_stmts
+from .loopir import Kernel, Lanes, Tile, verify, walk_stmts
 from .python_target import function_of
 from .simd import machine
 from .simd.build import tile_function
 from .simd.form import TileForm
+from .simd.lanes import LanesForm, lanes_function, lanes_of
 
 _Type = Any                                                     # a Numba type
 
@@ -153,13 +154,12 @@ def _front(kernel: Kernel, key: str) -> _Lowered:
     """Numba's part."""
     start = time.perf_counter()
     source = emit_source(verify(kernel))
-    if uses_blas(kernel):
-        blas.install()
+    install(callees(kernel))
     try:
         text = _lower(kernel, source, entry_symbol(key))
     except (numba.core.errors.NumbaError, TypeError) as e:
         raise CompileError(f"Numba rejects kernel {kernel.name}: {e}\n{source}") from e
-    unroll = not any(isinstance(s, Tile) for s in walk_stmts(kernel.body))
+    unroll = not any(isinstance(s, (Tile, Lanes)) for s in walk_stmts(kernel.body))
     return _Lowered(kernel.name, key, source, text, unroll, time.perf_counter() - start)
 
 
@@ -240,13 +240,14 @@ def _abi_size(context: Any, t: ir.Type) -> int:
 def _lower(kernel: Kernel, source: str, symbol: str) -> str:
     """LLVM IR with the function of ``source`` and its trampoline ``symbol``."""
     function = function_of(source, f"<graphc {kernel.name} {symbol[7:19]}>")
-    tiles = {name: _tile(form) for name, form in function.__globals__.items() if isinstance(form, TileForm)}
-    function.__globals__.update(_INTRINSICS | tiles)
+    made = {name: _tile(form) for name, form in function.__globals__.items() if isinstance(form, TileForm)}
+    made |= {form.name: _lanes(form) for form in lanes_of(kernel.body)}
+    function.__globals__.update(_INTRINSICS | made)
     args = [*(_pointer(b.dtype) for b in kernel.buffers), *[types.int64] * (len(kernel.sizes) + 3)]
     flags = _flags()
     with global_compiler_lock, ConfigStack().enter(flags):
         typing_context, target_context = _contexts()
-        if tiles:
+        if made:
             typing_context.refresh()                        # new functions to type
         context = compiler._make_subtarget(target_context, flags)
         context.get_abi_sizeof = lambda t: _abi_size(target_context, t)
@@ -477,12 +478,26 @@ def _gemm(name: str, t: _Type) -> Any:
     def body(context: Any, b: Any, signature: Any, args: Any) -> ir.Value:
         m, n, k, p, p_at, ldp, tp, q, q_at, ldq, tq, r, r_at, ldr, accumulate = args
         operands = [b.gep(p, [p_at]), ldp, tp, b.gep(q, [q_at]), ldq, tq, b.gep(r, [r_at]), ldr, accumulate]
-        values = [m, n, k, *operands]
-        fnty = ir.FunctionType(ir.VoidType(), [v.type for v in values])
-        symbol = f"graphc_{name}"
-        b.call(b.module.globals.get(symbol) or ir.Function(b.module, fnty, symbol), values)
+        _call_symbol(b, f"graphc_{name}", [m, n, k, *operands])
         return context.get_dummy_value()
     return _typed(name, 15, lambda *ts: signature, body)
+
+
+def _transpose(name: str, t: _Type) -> Any:
+    matrix = [types.CPointer(t), types.int64, types.int64]
+    signature = types.void(types.int64, types.int64, *matrix, *matrix)
+
+    def body(context: Any, b: Any, signature: Any, args: Any) -> ir.Value:
+        rows, columns, p, p_at, ldp, q, q_at, ldq = args
+        values = [b.gep(p, [p_at]), ldp, b.gep(q, [q_at]), ldq, rows, columns]
+        _call_symbol(b, f"graphc_{name}", values)
+        return context.get_dummy_value()
+    return _typed(name, 8, lambda *ts: signature, body)
+
+
+def _call_symbol(b: Any, symbol: str, values: list[ir.Value]) -> None:
+    fnty = ir.FunctionType(ir.VoidType(), [v.type for v in values])
+    b.call(b.module.globals.get(symbol) or ir.Function(b.module, fnty, symbol), values)
 
 
 def _tile(form: TileForm) -> Any:
@@ -497,6 +512,18 @@ def _tile(form: TileForm) -> Any:
         b.call(tile_function(b.module, form, machine.host(), given), [*places, *args[6:]])
         return context.get_dummy_value()
     return _typed("tile", 6 + given, lambda *ts: signature, body)
+
+
+def _lanes(form: LanesForm) -> Any:
+    """A vector loop: buffers, what is the same in all lanes, the count."""
+    buffers, given = [_pointer(d) for _, d in form.buffers], [_TYPES[e.dtype] for _, e in form.given]
+    params = [*buffers, *given, types.int64]
+    signature = types.void(*params)
+
+    def body(context: Any, b: Any, signature: Any, args: Any) -> ir.Value:
+        b.call(lanes_function(b.module, form, machine.host()), args)
+        return context.get_dummy_value()
+    return _typed("lanes", len(params), lambda *ts: signature, body)
 
 
 def _builder_call(method: str) -> Callable[[ir.IRBuilder, _Type, list[ir.Value]], ir.Value]:
@@ -528,4 +555,6 @@ _INTRINSICS: dict[str, Any] = {
     "shr": _same("shr", 2, _shift(left=False)),
     "gemm_f4": _gemm("gemm_f4", types.float32),
     "gemm_f8": _gemm("gemm_f8", types.float64),
+    "transpose_f4": _transpose("transpose_f4", types.float32),
+    "transpose_f8": _transpose("transpose_f8", types.float64),
 }

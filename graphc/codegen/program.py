@@ -211,7 +211,7 @@ def _from_disk(name: str) -> tuple[Image, list[Any]] | None:
     image = cache.load_image(name)
     if image is None:
         return None
-    addresses = compile.load_kernels({s.key for s in image.steps if s.key}, image.uses_blas)
+    addresses = compile.load_kernels({s.key for s in image.steps if s.key}, image.callees)
     if addresses is None:
         return None
     return image, [addresses[s.key] if s.key else copy_entry() for s in image.steps]
@@ -244,9 +244,10 @@ class Assembly:
         self.slots = [replace(s, scratch_of=s.scratch_of + len(before)) if s.scratch_of >= n_early else s
                       for s in self.slots]
         checks = tuple(self._value_slot(c.value) for c in program.checks)
+        called = frozenset[str]().union(*(compile.callees(k.kernel) for k in self.kernels))
         self.image = Image(
             tuple(self.slots), tuple(self.constants), tuple(self.steps), n_early, checks, self._aliases(),
-            tuple(program.sizes()), any(compile.uses_blas(k.kernel) for k in self.kernels))
+            tuple(program.sizes()), tuple(sorted(called)))
 
     def _checks_first(self) -> tuple[list[Group], int]:
         """Groups that checks need come first, so that nothing is written before they hold."""

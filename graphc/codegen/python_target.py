@@ -152,6 +152,13 @@ def gemm(m: int, n: int, k: int, a: Array, a_offset: int, lda: int, ta: int, b: 
     out += left @ right
 
 
+def transpose(rows: int, columns: int, a: Array, a_offset: int, lda: int, c: Array, c_offset: int,
+              ldc: int) -> None:
+    """C[j, i] = A[i, j]"""
+    if rows > 0 and columns > 0:
+        _matrix(c, c_offset, columns, rows, ldc)[...] = _matrix(a, a_offset, rows, columns, lda).T
+
+
 NAMESPACE: dict[str, Any] = {
     **{code: _caster(dtype) for dtype, code in CODES.items()},
     **{f"bits_{code}": _bitcaster(dtype) for dtype, code in CODES.items()},
@@ -159,5 +166,5 @@ NAMESPACE: dict[str, Any] = {
     "absolute": np.absolute, "floor": np.floor, "ceil": np.ceil, "trunc": np.trunc, "rint": np.rint,
     "sqrt": np.sqrt, "sign": np.sign, "isnan": np.isnan, "shl": np.left_shift, "shr": np.right_shift,
     "floordiv": np.floor_divide, "mod": np.remainder, "pfloordiv": np.floor_divide, "pmod": np.remainder,
-    "gemm_f4": gemm, "gemm_f8": gemm, "tile": TileForm,
+    "gemm_f4": gemm, "gemm_f8": gemm, "tile": TileForm, "transpose_f4": transpose, "transpose_f8": transpose,
 }

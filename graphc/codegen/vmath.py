@@ -30,6 +30,7 @@ from .loopir import (
     Gemm,
     If,
     Kernel,
+    Lanes,
     Let,
     Load,
     Note,
@@ -37,6 +38,7 @@ from .loopir import (
     Stmt,
     Store,
     Tile,
+    Transpose,
     Var,
     map_expr,
     print_expr,
@@ -768,7 +770,7 @@ def _binds(s: Stmt) -> Sequence[str]:
     match s:
         case Let() | Set():
             return (s.name,)
-        case For():
+        case For() | Lanes():
             return (s.var,)
     return ()
 
@@ -796,10 +798,12 @@ def _expand_stmt(block: Block, s: Stmt) -> Stmt:
         case For():
             start, stop = _expand_expr(block, s.start), _expand_expr(block, s.stop)
             return For(s.var, start, stop, _expand_body(block.inner(), s.body))
+        case Lanes():
+            return Lanes(s.var, _expand_expr(block, s.count), _expand_body(block.inner(), s.body))
         case If():
             cond = _expand_expr(block, s.cond)
             return If(cond, _expand_body(block.inner(), s.then), _expand_body(block.inner(), s.orelse))
-        case Gemm() | Tile() | Note():
+        case Gemm() | Tile() | Transpose() | Note():
             return s
     raise InternalError(f"not a statement: {s!r}")
 

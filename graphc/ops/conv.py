@@ -1,7 +1,7 @@
 """Convolution in two dimensions, with its two adjoints as ops of their own.
 
 Convolution is bilinear, so its two gradients are ops whose gradients are again these three. How they run is
-in `conv_loops.py`.
+in `conv_loops.py` and `conv_weight.py`.
 """
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from ..core.errors import DTypeError, ShapeError
 from ..core.op import Loops, Op
 from ..core.tensor import Tensor
 from .basic import together
-from .conv_loops import conv_loops, dw_loops, dx_loops
+from .conv_loops import conv_loops, dx_loops
+from .conv_weight import dw_loops
 from .window import Array, Pair, add_windows, out_size, pair, windows
 
 

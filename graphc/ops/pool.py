@@ -1,6 +1,7 @@
 """Pooling in two dimensions, with its adjoints as ops of their own."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -60,34 +61,60 @@ def _position(k: Any, o: Any, tap: Any, stride: int, padding: int) -> Any:
     return k.index_sub(k.index_add(k.index_mul(o, stride), tap), padding)
 
 
+def _each_window(k: Any, x: Any, out: Any, kernel: Pair, stride: Pair, padding: Pair, work: int,
+                 window: Callable[[Any, Any], None]) -> None:
+    """``window(place in out, element)`` for every window.
+
+    ``element(i, j)`` is (an element of the window, whether it is one of x), the latter None for certainly.
+    """
+    n, c, oh, ow = out.shape
+    h, w = x.shape[2:]
+    with k.parallel(k.index_mul(k.index_mul(n, c), oh), work=k.estimate(ow, k.index(work))) as row:
+        plane, y = k.let(k.index_div(row, oh)), k.let(k.index_mod(row, oh))
+
+        def at(z: Any, padding: Pair) -> None:
+            def element(i: int, j: int) -> Any:
+                a = _position(k, y, k.index(i), stride[0], padding[0])
+                b = _position(k, z, k.index(j), stride[1], padding[1])
+                inside = k.inside((a, h, padding[0]), (b, w, tested))
+                a, b = k.clip(a, h, padding[0]), k.clip(b, w, tested)
+                return x.at_flat(_flat(k, plane, a, b, h, w)), inside
+            window(k.let(k.index_add(k.index_mul(row, ow), z)), element)
+
+        # windows that reach over an end of the row, and those between, which need not be asked
+        first = k.let(k.minimum(ow, k.index(-(-padding[1] // stride[1]))))
+        room = k.maximum(k.index_add(w, padding[1] - kernel[1] + stride[1]), k.index(0))
+        last = k.let(k.maximum(k.minimum(ow, k.index_div(room, k.index(stride[1]))), first))
+        tested = padding[1]
+        for start, stop in ((k.index(0), first), (last, ow)) if padding[1] else ():
+            with k.loop(start, stop) as z:
+                at(z, padding)
+        tested = 0
+        if not padding[1]:
+            first, last = k.index(0), ow
+        with k.lanes(k.index_sub(last, first)) as z:
+            at(k.index_add(first, z), padding)
+
+
 def _max_pool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pair, padding: Pair) -> None:
     (x,), (best, where) = inputs, outputs
-    n, c, oh, ow = best.shape
-    h, w = x.shape[2:]
     low = k.lowest(x.dtype)
-    work = k.estimate(ow, k.index(4 * kernel[0] * kernel[1]))
-    with k.parallel(k.index_mul(k.index_mul(n, c), oh), work=work) as row:
-        plane, y = k.let(k.index_div(row, oh)), k.let(k.index_mod(row, oh))
-        with k.loop(k.index(0), ow) as z:
-            value, tap = low, k.const(0, "int32")
-            for i in range(kernel[0]):
-                for j in range(kernel[1]):
-                    a = _position(k, y, k.index(i), stride[0], padding[0])
-                    b = _position(k, z, k.index(j), stride[1], padding[1])
-                    inside = k.inside((a, h, padding[0]), (b, w, padding[1]))
-                    a, b = k.clip(a, h, padding[0]), k.clip(b, w, padding[1])
-                    v = k.let(x.at_flat(_flat(k, plane, a, b, h, w)))
-                    if inside is not None:
-                        v = k.let(k.select(inside, v, low))
-                    wins = k.gt(v, value)
-                    if x.dtype[0] == "f":                    # larger, or the first NaN
-                        wins = k.land(k.lnot(k.le(v, value)), k.eq(value, value))
-                    first = i == j == 0
-                    tap = tap if first else k.let(k.select(wins, k.const(i * kernel[1] + j, "int32"), tap))
-                    value = v if first else k.let(k.select(wins, v, value))
-            at = k.let(k.index_add(k.index_mul(row, ow), z))
-            best.store_flat(at, value)
-            where.store_flat(at, tap)
+
+    def window(at: Any, element: Any) -> None:
+        value, tap = low, k.const(0, "int32")
+        for i in range(kernel[0]):
+            for j in range(kernel[1]):
+                v, inside = element(i, j)
+                v = k.let(v if inside is None else k.select(inside, v, low))
+                wins = k.gt(v, value)
+                if x.dtype[0] == "f":                            # larger, or the first NaN
+                    wins = k.land(k.lnot(k.le(v, value)), k.eq(value, value))
+                first = i == j == 0
+                tap = tap if first else k.let(k.select(wins, k.const(i * kernel[1] + j, "int32"), tap))
+                value = v if first else k.let(k.select(wins, v, value))
+        best.store_flat(at, value)
+        where.store_flat(at, tap)
+    _each_window(k, x, best, kernel, stride, padding, 4 * kernel[0] * kernel[1], window)
 
 
 max_pool2d_op: Op = Op(
@@ -131,25 +158,99 @@ def _covering(k: Any, position: Any, size: Any, kernel: int, stride: int,
     return out
 
 
+def _into_windows(k: Any, g: Any, dx: Any, kernel: Pair, stride: Pair,
+                  part: Callable[[Any, int], Any]) -> None:
+    """dx where no two windows share an element: ``part(place in g, tap)``, and zero between the windows."""
+    n, c, oh, ow = g.shape
+    h, w = dx.shape[2:]
+    zero = k.const(0, dx.dtype)
+    with k.parallel(k.index_mul(n, c), work=k.estimate(h, w, 3)) as plane:
+        with k.loop(k.index(0), oh) as y:
+            from_row = k.let(k.index_mul(k.index_add(k.index_mul(plane, oh), y), ow))
+            for i in range(stride[0]):
+                row = k.let(_flat(k, plane, k.index_add(k.index_mul(y, stride[0]), i), k.index(0), h, w))
+                with k.lanes(ow) as z:
+                    at = k.index_add(from_row, z)
+                    for j in range(stride[1]):
+                        inside = i < kernel[0] and j < kernel[1]
+                        value = part(at, i * kernel[1] + j) if inside else zero
+                        dx.store_flat(k.index_add(row, k.index_add(k.index_mul(z, stride[1]), j)), value)
+                done = k.index_mul(ow, stride[1])
+                _zeros(k, dx, k.index_add(row, done), k.index_sub(w, done))
+        done = k.index_mul(oh, stride[0])
+        _zeros(k, dx, k.let(_flat(k, plane, done, k.index(0), h, w)),
+               k.let(k.index_mul(k.maximum(k.index_sub(h, done), k.index(0)), w)))
+
+
+def _zeros(k: Any, buffer: Any, start: Any, count: Any) -> None:
+    with k.loop(k.index(0), count) as z:
+        buffer.store_flat(k.index_add(start, z), k.const(0, buffer.dtype))
+
+
+def _apart(k: Any, g: Any, dx: Any, kernel: Pair, stride: Pair, padding: Pair) -> bool:
+    """Whether windows are side by side: no element is in two, and none of their blocks is cut off."""
+    known = [(k.known(n), k.known(o)) for n, o in zip(dx.shape[2:], g.shape[2:])]
+    return padding == (0, 0) and all(t <= s and n is not None and o is not None and o * s <= n
+                                     for t, s, (n, o) in zip(kernel, stride, known))
+
+
+def _from_windows(k: Any, g: Any, dx: Any, kernel: Pair, stride: Pair, padding: Pair,
+                  share: Callable[[Any, Any], Any]) -> None:
+    """dx as sums over windows of g, of which one gives ``share(place in g, tap)`` to its element ``tap``."""
+    if _apart(k, g, dx, kernel, stride, padding):
+        _into_windows(k, g, dx, kernel, stride, lambda at, tap: share(at, k.index(tap)))
+        return
+    n, c, h, w = dx.shape
+    oh, ow = g.shape[2:]
+    zero, (_, step), (_, before) = k.const(0, dx.dtype), stride, padding
+    # the windows of column u*step + b: (u + shift, tap), from the last on
+    reach = [[((b + before) // step - back, (b + before) % step + back * step)
+              for back in range(-(-kernel[1] // step)) if (b + before) % step + back * step < kernel[1]]
+             for b in range(step)]
+    shifts = [0, *(shift for hits in reach for shift, _ in hits)]
+    with k.parallel(k.index_mul(k.index_mul(n, c), h), work=k.estimate(w, k.index(6))) as row:
+        plane, y = k.let(k.index_div(row, h)), k.let(k.index_mod(row, h))
+        rows = _covering(k, y, oh, kernel[0], stride[0], padding[0])
+        line = k.let(k.index_mul(row, w))
+
+        def total(columns: Callable[[], list[tuple[Any, Any, Any]]]) -> Any:
+            found = zero
+            for o, i, exists in rows:
+                for p, j, there in columns():
+                    tap = k.index_add(k.index_mul(i, kernel[1]), j)
+                    given = share(k.let(_flat(k, plane, o, p, oh, ow)), tap)
+                    found = k.let(k.add(found, k.select(k.land(exists, there), given, zero)))
+            return found
+
+        def one_by_one(start: Any, stop: Any) -> None:
+            with k.loop(start, stop) as z:
+                value = total(lambda: _covering(k, z, ow, kernel[1], stride[1], padding[1]))
+                dx.store_flat(k.index_add(line, z), value)
+
+        # columns near the ends ask whether a window exists; between them all do
+        first = k.index(-min(shifts))
+        last = k.minimum(k.index_sub(ow, max(shifts)), k.index_div(w, k.index(step)))
+        last = k.let(k.maximum(last, first))
+        first, last = (k.let(k.minimum(u, k.index_div(w, k.index(step)))) for u in (first, last))
+        one_by_one(k.index(0), k.index_mul(first, step))
+        with k.lanes(k.index_sub(last, first)) as lane:
+            u, always = k.index_add(first, lane), k.const(True, "bool")
+            for b, hits in enumerate(reach):
+                there = [(k.index_add(u, shift), k.index(j), always) for shift, j in hits]
+                value = total(there.copy)
+                dx.store_flat(k.index_add(line, k.index_add(k.index_mul(u, step), b)), value)
+        one_by_one(k.index_mul(last, step), w)
+
+
 def _unpool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pair, padding: Pair,
                   size: Pair) -> None:
     """Each input element adds up the gradients of the windows it won."""
     (g, where), (dx,) = inputs, outputs
-    n, c, h, w = dx.shape
-    oh, ow = g.shape[2:]
-    with k.parallel(k.index_mul(k.index_mul(n, c), h), work=k.estimate(w, k.index(6))) as row:
-        plane, y = k.let(k.index_div(row, h)), k.let(k.index_mod(row, h))
-        rows = _covering(k, y, oh, kernel[0], stride[0], padding[0])
-        with k.loop(k.index(0), w) as z:
-            total = k.const(0, g.dtype)
-            for o, i, exists in rows:
-                for p, j, there in _covering(k, z, ow, kernel[1], stride[1], padding[1]):
-                    at = k.let(_flat(k, plane, o, p, oh, ow))
-                    tap = k.cast(k.index_add(k.index_mul(i, kernel[1]), j), "int32")
-                    won = k.land(k.land(exists, there), k.eq(where.at_flat(at), tap))
-                    part = k.select(won, g.at_flat(at), k.const(0, g.dtype))
-                    total = part if len(rows) == 1 and kernel[1] <= stride[1] else k.let(k.add(total, part))
-            dx.store_flat(k.index_add(k.index_mul(row, w), z), total)
+
+    def share(at: Any, tap: Any) -> Any:
+        won = k.eq(k.let(where.at_flat(at)), k.cast(tap, "int32"))
+        return k.select(won, k.let(g.at_flat(at)), k.const(0, g.dtype))
+    _from_windows(k, g, dx, kernel, stride, padding, share)
 
 
 def _pick_window_run(x: Array, where: Array, kernel: Pair, stride: Pair, padding: Pair) -> Array:
@@ -204,24 +305,17 @@ def _avg_pool_run(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> Array:
 
 def _avg_pool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pair, padding: Pair) -> None:
     (x,), (out,) = inputs, outputs
-    n, c, oh, ow = out.shape
-    h, w = x.shape[2:]
     area = k.const(float(kernel[0] * kernel[1]), x.dtype)
-    work = k.estimate(ow, k.index(2 * kernel[0] * kernel[1]))
-    with k.parallel(k.index_mul(k.index_mul(n, c), oh), work=work) as row:
-        plane, y = k.let(k.index_div(row, oh)), k.let(k.index_mod(row, oh))
-        with k.loop(k.index(0), ow) as z:
-            total = None
-            for i in range(kernel[0]):
-                for j in range(kernel[1]):
-                    a = _position(k, y, k.index(i), stride[0], padding[0])
-                    b = _position(k, z, k.index(j), stride[1], padding[1])
-                    inside = k.inside((a, h, padding[0]), (b, w, padding[1]))
-                    a, b = k.clip(a, h, padding[0]), k.clip(b, w, padding[1])
-                    v = x.at_flat(_flat(k, plane, a, b, h, w))
-                    v = v if inside is None else k.select(inside, v, k.const(0, x.dtype))
-                    total = v if total is None else k.add(total, v)
-            out.store_flat(k.index_add(k.index_mul(row, ow), z), k.div(total, area))
+
+    def window(at: Any, element: Any) -> None:
+        total = None
+        for i in range(kernel[0]):
+            for j in range(kernel[1]):
+                v, inside = element(i, j)
+                v = v if inside is None else k.select(inside, v, k.const(0, x.dtype))
+                total = v if total is None else k.add(total, v)
+        out.store_flat(at, k.div(total, area))
+    _each_window(k, x, out, kernel, stride, padding, 2 * kernel[0] * kernel[1], window)
 
 
 def _avg_unpool_run(g: Array, kernel: Pair, stride: Pair, padding: Pair, size: Pair) -> Array:
@@ -233,20 +327,8 @@ def _avg_unpool_run(g: Array, kernel: Pair, stride: Pair, padding: Pair, size: P
 def _avg_unpool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pair, padding: Pair,
                       size: Pair) -> None:
     (g,), (dx,) = inputs, outputs
-    n, c, h, w = dx.shape
-    oh, ow = g.shape[2:]
     area = k.const(float(kernel[0] * kernel[1]), g.dtype)
-    with k.parallel(k.index_mul(k.index_mul(n, c), h), work=k.estimate(w, k.index(6))) as row:
-        plane, y = k.let(k.index_div(row, h)), k.let(k.index_mod(row, h))
-        rows = _covering(k, y, oh, kernel[0], stride[0], padding[0])
-        with k.loop(k.index(0), w) as z:
-            total = k.const(0, g.dtype)
-            for o, _, exists in rows:
-                for p, _, there in _covering(k, z, ow, kernel[1], stride[1], padding[1]):
-                    at = _flat(k, plane, o, p, oh, ow)
-                    part = k.select(k.land(exists, there), k.div(g.at_flat(at), area), k.const(0, g.dtype))
-                    total = k.let(k.add(total, part))
-            dx.store_flat(k.index_add(k.index_mul(row, w), z), total)
+    _from_windows(k, g, dx, kernel, stride, padding, lambda at, tap: k.let(k.div(g.at_flat(at), area)))
 
 
 def _float_pool(name: str, x: Aval, kernel: Pair, stride: Pair, padding: Pair) -> Aval:

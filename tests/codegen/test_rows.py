@@ -26,10 +26,7 @@ def with_gradients(f: Make) -> Make:
         weights = gc.cos(y.detach() * 3.0)
         loss = (y * weights).sum()
         wrt = [x for x in xs if x.dtype.kind == "f"]
-        if loss._data is not None:
-            grads = gc.autograd.grad(loss, wrt)
-        else:
-            grads = gc.gradients(loss, wrt)
+        grads = gc.gradients(loss, wrt) if loss._data is None else gc.autograd.grad(loss, wrt)
         return [y, loss, *grads]
 
     return make

@@ -22,9 +22,11 @@ I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 _REALS = {"f4": ir.FloatType(), "f8": ir.DoubleType()}
 _NUMPY = {"f4": "float32", "f8": "float64"}
 
+DEPTH = 512             # rows of a panel of B that are turned at once
 SHORT_RUN = 3           # results side by side that are stored one by one instead of transposed
 
 Term = tuple[int, tuple[tuple[int, int], ...]]                  # constant + sum of (run-time stride, factor)
+Uses = dict[Term, list[tuple[int, int]]]                     # a place: the (row or column, tap) that read it
 Size = Any                      # an int, or an int64 value known at run time
 
 
@@ -50,16 +52,183 @@ def tile_function(module: ir.Module, form: TileForm, machine: Machine, given: in
     return function
 
 
-class _Writer:
+def transpose_function(module: ir.Module, name: str, code: str, machine: Machine) -> ir.Function:
+    """``void name(ptr from, i64 ld, ptr to, i64 ld, i64 rows, i64 columns)``"""
+    pointer = _REALS[code].as_pointer()
+    signature = [pointer, I64, pointer, I64, I64, I64]
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), signature), name)
+    source, ld_source, to, ld_to, rows, columns = function.args
+    for place in (source, to):
+        place.add_attribute("noalias")
+    b = ir.IRBuilder(function.append_basic_block())
+    vectors = _Vectors(b, code, machine)
+    w = I64(vectors.w)
+
+    def pieces(extent: ir.Value) -> ir.Value:
+        return b.sdiv(b.add(extent, I64(vectors.w - 1)), w)
+    with _loop(b, pieces(rows)) as i, _loop(b, pieces(columns)) as j:
+        row, column = b.mul(i, w), b.mul(j, w)
+        height, width = b.sub(rows, row), b.sub(columns, column)
+        there, across = vectors.below(width), vectors.below(height)
+        nothing = there.type(None)
+        square = []
+        for r in range(vectors.w):
+            at = b.gep(source, [b.add(b.mul(b.add(row, I64(r)), ld_source), column)])
+            square.append(vectors.get(at, b.select(b.icmp_signed("<", I64(r), height), there, nothing)))
+        for r, value in enumerate(vectors.transposed(square)):
+            at = b.gep(to, [b.add(b.mul(b.add(column, I64(r)), ld_to), row)])
+            vectors.put(at, value, b.select(b.icmp_signed("<", I64(r), width), across, nothing))
+    b.ret_void()
+    return function
+
+
+def panel_of(code: str, machine: Machine) -> int:
+    """Columns that `product_function` makes at once."""
+    return machine.lanes(_NUMPY[code]) * (4 if machine.registers >= 32 else 2)
+
+
+def product_function(module: ir.Module, name: str, code: str, machine: Machine) -> ir.Function:
+    """``void name(i64 m, i64 n, i64 k, ptr a, i64 row, i64 column, ptr b, i64 ld, ptr c, i64 ld, i64 add)``
+
+    C = A B, added to C if ``add``; element (i, p) of A is at ``i*row + p*column``, B and C are row-major.
+    Nothing is packed: for products whose B stays in the caches. Panels of columns, and in each tiles of as
+    equal numbers of rows as can be.
+    """
+    pointer, most = _REALS[code].as_pointer(), 6
+    signature = [I64, I64, I64, pointer, I64, I64, pointer, I64, pointer, I64, I64]
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), signature), name)
+    m, n, k, a, row, column, factor, ld_b, c, ld_c, add = function.args
+    b = ir.IRBuilder(function.append_basic_block())
+    vectors = _Vectors(b, code, machine)
+    panel = panel_of(code, machine)
+
+    def pieces(extent: ir.Value, each: int) -> ir.Value:
+        return b.sdiv(b.add(extent, I64(each - 1)), I64(each))
+
+    def least(x: ir.Value, y: ir.Value) -> ir.Value:
+        return b.select(b.icmp_signed("<", x, y), x, y)
+    tiles = pieces(m, most)
+    each, more = b.sdiv(m, tiles), b.srem(m, tiles)             # rows of a tile; tiles with one more
+    with _loop(b, pieces(n, panel)) as j, _loop(b, tiles) as i:
+        start, first = b.mul(j, I64(panel)), b.add(b.mul(i, each), least(i, more))
+        width = least(b.sub(n, start), I64(panel))
+        rows = b.add(each, b.zext(b.icmp_signed("<", i, more), I64))
+        at = b.gep(c, [b.add(b.mul(first, ld_c), start)])
+        with b.if_then(b.icmp_signed("==", add, I64(0))), _loop(b, rows) as r, \
+                _loop(b, pieces(width, vectors.w)) as v:
+            done = b.mul(v, I64(vectors.w))
+            vectors.put(b.gep(at, [b.add(b.mul(r, ld_c), done)]), vectors.vector(None),
+                        vectors.below(b.sub(width, done)))
+        operands = [b.gep(a, [b.mul(first, row)]), b.gep(factor, [start]), at]
+        done = b.append_basic_block("stored")
+        choice = b.switch(rows, done)
+        for count in range(1, most + 1):
+            choice.add_case(I64(count), b.append_basic_block(f"rows{count}"))
+            b.position_at_end(b.function.blocks[-1])
+            form = TileForm(code, panel, True, (None, 0, 1, 1), ((count, None, 0, None),), (),
+                            ((None, None, None, 0),))
+            tile = tile_function(module, form, machine, 6)
+            b.call(tile, [*operands, row, ld_c, k, column, ld_b, width])
+            b.branch(done)
+        b.position_at_end(done)
+    b.ret_void()
+    return function
+
+
+def turned_product_function(module: ir.Module, name: str, code: str, machine: Machine, product: ir.Function,
+                            transpose: ir.Function) -> ir.Function:
+    """The same signature, for A B', ``ld`` being that of B: panels of it are turned on the stack."""
+    function = ir.Function(module, product.function_type, name)
+    m, n, k, a, row, column, factor, ld_b, c, ld_c, add = function.args
+    panel = panel_of(code, machine)
+    b = ir.IRBuilder(function.append_basic_block())
+    turned = b.alloca(_REALS[code], I64(panel * DEPTH))
+    turned.align = machine.width
+
+    def least(x: ir.Value, y: ir.Value) -> ir.Value:
+        return b.select(b.icmp_signed("<", x, y), x, y)
+    with _loop(b, b.sdiv(b.add(n, I64(panel - 1)), I64(panel))) as j, \
+            _loop(b, b.sdiv(b.add(k, I64(DEPTH - 1)), I64(DEPTH))) as d:
+        start, deep = b.mul(j, I64(panel)), b.mul(d, I64(DEPTH))
+        width, depth = least(b.sub(n, start), I64(panel)), least(b.sub(k, deep), I64(DEPTH))
+        source = b.gep(factor, [b.add(b.mul(start, ld_b), deep)])
+        b.call(transpose, [source, ld_b, turned, I64(panel), width, depth])
+        b.call(product, [m, width, depth, b.gep(a, [b.mul(deep, column)]), row, column, turned, I64(panel),
+                         b.gep(c, [start]), ld_c, b.or_(add, d)])
+    b.ret_void()
+    return function
+
+
+class _Vectors:
+    """Operations on vectors of one dtype, written at a builder."""
+
+    def __init__(self, b: ir.IRBuilder, code: str, machine: Machine) -> None:
+        self.b = b
+        self.real, self.real_bytes = _REALS[code], int(code[1])
+        self.w = machine.lanes(_NUMPY[code])
+        self.vector = ir.VectorType(self.real, self.w)
+        self.suffix = f"v{self.w}f{8 * self.real_bytes}"
+
+    def get(self, at: ir.Value, mask: ir.Value | None) -> ir.Value:
+        at = self.b.bitcast(at, self.vector.as_pointer())
+        if mask is None:
+            return self.b.load(at, align=self.real_bytes)
+        types = [at.type, I32, mask.type, self.vector]
+        f = self.declare(f"llvm.masked.load.{self.suffix}.p0", self.vector, types)
+        return self.b.call(f, [at, I32(self.real_bytes), mask, self.vector(None)])
+
+    def put(self, at: ir.Value, value: ir.Value, mask: ir.Value | None) -> None:
+        at = self.b.bitcast(at, self.vector.as_pointer())
+        if mask is None:
+            self.b.store(value, at, align=self.real_bytes)
+            return
+        types = [self.vector, at.type, I32, mask.type]
+        f = self.declare(f"llvm.masked.store.{self.suffix}.p0", ir.VoidType(), types)
+        self.b.call(f, [value, at, I32(self.real_bytes), mask])
+
+    def below(self, count: ir.Value) -> ir.Value:
+        """The mask of the first ``count`` lanes."""
+        numbers = ir.Constant(ir.VectorType(I32, self.w), [I32(i) for i in range(self.w)])
+        return self.b.icmp_signed("<", numbers, _splat(self.b, self.b.trunc(count, I32), self.w))
+
+    def fma(self, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+        return self.b.call(self.declare(f"llvm.fma.{self.suffix}", self.vector, [self.vector] * 3), [x, y, z])
+
+    def transposed(self, values: list[ir.Value]) -> list[ir.Value]:
+        """A square of vectors, its rows and columns swapped: log2 of its side rounds of two-way shuffles."""
+        nothing = ir.Constant(self.vector, ir.Undefined)
+        square = [*values, *[nothing] * (self.w - len(values))]
+        half = self.w // 2
+        while half:
+            for i in range(self.w):
+                if not i & half:
+                    x, y = square[i], square[i + half]
+                    low = [k if not k & half else k - half + self.w for k in range(self.w)]
+                    high = [k + half if not k & half else k + self.w for k in range(self.w)]
+                    square[i], square[i + half] = self.shuffle(x, y, low), self.shuffle(x, y, high)
+            half //= 2
+        return square
+
+    def shuffle(self, x: ir.Value, y: ir.Value, picks: list[int]) -> ir.Value:
+        return self.b.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, self.w), [I32(p) for p in picks]))
+
+    def declare(self, name: str, result: ir.Type, types: list[ir.Type]) -> ir.Function:
+        module = self.b.module
+        found = module.globals.get(name)
+        return found or ir.Function(module, ir.FunctionType(result, types), name)
+
+
+class _Writer(_Vectors):
+    """One tile."""
+
     def __init__(self, b: ir.IRBuilder, form: TileForm, machine: Machine, given: Sequence[ir.Value]) -> None:
-        self.b, self.form = b, form
+        super().__init__(b, form.code, machine)
+        self.form = form
         self.given: list[ir.Value] = []                         # strides known at run time, by their index
         self.rows, self.columns, self.taps, self.loops, (self.lane,) = form.fill(iter(given))
-        self.real = _REALS[form.code]
-        self.w = machine.lanes(_NUMPY[form.code])
-        self.vector = ir.VectorType(self.real, self.w)
         self.n_vectors = -(-form.width // self.w)
         self.budget = machine.registers
+        self.loaded: dict[Any, ir.Value] = {}                   # what this step has loaded
 
     # ------------------------------------------------------------ the tile
 
@@ -91,56 +260,39 @@ class _Writer:
 
     def step(self, a: ir.Value, b: ir.Value, accs: dict[Any, ir.Value], masks: Sequence[Any]) -> None:
         """All multiplications of one step of the innermost loop."""
+        builder = self.b
+        self.loaded.clear()
         rows, columns = self.offsets(self.rows, 1), self.offsets(self.columns, 2)
         taps = list(zip(self.offsets(self.taps, 1), self.offsets(self.taps, 2)))
-        by_a: dict[Term, list[tuple[int, int]]] = defaultdict(list)
-        by_b: dict[Term, list[tuple[int, int]]] = defaultdict(list)
-        for (t, (ta, tb)) in enumerate(taps):
+        by_a, by_b = defaultdict(list), defaultdict(list)
+        for t, (ta, tb) in enumerate(taps):
             for r, row in enumerate(rows):
                 by_a[_plus(row, ta)].append((r, t))
             for q, column in enumerate(columns):
                 by_b[_plus(column, tb)].append((q, t))
-        vectors: dict[tuple[Term, int], ir.Value] = {}
-
-        def vector(q: int, t: int, v: int) -> ir.Value:
-            key = _plus(columns[q], taps[t][1]), v
-            if key not in vectors:
-                vectors[key] = self.load(b, key[0], v, masks[v])
-            return vectors[key]
-
-        def multiply(x: ir.Value, r: int, q: int, t: int, v: int) -> None:
+        for r, q, t, v in self.order(by_a, by_b, len(accs)):
+            at_a, at_b = _plus(rows[r], taps[t][0]), _plus(columns[q], taps[t][1])
             acc = accs[r, q, v]
-            self.b.store(self.fma(x, vector(q, t, v), self.b.load(acc)), acc)
+            x, y = self.factor(a, at_a, v, masks[v]), self.load(b, at_b, v, masks[v])
+            builder.store(self.fma(x, y, builder.load(acc)), acc)
 
-        everything = list(itertools.product(range(len(columns)), range(self.n_vectors)))
-        room = self.budget - len(accs) - 2
-        if len(by_a) < len(rows) * len(taps) and len(by_b) * self.n_vectors <= room:
-            for q, v in everything:                             # B waits in registers, A passes by
-                for t in range(len(taps)):
-                    vector(q, t, v)
-            for at in sorted(by_a):
-                x = self.splat(a, at)
-                for r, t in by_a[at]:
-                    for q, v in everything:
-                        multiply(x, r, q, t, v)
-        elif len(by_b) < len(columns) * len(taps):              # A is read again from memory, B passes by
-            splats: dict[Term, ir.Value] = {}
-            for at in sorted(by_b):
-                for v in range(self.n_vectors):
-                    for q, t in by_b[at]:
-                        for r in range(len(rows)):
-                            key = _plus(rows[r], taps[t][0])
-                            if key not in splats:
-                                splats[key] = self.splat(a, key)
-                            multiply(splats[key], r, q, t, v)
-        else:
-            for t in range(len(taps)):
-                for q, v in everything:
-                    vector(q, t, v)
-                for r in range(len(rows)):
-                    x = self.splat(a, _plus(rows[r], taps[t][0]))
-                    for q, v in everything:
-                        multiply(x, r, q, t, v)
+    def order(self, by_a: Uses, by_b: Uses, accs: int) -> Iterator[tuple[int, int, int, int]]:
+        """(row, column, tap, vector) of every multiplication, first to last.
+
+        ``by_a`` and ``by_b`` say which (row, tap) read an element of A, which (column, tap) a vector of B.
+        """
+        n_rows, n_columns = sum(len(u) for u in by_a.values()), sum(len(u) for u in by_b.values())
+        room = self.budget - accs - 2
+        vectors = range(self.n_vectors)
+        if len(by_a) < n_rows and len(by_b) * self.n_vectors <= room:       # B waits, A passes by
+            return ((r, q, t, v) for at in sorted(by_a) for r, t in by_a[at]
+                    for (q, u) in itertools.chain(*by_b.values()) if u == t for v in vectors)
+        if len(by_b) < n_columns:                                           # A is read again, B passes by
+            return ((r, q, t, v) for at in sorted(by_b) for v in vectors for q, t in by_b[at]
+                    for (r, u) in itertools.chain(*by_a.values()) if u == t)
+        uses = sorted((t, r) for r, t in itertools.chain(*by_a.values()))
+        return ((r, q, t, v) for t, r in uses for (q, u) in itertools.chain(*by_b.values()) if u == t
+                for v in vectors)
 
     # ------------------------------------------------------------ results
 
@@ -149,7 +301,7 @@ class _Writer:
         if self.lane[3] == 1:
             for (r, q, v), value in values.items():
                 at = self.at(c, _plus(rows[r], columns[q]))
-                self.put(self.b.gep(at, [I64(v * self.w)]), value, masks[v])
+                self.result(self.b.gep(at, [I64(v * self.w)]), value, masks[v])
             return
         for q, v in itertools.product(range(len(columns)), range(self.n_vectors)):
             self.store_across(self.at(c, columns[q]), rows, [values[r, q, v] for r in range(len(rows))], v)
@@ -181,7 +333,7 @@ class _Writer:
             if not isinstance(extent, int):
                 exists = b.icmp_signed("<", I64(number), extent)
                 mask = b.select(exists, there, there.type(None))
-            self.put(b.gep(c, [b.mul(_i64(self.lane[3]), I64(number))]), across[lane], mask)
+            self.result(b.gep(c, [b.mul(_i64(self.lane[3]), I64(number))]), across[lane], mask)
 
     def store_elements(self, c: ir.Value, values: list[ir.Value], v: int) -> None:
         b = self.b
@@ -191,53 +343,25 @@ class _Writer:
                 to, element = b.gep(at, [I64(i)]), b.extract_element(value, I32(lane))
                 b.store(b.fadd(b.load(to), element) if self.form.accumulate else element, to)
 
-    def transposed(self, values: list[ir.Value]) -> list[ir.Value]:
-        """A square of vectors, its rows and columns swapped: log2 of its side rounds of two-way shuffles."""
-        nothing = ir.Constant(self.vector, ir.Undefined)
-        square = [*values, *[nothing] * (self.w - len(values))]
-        half = self.w // 2
-        while half:
-            for i in range(self.w):
-                if not i & half:
-                    x, y = square[i], square[i + half]
-                    low = [k if not k & half else k - half + self.w for k in range(self.w)]
-                    high = [k + half if not k & half else k + self.w for k in range(self.w)]
-                    square[i], square[i + half] = self.shuffle(x, y, low), self.shuffle(x, y, high)
-            half //= 2
-        return square
-
-    def shuffle(self, x: ir.Value, y: ir.Value, picks: list[int]) -> ir.Value:
-        return self.b.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, self.w), [I32(p) for p in picks]))
-
-    def put(self, at: ir.Value, value: ir.Value, mask: ir.Value | None) -> None:
-        if self.form.accumulate:
-            value = self.b.fadd(self.get(at, mask), value)
-        at = self.b.bitcast(at, self.vector.as_pointer())
-        if mask is None:
-            self.b.store(value, at, align=self.real_bytes)
-            return
-        types = [self.vector, at.type, I32, mask.type]
-        f = self.declare(f"llvm.masked.store.{self.suffix}.p0", ir.VoidType(), types)
-        self.b.call(f, [value, at, I32(self.real_bytes), mask])
+    def result(self, at: ir.Value, value: ir.Value, mask: ir.Value | None) -> None:
+        self.put(at, self.b.fadd(self.get(at, mask), value) if self.form.accumulate else value, mask)
 
     # ------------------------------------------------------------ operands
 
+    def factor(self, base: ir.Value, at: Term, v: int, mask: ir.Value | None) -> ir.Value:
+        """An element of A in all lanes, or the v-th vector of A where lanes have elements of their own."""
+        if self.lane[1]:
+            return self.load(base, at, v, mask)
+        key = base, at
+        if key not in self.loaded:
+            self.loaded[key] = _splat(self.b, self.b.load(self.at(base, at)), self.w)
+        return self.loaded[key]
+
     def load(self, base: ir.Value, at: Term, v: int, mask: ir.Value | None) -> ir.Value:
-        return self.get(self.b.gep(self.at(base, at), [I64(v * self.w)]), mask)
-
-    def get(self, at: ir.Value, mask: ir.Value | None) -> ir.Value:
-        at = self.b.bitcast(at, self.vector.as_pointer())
-        if mask is None:
-            return self.b.load(at, align=self.real_bytes)
-        types = [at.type, I32, mask.type, self.vector]
-        f = self.declare(f"llvm.masked.load.{self.suffix}.p0", self.vector, types)
-        return self.b.call(f, [at, I32(self.real_bytes), mask, self.vector(None)])
-
-    def splat(self, base: ir.Value, at: Term) -> ir.Value:
-        return _splat(self.b, self.b.load(self.at(base, at)), self.w)
-
-    def fma(self, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
-        return self.b.call(self.declare(f"llvm.fma.{self.suffix}", self.vector, [self.vector] * 3), [x, y, z])
+        key = base, at, v
+        if key not in self.loaded:
+            self.loaded[key] = self.get(self.b.gep(self.at(base, at), [I64(v * self.w)]), mask)
+        return self.loaded[key]
 
     def mask(self, v: int) -> ir.Value | None:
         """Which lanes of the v-th vector exist; None for all."""
@@ -245,10 +369,9 @@ class _Writer:
         if isinstance(extent, int):
             if extent >= (v + 1) * self.w:
                 return None
-            return ir.Constant(ir.VectorType(I1, self.w), [I1(v * self.w + i < extent) for i in range(self.w)])
-        rest = _splat(self.b, self.b.trunc(self.b.sub(extent, I64(v * self.w)), I32), self.w)
-        numbers = ir.Constant(ir.VectorType(I32, self.w), [I32(i) for i in range(self.w)])
-        return self.b.icmp_signed("<", numbers, rest)
+            bits = [I1(v * self.w + i < extent) for i in range(self.w)]
+            return ir.Constant(ir.VectorType(I1, self.w), bits)
+        return self.below(self.b.sub(extent, I64(v * self.w)))
 
     # ------------------------------------------------------------ offsets
 
@@ -273,21 +396,6 @@ class _Writer:
         for k, times in strides:
             base = self.b.gep(base, [self.b.mul(self.given[k], I64(times))])
         return self.b.gep(base, [I64(constant)]) if constant else base
-
-    # ------------------------------------------------------------ names
-
-    @property
-    def suffix(self) -> str:
-        return f"v{self.w}f{8 * self.real_bytes}"
-
-    @property
-    def real_bytes(self) -> int:
-        return int(self.form.code[1])
-
-    def declare(self, name: str, result: ir.Type, types: list[ir.Type]) -> ir.Function:
-        module = self.b.module
-        found = module.globals.get(name)
-        return found or ir.Function(module, ir.FunctionType(result, types), name)
 
 
 def _plus(x: Term, y: Term) -> Term:

@@ -54,17 +54,18 @@ class TileForm:
         if any(axis[0] <= 0 for axis in loops):
             product = np.zeros(out.shape, out.dtype)
         else:
-            left = _view(a, a_at, [*rows, *taps, *loops], 1)
-            right = _view(b, b_at, [*taps, *loops, *columns, *lane], 2)
+            left = _view(a, a_at, [*lane, *rows, *taps, *loops], 1)
+            right = _view(b, b_at, [*lane, *taps, *loops, *columns], 2)
             depth = math.prod(axis[0] for axis in (*taps, *loops))
-            product = (left.reshape(-1, depth) @ right.reshape(depth, -1)).reshape(out.shape)
+            product = left.reshape(len(left), -1, depth) @ right.reshape(len(left), depth, -1)
+            product = np.moveaxis(product, 0, -1).reshape(out.shape)
         out[...] = out + product if self.accumulate else product
 
     def __str__(self) -> str:
-        groups = (f", {name}={value}" for name, value in (("rows", self.rows), ("columns", self.columns),
-                                                          ("loops", self.loops), ("taps", self.taps)) if value)
-        return (f'tile("{self.code}", width={self.width}, accumulate={self.accumulate}, lane={self.lane}'
-                f'{"".join(groups)})')
+        groups = {"rows": self.rows, "columns": self.columns, "loops": self.loops, "taps": self.taps}
+        axes = ", ".join(["", *(f"{name}={value}" for name, value in groups.items() if value)])
+        flags = f"width={self.width}, accumulate={self.accumulate}, lane={self.lane}"
+        return f'tile("{self.code}", {flags}{axes})'
 
 
 def _view(flat: Array, at: int, axes: list[tuple[Any, ...]], operand: int) -> Array:

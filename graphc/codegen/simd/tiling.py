@@ -38,9 +38,9 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Contraction:
-    """``C[rows, columns, lane] = sum over loops of A[rows, loops] * B[columns, loops, lane]``, as an op states it.
+    """What an op states: ``C[rows, columns, lane] = sum of A[rows, loops] * B[columns, loops, lane]``.
 
-    Row axes have stride 0 in B, column axes in A, loops in C; the lane axis has stride 0 in A and 1 in B.
+    Row axes have stride 0 in B, column axes in A, loops in C; the lane axis has stride 0 or 1 in A, 1 in B.
     """
     rows: tuple[Axis, ...]
     columns: tuple[Axis, ...]
@@ -103,8 +103,8 @@ def _unrollings(axes: Sequence[Axis], most: int) -> list[tuple[int, ...]]:
 
 def _tap_choices(loops: Sequence[Axis]) -> list[int | None]:
     """Reduced axes that may be unrolled: the last two, if they are short."""
-    short = [k for k, x in enumerate(loops) if isinstance(x.extent, Const) and 1 < x.extent.value <= MOST_TAPS]
-    return [None, *(k for k in short if k >= len(loops) - 2)]
+    last = range(max(0, len(loops) - 2), len(loops))
+    return [None, *(k for k in last if isinstance(n := loops[k].extent, Const) and 1 < n.value <= MOST_TAPS)]
 
 
 def _places(axes: Sequence[tuple[Axis, int]], operand: Callable[[Axis], Expr]) -> int:
@@ -162,7 +162,8 @@ def _stores(cut: Cut, what: Contraction, lanes: int) -> float:
 
 # ---------------------------------------------------------------- loops around tiles
 
-def write(k: Any, what: Contraction, machine: Machine, a: Place, b: Place, c: Place, accumulate: bool) -> None:
+def write(k: Any, what: Contraction, machine: Machine, a: Place, b: Place, c: Place,
+          accumulate: bool) -> None:
     """The contraction as loops over tiles, rows outermost; every extent but those of loops is at least 1."""
     cut = what.cut(machine)
     loops = tuple(x for i, x in enumerate(what.loops) if i != cut.taps)
@@ -197,6 +198,9 @@ def _pieces(k: Any, x: Axis, n: int, *, overlap: bool, masks: bool) -> Iterator[
     def axis(extent: Expr) -> Callable[[Expr], Axis]:
         return lambda start: replace(x, extent=extent)
     zero, each, extent = Const(0, "int64"), Const(n, "int64"), x.extent
+
+    def rest(start: Expr) -> Axis:
+        return replace(x, extent=k.let(k.minimum(each, ir.isub(extent, start))))
     if isinstance(extent, Const):
         size = int(extent.value)
         if masks and size <= n:
@@ -206,16 +210,14 @@ def _pieces(k: Any, x: Axis, n: int, *, overlap: bool, masks: bool) -> Iterator[
         elif overlap and size > n:                              # the last piece ends where the axis does
             yield _starts(k, zero, Const(-(-size // n), "int64"), n, Const(size - n, "int64")), axis(each)
         elif masks:
-            pieces = Const(-(-size // n), "int64")
-            yield (_starts(k, zero, pieces, n),
-                   lambda s: replace(x, extent=k.let(k.minimum(each, ir.isub(extent, s)))))
+            yield _starts(k, zero, Const(-(-size // n), "int64"), n), rest
         else:
             whole = size // n
             yield _starts(k, zero, Const(whole, "int64"), n), axis(each)
             yield _starts(k, Const(whole * n, "int64"), ONE, 1), axis(Const(size - whole * n, "int64"))
     elif masks:
         pieces = k.let(ir.idiv(ir.iadd(extent, n - 1), n))
-        yield _starts(k, zero, pieces, n), lambda s: replace(x, extent=k.let(k.minimum(each, ir.isub(extent, s))))
+        yield _starts(k, zero, pieces, n), rest
     else:
         pieces = k.let(ir.idiv(extent, n))
         yield _starts(k, zero, pieces, n), axis(each)

@@ -1,0 +1,327 @@
+"""Register tiles, vector loops and transposes against their NumPy bodies, and what is built of them."""
+from __future__ import annotations
+
+import ctypes
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from llvmlite import ir as ll
+
+import graphc as gc
+from graphc.codegen import compile as compiling
+from graphc.codegen import native, python_target
+from graphc.codegen.emit import kernel_key
+from graphc.codegen.loopir import (
+    Axis,
+    Buffer,
+    Kernel,
+    Lanes,
+    Let,
+    Load,
+    Operand,
+    Place,
+    Store,
+    Tile,
+    Transpose,
+    Var,
+    call,
+    const,
+    iadd,
+    imul,
+    print_kernel,
+    verify,
+)
+from graphc.codegen.simd import build, lanes, machine, tiling
+from graphc.codegen.simd.form import TileForm
+from graphc.core import record
+from graphc.core.config import config
+from graphc.core.errors import InternalError
+from graphc.ops.conv import conv2d_dw_op, conv2d_dx_op, conv2d_op
+from graphc.ops.linalg import matmul_op
+from graphc.ops.pool import avg_pool2d_op, avg_unpool2d_op, max_pool2d_op, max_unpool2d_op
+
+TOLERANCE = {"float32": 2e-5, "float64": 1e-13}
+ONE = const(1)
+_names = itertools.count()
+
+
+# ---------------------------------------------------------------- tiles
+
+def _native(form: TileForm, cpu: machine.Machine) -> Any:
+    """The tile for some machine's registers, as this one runs it."""
+    module = ll.Module("tile")
+    module.triple = native.triple()
+    given = sum(n is None for axes in (form.rows, form.columns, form.taps, form.loops, (form.lane,))
+                for axis in axes for n in axis)
+    function = build.tile_function(module, form, cpu, given)
+    function.linkage, function.name = "", f"tile_test_{next(_names)}"
+    code = native.emit_object(native.optimise(str(module), unroll=False))
+    types = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * given
+    return ctypes.CFUNCTYPE(None, *types)(native.load_object(code, function.name))
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "rows": {"width": 32, "lane": (32, 0, 1, 1), "rows": ((5, 7, 0, 32),), "loops": ((6, 1, 32, 0),)},
+    "ragged": {"width": 32, "lane": (19, 0, 1, 1), "rows": ((3, 9, 0, 19),), "loops": ((9, 1, 19, 0),)},
+    "given": {"width": 32, "lane": (None, 0, 1, 1), "rows": ((3, None, 0, 40),),
+              "loops": ((None, 1, 40, 0),)},
+    "taps": {"width": 16, "lane": (16, 0, 1, 1), "rows": ((2, 9, 0, 64), (4, 1, 0, 16)),
+             "loops": ((3, 18, 80, 0),), "taps": ((5, 1, 16, 0),)},
+    "columns": {"width": 16, "lane": (13, 0, 1, 1), "rows": ((2, 6, 0, 70),), "columns": ((4, 0, 15, 13),),
+                "loops": ((2, 3, 200, 0),), "taps": ((3, 1, 15, 0),)},
+    "across": {"width": 32, "lane": (32, 0, 1, 20), "rows": ((2, 8, 0, 10), (10, 1, 0, 1)),
+               "loops": ((7, 3, 32, 0),)},
+    "across, ragged": {"width": 16, "lane": (11, 0, 1, 7), "rows": ((7, 2, 0, 1),),
+                       "loops": ((4, 3, 11, 0),)},
+    "across, apart": {"width": 16, "lane": (16, 0, 1, 50), "rows": ((3, 2, 0, 4), (2, 1, 0, 1)),
+                      "loops": ((4, 3, 16, 0),)},
+    "pixels": {"width": 16, "lane": (14, 1, 1, 1), "rows": ((3, 20, 0, 60),), "columns": ((4, 0, 20, 15),),
+               "loops": ((5, 60, 90, 0),)},
+    "empty": {"width": 16, "lane": (16, 0, 1, 1), "rows": ((2, 1, 0, 16),), "loops": ((None, 1, 16, 0),)},
+}
+
+
+@pytest.mark.parametrize("cpu", [machine.AVX512, machine.AVX2, machine.SSE], ids=["avx512", "avx2", "sse"])
+@pytest.mark.parametrize("code", ["f4", "f8"])
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("name", FORMS)
+def test_a_tile_is_its_numpy_body(name: str, accumulate: bool, code: str, cpu: machine.Machine) -> None:
+    if cpu.width > machine.host().width:
+        pytest.skip("this CPU has no such registers")
+    form = TileForm(code, accumulate=accumulate, **FORMS[name])  # type: ignore[arg-type]
+    given = {"given": [11, 8, 21], "empty": [0]}.get(name, [])  # stride of rows, extent of the loop, lanes
+    rng = np.random.default_rng(0)
+    a, b, c = (rng.standard_normal(2000).astype(code) for _ in range(3))
+    found, expected = c.copy(), c.copy()
+    form(a, 5, b, 3, expected, 7, *given)
+    pointers = [x.ctypes.data + at * x.itemsize for x, at in ((a, 5), (b, 3), (found, 7))]
+    _native(form, cpu)(*pointers, *given)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE[np.dtype(code).name] * 10)
+
+
+def test_tiles_are_verified() -> None:
+    buffers = (Buffer("a", "float32", "in"), Buffer("b", "float32", "in"), Buffer("c", "float32", "out"))
+    axis = Axis(const(4), const(1), const(0), const(16))
+    lane = Axis(const(16), const(0), ONE, ONE)
+    a, b, c = (Place(name, const(0)) for name in "abc")
+    tile = Tile(a, b, c, (axis,), (), (), (), lane, 16, False, "float32")
+    kernel = Kernel("k", buffers, (), ONE, ONE, (tile,))
+    assert "c[0] = a[0] * b[0]" in print_kernel(verify(kernel))
+    for bad in (Axis(Var("n"), const(1), const(0), ONE), Axis(const(4), const(1), const(1), ONE)):
+        wrong = Kernel("k", buffers, ("n",), ONE, ONE, (replace(tile, rows=(bad,)),))
+        with pytest.raises(InternalError, match="bad tile"):
+            verify(wrong)
+
+
+@pytest.mark.parametrize("cpu", [machine.AVX512, machine.AVX2, machine.NEON, machine.SSE])
+@pytest.mark.parametrize("rows,columns,lane",
+                         [(64, 32, 32), (6, 28, 28), (1, 7, 5), (67, 1, 67), (16, 10, 100)])
+def test_a_cut_fits_the_registers(cpu: machine.Machine, rows: int, columns: int, lane: int) -> None:
+    def axis(extent: int, *strides: int) -> Axis:
+        return Axis(const(extent), *map(const, strides))
+    what = tiling.Contraction(
+        (axis(rows, 9, 0, 1000),), (axis(columns, 0, 40, 40),), axis(lane, 0, 1, 1),
+        (axis(64, 600, 1600, 0), axis(3, 3, 40, 0), axis(3, 1, 1, 0)), "float32")
+    cut = what.cut(cpu)
+    vectors = cut.width // cpu.lanes("float32")
+    assert cut.rows[0] * cut.columns[0] * vectors + cut.columns[0] * vectors + 2 <= cpu.registers
+    assert 1 <= cut.rows[0] <= rows and 1 <= cut.columns[0] <= columns
+
+
+# ---------------------------------------------------------------- vector loops and transposes
+
+def _run(kernel: Kernel, buffers: list[Any]) -> None:
+    address = compiling.compile_kernels([kernel])[0].address
+    slots = np.array([x.ctypes.data for x in buffers], np.int64)
+    table = np.array([slots.ctypes.data + 8 * i for i in range(len(buffers))], np.int64)
+    types = [ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3]
+    ctypes.CFUNCTYPE(None, *types)(address)(table.ctypes.data, 0, 0, 0, 1)
+
+
+def _lanes_kernel(count: int, dtype: str, stride: int, stores: int) -> Kernel:
+    """y[z*stores + j] = max(x[5 + z*stride + j] * 3, x[z]) or 1 where that is 2"""
+    z = Var("z")
+    body: list[Any] = []
+    for j in range(stores):
+        x = Load("x", iadd(iadd(Var("at"), imul(z, stride)), j), dtype)
+        y = call("maximum", call("mul", x, const(3, dtype)), Load("x", z, dtype))
+        body.append(Let(f"v{j}", y))
+        v = Var(f"v{j}", dtype)
+        kept = call("select", call("eq", v, const(2, dtype)), const(1, dtype), v)
+        body.append(Store("y", iadd(imul(z, stores), j), kept))
+    buffers = (Buffer("x", dtype, "in"), Buffer("y", dtype, "out"))
+    return Kernel("lanes", buffers, (), ONE, ONE, (Let("at", iadd(Var("begin"), 5)), Lanes("z", const(count),
+                                                                                            tuple(body))))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int16", "int64", "uint8"])
+@pytest.mark.parametrize("count", [1, 5, 14, 16, 37])
+@pytest.mark.parametrize("stride,stores", [(1, 1), (2, 1), (3, 2), (4, 3), (1, 2)])
+def test_a_vector_loop_is_the_loop(stride: int, stores: int, count: int, dtype: str) -> None:
+    kernel = verify(_lanes_kernel(count, dtype, stride, stores))
+    statement = kernel.body[1]
+    assert isinstance(statement, Lanes) and lanes.form_of(statement) is not None
+    x = np.random.default_rng(0).integers(-2, 9, 220).astype(dtype)
+    expected, found = np.full(150, 7, dtype), np.full(150, 7, dtype)
+    python_target.load(kernel)([x, expected], [], 0, 0, 1)
+    _run(kernel, [x, found])
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_what_has_no_vector_form_stays_a_loop() -> None:
+    z = Var("z")
+    gather = Load("x", Load("i", z, "int64"), "float32")
+    kernel = verify(Kernel("gather", (Buffer("x", "float32", "in"), Buffer("i", "int64", "in"),
+                                      Buffer("y", "float32", "out")), (), ONE, ONE,
+                           (Lanes("z", const(6), (Store("y", z, gather),)),)))
+    x, i, y = np.arange(9, dtype="f4"), np.array([3, 1, 8, 0, 0, 5]), np.zeros(6, "f4")
+    _run(kernel, [x, i, y])
+    np.testing.assert_array_equal(y, x[i])
+    assert "lanes_" not in python_target.load(kernel).source
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("rows,columns", [(1, 1), (5, 40), (16, 16), (33, 7), (17, 31)])
+def test_transpose(rows: int, columns: int, dtype: str) -> None:
+    a, c = (Operand(name, const(2), const(ld)) for name, ld in (("a", columns + 3), ("c", rows + 1)))
+    kernel = verify(Kernel("transpose", (Buffer("a", dtype, "in"), Buffer("c", dtype, "out")), (), ONE, ONE,
+                           (Transpose(const(rows), const(columns), a, c, dtype),)))
+    x = np.random.default_rng(0).random(2 + rows * (columns + 3)).astype(dtype)
+    found, expected = np.zeros(2 + columns * (rows + 1), dtype), np.zeros(2 + columns * (rows + 1), dtype)
+    python_target.load(kernel)([x, expected], [], 0, 0, 1)
+    _run(kernel, [x, found])
+    np.testing.assert_array_equal(found, expected)
+    assert kernel_key(kernel) != kernel_key(Kernel("t", kernel.buffers, (), ONE, ONE, ()))
+
+
+# ---------------------------------------------------------------- products
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("ta,tb", [(False, False), (False, True), (True, False), (True, True)])
+@pytest.mark.parametrize("m,n,k", [(1, 64, 64), (2, 64, 3), (7, 130, 64), (13, 64, 600), (40, 60, 1),
+                                   (65, 200, 33)])
+def test_products_of_any_shape(m: int, n: int, k: int, ta: bool, tb: bool, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((k, m) if ta else (m, k)).astype(dtype)
+    y = rng.standard_normal((n, k) if tb else (k, n)).astype(dtype)
+    exact = matmul_op.run(x.astype(np.float64), y.astype(np.float64), ta=ta, tb=tb)
+    for target in ("python", "cpu"):
+        found, = _evaluate(matmul_op, [x, y], {"ta": ta, "tb": tb}, target)
+        np.testing.assert_allclose(found, exact, rtol=0, atol=TOLERANCE[dtype] * np.abs(exact).max())
+
+
+# ---------------------------------------------------------------- convolution and pooling
+
+def _convolution(seed: int) -> tuple[dict[str, Any], tuple[int, ...], tuple[int, ...]]:
+    """(attributes, shape of the input, shape of the weight)"""
+    rng = np.random.default_rng(seed)
+
+    def pair(low: int, high: int) -> tuple[int, int]:
+        return int(rng.integers(low, high)), int(rng.integers(low, high))
+    groups = int(rng.choice([1, 1, 1, 2, 3]))
+    depthwise = rng.random() < 0.15
+    c, o = (groups * int(rng.choice([1, 2, 3, 5, 8, 16, 17, 33, 70])) for _ in range(2))
+    if depthwise:
+        groups, o = c, c * int(rng.integers(1, 3))
+    kernel, stride, dilation = pair(1, 5), pair(1, 4), pair(1, 3)
+    if rng.random() < 0.5:
+        stride = (1, 1)
+    if rng.random() < 0.6:
+        dilation = (1, 1)
+    padding = tuple(int(rng.integers(0, k + 1)) for k in kernel)
+    least = [max(1, d * (k - 1) + 1 - 2 * p) for k, d, p in zip(kernel, dilation, padding)]
+    size = [n + int(rng.integers(0, 20)) for n in least]
+    attributes = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return attributes, (int(rng.integers(1, 12)), c, *size), (o, c // groups, *kernel)
+
+
+def _conv_case(op: Any, seed: int, dtype: str) -> tuple[list[Any], dict[str, Any]]:
+    attributes, x_shape, w_shape = _convolution(seed)
+    rng = np.random.default_rng(seed)
+    x, w = rng.standard_normal(x_shape).astype(dtype), rng.standard_normal(w_shape).astype(dtype)
+    g = rng.standard_normal(conv2d_op.run(x, w, **attributes).shape).astype(dtype)
+    if op is conv2d_op:
+        return [x, w], attributes
+    if op is conv2d_dx_op:
+        return [g, w], {**attributes, "size": x_shape[2:]}
+    return [x, g], {**attributes, "kernel": w_shape[2:]}
+
+
+def _evaluate(op: Any, arrays: list[Any], attributes: dict[str, Any], target: str,
+              named: bool = False) -> Any:
+    shapes = [("n", *x.shape[1:]) if named and i in (op.batched or ()) else x.shape
+              for i, x in enumerate(arrays)]
+    with gc.Graph() as graph:
+        nodes = [gc.placeholder(x.dtype.name, shape, name=f"x{i}")
+                 for i, (x, shape) in enumerate(zip(arrays, shapes))]
+        out = record.apply(op, *nodes, **attributes)
+        outs = list(out) if isinstance(out, tuple) else [out]
+    return gc.Session(graph, target).run(outs, dict(zip(nodes, arrays)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("op", [conv2d_op, conv2d_dx_op, conv2d_dw_op], ids=lambda op: str(op.name))
+def test_convolutions_of_any_shape(op: Any, seed: int, dtype: str) -> None:
+    arrays, attributes = _conv_case(op, seed, dtype)
+    exact = op.run(*(x.astype(np.float64) for x in arrays), **attributes)
+    scale = max(1.0, float(np.abs(exact).max(initial=0)))
+    for target, named in (("interpret", False), ("python", False), ("cpu", False), ("cpu", True)):
+        found, = _evaluate(op, arrays, attributes, target, named)
+        assert found.shape == exact.shape and found.dtype == dtype
+        np.testing.assert_allclose(found, exact, rtol=0, atol=TOLERANCE[dtype] * scale)
+
+
+@pytest.mark.parametrize("op", [conv2d_op, conv2d_dx_op, conv2d_dw_op], ids=lambda op: str(op.name))
+def test_convolutions_are_the_same_on_any_number_of_threads(op: Any) -> None:
+    attributes = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
+    rng = np.random.default_rng(0)
+    x, g = (rng.standard_normal((5, 20, 24, 24)).astype("f4") for _ in range(2))
+    w = rng.standard_normal((20, 20, 3, 3)).astype("f4")
+    arrays, more = {"conv2d": ([x, w], {}), "conv2d_dx": ([g, w], {"size": (24, 24)}),
+                    "conv2d_dw": ([x, g], {"kernel": (3, 3)})}[op.name]
+    results = []
+    before = config.num_threads
+    try:
+        for config.num_threads in (1, 2, 5):
+            results.append(_evaluate(op, arrays, {**attributes, **more}, "cpu")[0])
+    finally:
+        config.num_threads = before
+    for other in results[1:]:
+        np.testing.assert_array_equal(other, results[0])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_pooling_of_any_shape(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    kernel, stride = (tuple(int(n) for n in rng.integers(1, 5, 2)) for _ in range(2))
+    stride = kernel if rng.random() < 0.5 else stride
+    padding = tuple(int(rng.integers(0, k // 2 + 1)) for k in kernel)
+    size = tuple(int(k + n) for k, n in zip(kernel, rng.integers(0, 40, 2)))
+    attributes = {"kernel": kernel, "stride": stride, "padding": padding}
+    x = rng.integers(-9, 9, (int(rng.integers(1, 4)), 3, *size)).astype(rng.choice(["float32", "float64"]))
+    best, where = max_pool2d_op.run(x, **attributes)
+    g = rng.integers(-9, 9, best.shape).astype(x.dtype)
+    cases: list[tuple[Any, list[Any], dict[str, Any]]] = [
+        (max_pool2d_op, [x], {}), (avg_pool2d_op, [x], {}),
+        (max_unpool2d_op, [g, where], {"size": size}), (avg_unpool2d_op, [g], {"size": size})]
+    for op, arrays, more in cases:
+        expected = op.run(*arrays, **attributes, **more)
+        expected = expected if isinstance(expected, tuple) else (expected,)
+        for target, named in (("python", False), ("cpu", False), ("cpu", True)):
+            found = _evaluate(op, arrays, {**attributes, **more}, target, named)
+            for y, z in zip(found, expected):
+                np.testing.assert_allclose(y, z, rtol=1e-6)
+
+
+def test_nan_wins_a_window() -> None:
+    x = np.arange(2 * 28, dtype="f4").reshape(1, 1, 2, 28)
+    x[0, 0, 1, 4] = np.nan
+    attributes = {"kernel": (2, 2), "stride": (2, 2), "padding": (0, 0)}
+    best, where = _evaluate(max_pool2d_op, [x], attributes, "cpu")
+    expected = max_pool2d_op.run(x, **attributes)
+    np.testing.assert_array_equal(best, expected[0])
+    np.testing.assert_array_equal(where, expected[1])
