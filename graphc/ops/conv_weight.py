@@ -95,7 +95,8 @@ class _WeightGradient:
     def write(self) -> None:
         n, image = self.k.known(self.g.shape[0]), self.k.estimate(self.oh, self.ow, 2 * self.og * self.depth)
         few = n is not None and n < PARTIALS and n * image * self.groups > BLOCK_WORK
-        if (few and self.og >= self.lanes // 2) or self.og * self.depth * np.dtype(self.x.dtype).itemsize > 4 * FRAME_BYTES:
+        size = self.og * self.depth * np.dtype(self.x.dtype).itemsize
+        if (few and self.og >= self.lanes // 2) or size > 4 * FRAME_BYTES:
             self.write_whole()
         else:
             self.write_partial()
