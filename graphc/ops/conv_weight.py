@@ -9,6 +9,8 @@ from .conv_loops import BLOCK_WORK, FRAME_BYTES, Frame, Index, count_blocks, fil
 from .window import Pair
 
 PARTIALS = 8                # partial sums of a weight gradient: fixed, so results do not depend on threads
+NEAR_BYTES = 1 << 15        # what the first-level cache holds
+FAR = 12                    # how much dearer what is further away is
 TURNING = 0.5               # vector multiplications that turning one gradient costs
 
 
@@ -90,7 +92,8 @@ class _WeightGradient:
         ow = k.estimate(self.ow)
         straight = sum(k.cost(self.straight(lanes, blocks)) * k.estimate(lanes, blocks)
                        * self.lanes / k.estimate(lanes) / ow for _, lanes, blocks in self.pieces())
-        return bool(turned < straight + 2 * self.lanes / k.estimate(self.rows, self.ow))
+        moved = 2 * self.lanes / k.estimate(self.rows, self.ow)         # sums, out of memory and back
+        return bool(turned < straight + moved * (1 if kept <= NEAR_BYTES else FAR))
 
     def write(self) -> None:
         n, image = self.k.known(self.g.shape[0]), self.k.estimate(self.oh, self.ow, 2 * self.og * self.depth)
