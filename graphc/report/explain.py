@@ -167,14 +167,14 @@ def explain(what: str | os.PathLike[str] | Make | Function[Any], seed: int = 0, 
     Examples
     --------
     >>> import graphc as gc
-    >>> @gc.function
+    >>> @gc.function(target="cpu")
     ... def normalised(x):
     ...     y = gc.exp(x - x.max(1, keepdim=True).values)
     ...     return y / y.sum(1, keepdim=True)
     >>> out = normalised(gc.rand(64, 100))
     >>> found = gc.report.explain(normalised)
     >>> [kernel.ops for kernel in found.kernels]
-    [('max', 'sub', 'exp', 'sum', 'div')]
+    [('amax', 'sub', 'exp', 'sum', 'div')]
     """
     before = len(compile_log())
     if isinstance(what, Function):
