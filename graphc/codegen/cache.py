@@ -7,8 +7,8 @@ a program without the code of its kernels; its fingerprint also covers every sou
 graph becomes kernels. What cannot be read or written (another user's folder, a full disk, a damaged file) is
 a miss, never an error.
 
-Images are pickles, so the folder has to be as trustworthy as the object code beside them: one that others may
-write to is not read.
+Images are pickles and objects are run, so a folder that belongs to another user, or that everybody may write
+to, is not read.
 """
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ in public ops are what derivatives of any order come from.
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -23,17 +22,18 @@ from . import record
 from .autodiff import walk
 from .aval import Aval
 from .dims import dim
-from .errors import AutogradError, GraphcError
+from .errors import ArgumentError, AutogradError, DTypeError, ShapeError
 from .node import Context, TapeNode
 from .op import AllInputs, Op, anonymous
 from .tensor import Tensor, from_numpy, wrap
+from .threads import fork_safe_lock
 
 F = TypeVar("F", bound=Callable[..., Tensor])
 Array = np.ndarray[Any, Any]
 
 LEAST = 1 << 16                     # elements of the first argument from which a program is worth its call
 
-_lock = threading.RLock()
+_lock = fork_safe_lock()
 
 
 def composed(*rows: str, least: int = LEAST) -> Callable[[F], F]:
@@ -107,8 +107,8 @@ def _new_kind(body: Callable[..., Tensor], rows: tuple[str, ...], kinds: dict[An
             for name, x in zip(places, tensors):
                 shape = (dim("batch"), *x.shape[1:]) if name in rows and x.ndim else x.shape
                 avals.append(Aval(shape, x.dtype))
-            with suppress(GraphcError):                          # op by op, which says what is wrong
-                made = _Kind(body, places, rest, avals)
+            with suppress(ShapeError, DTypeError, ArgumentError, AutogradError):
+                made = _Kind(body, places, rest, avals)          # op by op, which says what is wrong
             kinds[key] = made                                    # not before: others would go op by op
         found: _Kind | None = kinds[key]
         return found
@@ -182,7 +182,7 @@ class _Kind:
             assert compiler is not None
             with record.enable_grad():
                 return compiler.trace(f"{self.name}_gradient", backward, [*self.avals, self.result])
-        except (GraphcError, AssertionError):
+        except AutogradError:
             return lambda arrays: None
 
     def _op_by_op(self, g: Tensor, inputs: Sequence[Tensor], wanted: tuple[bool, ...]) -> list[Tensor | None]:

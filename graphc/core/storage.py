@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-_making_locks = threading.Lock()
+from .threads import fork_safe_lock
+
+_making_locks = fork_safe_lock()
 _PRUNE = 32                                     # views noted before the dead ones are looked for
 
 

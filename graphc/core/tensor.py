@@ -410,6 +410,8 @@ class Parameter(Tensor):
         if array.dtype.kind == "f":
             array = array.astype(as_dtype(array.dtype), copy=False)
         super().__init__(array, requires_grad)
+        if isinstance(data, Tensor) and array is data._data:
+            self._storage = data.storage()                # one buffer has one version
 
 
 class Buffer(Tensor):

@@ -290,7 +290,7 @@ class Optimizer:
         grads = [p.grad._data for p in params]
         if any([a is None or not a.flags.carray for a in (*arrays, *grads)]):  # noqa: C419
             return False                                         # a symbol, or no memory for kernels
-        options = tuple(sorted(group.options.items()))
+        options = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(group.options.items()))
         key = (options, *[(a.dtype, a.shape) for a in arrays], *[(g.dtype, g.shape) for g in grads])
         if key not in self._programs:
             self._programs[key] = self._fused(group, len(params), arrays, grads)
@@ -331,7 +331,7 @@ class Optimizer:
         try:
             with record.no_grad():
                 return compiler.trace(f"{type(self).__name__}_step", rule, avals, range(len(arrays)))
-        except GraphcError:                                      # said where the parameters are gone through
+        except (ShapeError, DTypeError, ArgumentError):          # said where the parameters are gone through
             return None
 
     def _misfit(self, p: Tensor) -> GraphcError:

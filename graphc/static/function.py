@@ -156,6 +156,12 @@ class Function(Generic[R]):
         feeds = [array_of(arrays[k]) for k in traced.feeds]
         linked = traced.grad_mode and not traced.trace.differentiated and bool(
             traced.differentiable or any(isinstance(x, Tensor) and x.requires_grad for x in arrays))
+        for k in traced.written:
+            self._check_alone(arrays, k)
+        was = list(arrays)                       # what the gradient's recomputation starts from
+        if linked:
+            for k in traced.written:
+                was[k] = wrap(array_of(arrays[k]).copy())
         before: dict[State, Any] = {}
         values = iter(traced.session._execute(traced.prepared, feeds, keep=before if linked else None))
         results = [wrap(next(values)) for _ in range(traced.n_results)]
@@ -168,8 +174,16 @@ class Function(Generic[R]):
         for t in traced.seeds:
             (arrays[t] if isinstance(t, int) else t).backward(wrap(next(values)))
         if linked:
-            self._link(traced, arrays, results, before)
+            self._link(traced, was, results, before)
         return traced.structure.rebuild(results, sizes)
+
+    def _check_alone(self, arrays: list[Any], k: int) -> None:
+        """An argument that is changed in place must not be another one too: each is a value of its own."""
+        for i, x in enumerate(arrays):
+            if i != k and np.may_share_memory(array_of(x), array_of(arrays[k])):
+                raise record.located(ArgumentError(
+                    f"{self._name}: argument {k} is changed in place and shares its memory with argument "
+                    f"{i}; pass a copy of one of them"))
 
     def _link(self, traced: Traced, arrays: list[Any], results: list[Tensor],
               before: dict[State, Any]) -> None:
@@ -185,8 +199,9 @@ class Function(Generic[R]):
         floating = [i for i, r in enumerate(results) if r.dtype.kind == "f"]
         if not any(wants) or not floating:
             return
-        if traced.pullback is None:
-            traced.pullback = _pullback(traced, wants, floating)
+        with self._lock:
+            if traced.pullback is None:
+                traced.pullback = _pullback(traced, wants, floating)
         pullback, name = traced.pullback, getattr(self.body, "__name__", "function")
         versions = {id(t): t.version for t in (*tensors, *(t for t, *_ in traced.states))}
         zeros = [wrap(np.zeros_like(results[k]._data)) for k in floating]
@@ -233,7 +248,9 @@ class _Quick:
             and not (prepared.program.updates or prepared.program.draws or traced.written or traced.seeds
                      or traced.grads or traced.cleared or traced.grad_guards or True in prepared.skipped)
             and not (traced.grad_mode and (traced.differentiable or any(p[2] for p in traced.pattern)))
-            and results.is_flat and prepared.bound is not None and hasattr(prepared.plan, "instances"))
+            and results.is_flat
+            and prepared.bound is not None and not prepared.bound.copies
+            and hasattr(prepared.plan, "instances"))
 
     def __init__(self, traced: Traced, args: Sequence[Any]) -> None:
         prepared = traced.prepared

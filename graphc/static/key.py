@@ -71,7 +71,7 @@ def _words(x: Any, states: dict[int, int]) -> Iterator[bytes]:
                 yield from _words(part, states)
         case dict():
             yield f"{{{len(x)}".encode()
-            for name in sorted(x):
+            for name in sorted(x, key=str):
                 yield from _words(name, states)
                 yield from _words(x[name], states)
         case slice():
@@ -86,7 +86,7 @@ def _words(x: Any, states: dict[int, int]) -> Iterator[bytes]:
         case State():                              # the same states, bound to what they may be
             yield f"state:{states.setdefault(id(x), len(states))};".encode()
             yield from _words(x.aval, states)
-        case np.ndarray() | np.generic():
+        case np.ndarray() | np.generic() if x.dtype.kind != "O":
             array = np.ascontiguousarray(x)
             yield f"array:{array.dtype.str}{np.shape(x)};".encode()
             yield hashlib.sha256(array.tobytes()).digest()
@@ -103,7 +103,8 @@ def _is_own(op: Op) -> bool:
     parts = [op.infer, op.run]
     if op.lower is not None:
         parts += [getattr(op.lower, f.name) for f in dataclasses.fields(op.lower)]
-    modules = [getattr(p, "__module__", "numpy") or "numpy" for p in parts if callable(p)]
+    modules = ["numpy" if p is getattr(np, getattr(p, "__name__", ""), None) else
+               getattr(p, "__module__", "") or "" for p in parts if callable(p)]
     return all(m.partition(".")[0] in known for m in modules)
 
 

@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
@@ -170,6 +171,10 @@ class Bound:
         self.states = [u.state for u in program.updates]
         self.storages = [session.storage(s) for s in self.states]
         self.targets = [session._array(s, storage) for s, storage in zip(self.states, self.storages)]
+        for state, array in zip(self.states, self.targets):
+            if not array.flags.writeable:
+                raise GraphError(f"{state.name} is updated in this run, but its array is read-only; "
+                                 "make it from a copy")
         written = dict(zip(self.states, self.targets))
         for i, state in prepared.reads:
             storage = session.storage(state)
@@ -438,12 +443,6 @@ class Session:
             state.fits = array
         return array
 
-    def _bind(self, prepared: Prepared) -> Bound:
-        bound = prepared.bound
-        if bound is None or not bound.holds():
-            bound = prepared.bound = Bound(prepared, self)
-        return bound
-
     def _execute(self, prepared: Prepared, feeds: Sequence[Array],
                  before: Mapping[State, Array] | None = None,
                  keep: dict[State, Array] | None = None) -> list[Any]:
@@ -454,64 +453,89 @@ class Session:
         """
         if self._closed:
             raise GraphError("Session: it was closed; make another one")
-        program = prepared.program
-        bound = self._bind(prepared)
-        for lock in bound.locks:
-            lock.acquire()
-        try:
-            if bound.locks and not bound.holds():               # somebody was faster
-                return self._execute(prepared, feeds, before, keep)
-            if bound.copies:
-                bound = Bound(prepared, self)
+        with self._locked(prepared) as bound:
             if keep is not None:
                 keep.update((state, a.copy()) for state, a in zip(bound.states, bound.targets))
-            fed = iter(feeds)
-            arguments = [next(fed) if a is None else a for a in bound.arguments]
-            drawn = None
-            if program.draws and before is None:
-                drawn = random.reserve(program.draws)
-                if bound.draw >= 0:
-                    arguments[bound.draw] = drawn
-                    if keep is not None:
-                        keep[program.arguments[bound.draw].attrs["state"]] = drawn
-            if before is not None:
-                for i, state in prepared.reads:
-                    arguments[i] = before.get(state, arguments[i])
-            arguments += bound.targets
-            outputs, code = prepared.plan.run(arguments) if prepared.plan is not None else ([], 0)
-            if 0 <= code < FAILED:                              # the first run, or one of other sizes
-                prepared.plan = self._plan(prepared, feeds)
-                outputs, code = prepared.plan.run(arguments)
-                if 0 <= code < FAILED:
-                    outputs, code = prepared.plan.run([_standard(a) for a in arguments])
-            if code >= 0:
-                if drawn is not None:
-                    random.give_back(drawn, program.draws)
-                if code < FAILED:
-                    raise InternalError(f"argument {code} of a program does not fit its plan")
-                check = program.checks[code - FAILED]
-                raise AxisError(f"{check.op} at {', '.join(check.origins)}: an index is out of range in this "
-                                "run; nothing was updated")
+            outputs = self._run(prepared, bound, feeds, before, keep)
             for tensor, array in bound.scattered:
                 np.copyto(tensor._data, array)
             if bound.storages:
                 line = record.source_line()
                 for storage in bound.storages:
                     storage.bump(line)
-        finally:
-            for lock in bound.locks:
-                lock.release()
         if True not in prepared.skipped:
             return outputs
         values = iter(outputs)
         return [None if skip else next(values) for skip in prepared.skipped]
 
-    def _plan(self, prepared: Prepared, feeds: Sequence[Array]) -> Plan:
-        """The plan for the sizes of ``feeds``; FeedError where they do not fit."""
+    @contextmanager
+    def _locked(self, prepared: Prepared) -> Iterator[Bound]:
+        """The states of a program, those that it updates locked."""
+        while True:
+            bound = prepared.bound
+            if bound is None or not bound.holds():
+                bound = Bound(prepared, self)
+            for lock in bound.locks:
+                lock.acquire()
+            try:
+                if bound.locks and not bound.holds():               # somebody was faster
+                    continue
+                if bound.copies and bound.locks:
+                    bound = Bound(prepared, self)
+                prepared.bound = None if bound.copies else bound    # a copy is good for one run
+                yield bound
+                return
+            finally:
+                for lock in bound.locks:
+                    lock.release()
+
+    def _run(self, prepared: Prepared, bound: Bound, feeds: Sequence[Array],
+             before: Mapping[State, Array] | None, keep: dict[State, Array] | None) -> list[Array]:
+        program = prepared.program
+        if bound.targets:
+            feeds = [f.copy() if any(np.may_share_memory(f, t) for t in bound.targets) else f for f in feeds]
+        fed = iter(feeds)
+        arguments = [next(fed) if a is None else a for a in bound.arguments]
+        drawn = random.reserve(program.draws) if program.draws and before is None else None
+        if drawn is not None and bound.draw >= 0:
+            arguments[bound.draw] = drawn
+            if keep is not None:
+                keep[program.arguments[bound.draw].attrs["state"]] = drawn
+        if before is not None:
+            for i, state in prepared.reads:
+                arguments[i] = before.get(state, arguments[i])
+        arguments += bound.targets
+        done = False
+        try:
+            outputs, code = self._run_plan(prepared, feeds, arguments)
+            done = code < 0
+        finally:
+            if drawn is not None and not done:
+                random.give_back(drawn, program.draws)
+        if not done:
+            check = program.checks[code - FAILED]
+            raise AxisError(f"{check.op} at {', '.join(check.origins)}: an index is out of range in this "
+                            "run; nothing was updated")
+        return outputs
+
+    def _run_plan(self, prepared: Prepared, feeds: Sequence[Array],
+                  arguments: list[Array]) -> tuple[list[Array], int]:
+        """By the plan of the last run if its sizes are those of this one, else by the one for these sizes."""
+        plan = prepared.plan
+        if plan is not None:
+            outputs, code = plan.run(arguments)
+            if not 0 <= code < FAILED:
+                return outputs, code
         env = bind_sizes(prepared.feeds, feeds)
         if prepared.program.size_checks:
             check_sizes(prepared.program, env)
-        return prepared.runnable.plan(env)
+        plan = prepared.plan = prepared.runnable.plan(env)
+        outputs, code = plan.run(arguments)
+        if 0 <= code < FAILED:
+            outputs, code = plan.run([_standard(a) for a in arguments])
+            if 0 <= code < FAILED:
+                raise InternalError(f"argument {code} of a program does not fit its plan")
+        return outputs, code
 
 
 def _standard(array: Array) -> Array:

@@ -90,8 +90,8 @@ class _Held:
 
 
 def static_key(x: Any) -> Any:
-    if isinstance(x, float):                     # 0.0 == -0.0, and NaN differs from itself
-        return ("static", type(x), x.hex())
+    if isinstance(x, (float, np.inexact)):       # 0.0 == -0.0, and NaN differs from itself
+        return ("static", type(x), np.asarray(x).tobytes(), str(x))
     try:
         hash(x)
     except TypeError:
