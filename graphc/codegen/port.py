@@ -14,7 +14,7 @@ from ..core.aval import Aval
 from ..core.config import config
 from ..core.dims import dim
 from ..core.dtypes import as_dtype
-from ..core.errors import ShapeError
+from ..core.errors import DTypeError, ShapeError
 from ..core.node import Node, Value
 from ..core.op import Map, Op
 from ..core.tensor import symbol
@@ -162,6 +162,8 @@ def _argument(graph: Graph, k: int, aval: Aval, written: bool) -> Node:
 
 def _assigned(graph: Graph, node: Node, value: Value) -> Value:
     state = node.attrs["state"]
+    if value.aval != state.aval:
+        raise DTypeError(f"{state.name}: its new value is {value.aval}, and it is {state.aval}")
     return Value(graph.add(assign_op, (value,), {"state": state}, (state.aval,), "<eager>", "assign"), 0)
 
 

@@ -154,8 +154,7 @@ class Function(Generic[R]):
 
     def _run(self, traced: Traced, sizes: dict[Dim, int], arrays: list[Any]) -> Any:
         feeds = [array_of(arrays[k]) for k in traced.feeds]
-        linked = traced.grad_mode and not traced.trace.differentiated and bool(
-            traced.differentiable or any(isinstance(x, Tensor) and x.requires_grad for x in arrays))
+        linked = traced.linked
         for k in traced.written:
             self._check_alone(arrays, k)
         was = list(arrays)                       # what the gradient's recomputation starts from
@@ -247,7 +246,7 @@ class _Quick:
             and sorted(map(id, placeholders)) == sorted(map(id, traced.placeholders))   # all are looked at
             and not (prepared.program.updates or prepared.program.draws or traced.written or traced.seeds
                      or traced.grads or traced.cleared or traced.grad_guards or True in prepared.skipped)
-            and not (traced.grad_mode and (traced.differentiable or any(p[2] for p in traced.pattern)))
+            and not traced.linked
             and results.is_flat
             and prepared.bound is not None and not prepared.bound.copies
             and hasattr(prepared.plan, "instances"))

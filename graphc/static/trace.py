@@ -175,6 +175,7 @@ class Traced:
     feeds: tuple[int, ...]                        # the array arguments that the program takes, in its order
     differentiable: tuple[Tensor, ...] = ()       # eager leaves that results may be differentiated by
     pullback: Callable[..., list[Any]] | None = None
+    linked: bool = False                          # results are differentiable by something outside
     only_long: bool = False                       # calls cannot go the short way, see `function._Quick`
 
     def match(self, structure: Any, leaves: list[Any]) -> dict[Dim, int] | None:
@@ -283,6 +284,8 @@ def trace_call(body: Callable[..., Any], structure: Any, leaves: Sequence[Any],
         modules=tuple({id(m): (m, flag) for m, flag in trace.modules}.values()), trace=trace,
         seconds=time.perf_counter() - start,
         feeds=tuple(placeholders.index(n) for n in prepared.feeds),
+        linked=record.grad_enabled() and not trace.differentiated and any(
+            trace.wants_grad(v) and v.aval.dtype.kind == "f" for v in values),
         differentiable=() if trace.differentiated else tuple(
             s.tensor for s in states if s.tensor.requires_grad))
 
