@@ -129,6 +129,7 @@ __all__ = [
     "no_grad",
     "optim",
     "placeholder",
+    "preload",
     "record_sources",
     "report",
     "set_num_threads",
@@ -143,6 +144,7 @@ __all__ += _ops.__all__
 
 if TYPE_CHECKING:                   # what __getattr__ imports on first use
     from . import data, models, report
+    from .codegen.port import preload
     from .codegen.threads import get_num_threads, set_num_threads
     from .report import Comparison, compare  # type: ignore[no-redef]
 
@@ -160,6 +162,8 @@ def __getattr__(name: str) -> object:
     import importlib
     if name in ("data", "models", "report"):
         return importlib.import_module(f".{name}", __name__)
+    if name == "preload":
+        return importlib.import_module(".codegen.port", __name__).preload
     if name in ("get_num_threads", "set_num_threads"):
         return getattr(importlib.import_module(".codegen.threads", __name__), name)
     if name in ("compare", "Comparison"):

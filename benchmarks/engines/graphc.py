@@ -17,6 +17,7 @@ from . import Step
 
 def start(threads: int) -> None:
     gc.set_num_threads(threads)
+    gc.preload()                                 # as peers load their libraries when they are imported
 
 
 def start_compiler(mode: str) -> float:

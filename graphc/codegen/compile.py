@@ -120,3 +120,4 @@ def install(names: Iterable[str]) -> None:
 
 _CALLEES: dict[type, tuple[str, Callable[[], object]]] = {
     Gemm: ("products", blas.install), Transpose: ("transposes", library.install)}
+CALLEES = tuple(name for name, _ in _CALLEES.values())
