@@ -244,9 +244,9 @@ class Builder:
     def is_zero(self, s: Size) -> bool:
         return isinstance(s, int) and s == 0
 
-    def size_at(self, index: Expr) -> Expr:
-        """The extent that an index variable runs over, when it is known (else the index itself)."""
-        return self.extents.get(index.name, index) if isinstance(index, Var) else index
+    def size_at(self, index: Expr) -> Expr | None:
+        """The extent that an index variable runs over, when it is known."""
+        return self.extents.get(index.name) if isinstance(index, Var) else None
 
     @property
     def extents(self) -> dict[str, Expr]:

@@ -46,6 +46,8 @@ class RowWriter(Writer):
     def element(self, value: Value) -> Expr:
         """The element of a full value at the place of the sweep; of a row value, the row's."""
         source = flat_source(value, lambda n: id(n) in self.inside)
+        if self.space.level(source.aval.shape) is None:             # flattened: it has no rows of its own
+            source = value
         return self.compute(source, self.index(source))
 
     def compute(self, value: Value, index: tuple[Expr, ...]) -> Expr:

@@ -334,7 +334,8 @@ def _unslice_element(b: Any, index: Any, g: Any, shape: Shape, starts: Shape, st
         if step < 0:
             offset = b.neg(offset)
         k = b.index_div(offset, abs(step)) if abs(step) != 1 else offset
-        if not (b.same(n, b.size_at(i)) and b.is_zero(start) and step == 1):
+        whole = b.size_at(i)
+        if whole is None or not (b.same(n, whole) and b.is_zero(start) and step == 1):
             inside = b.land(inside, b.land(b.ge(offset, b.index(0)), b.lt(k, n)))
             if abs(step) != 1:
                 inside = b.land(inside, b.eq(b.index_mul(k, abs(step)), offset))

@@ -77,3 +77,18 @@ def test_strides_of_indices() -> None:
         assert b.stride(b.let(flat), i) == 5
         assert b.stride(b.index_mod(flat, b.index(3)), i) is None
         assert b.stride(b.flatten([i, j], [b.index(7), Var("n")]), i) is None
+
+
+@pytest.mark.parametrize("target", ["python", "cpu"])
+def test_a_loop_cut_into_single_elements(target: str) -> None:
+    """An element at the place where an adjoint of a slice ends is outside of it."""
+    with gc.Graph() as g:
+        x, c = (gc.placeholder("float64", ("n", 4), name=name) for name in "xc")
+        a = gc.abs(x)
+        padded = gc.pad(a[:, 1:], ((0, 0), (0, 1)))
+        turned = gc.concatenate([a[:, 2:], a[:, :2]], 1)
+        slope, = gc.gradients((padded * 25.0).mean() + (turned * c).mean(), [x])
+    feeds = {"x": np.linspace(-1, 1, 20).reshape(5, 4), "c": np.linspace(3, 2, 20).reshape(5, 4)}
+    want = gc.Session(g, "interpret").run([slope, padded], feeds)
+    for got, expected in zip(gc.Session(g, target).run([slope, padded], feeds), want, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-12)
