@@ -232,15 +232,15 @@ class _Block:
     top: Expr
     left: Expr
     outside: set[str]                                               # what was bound before it
-    row: Expr = Var("row")
-    column: Expr = Var("column")
+    row: Expr = field(default_factory=lambda: Var("row"))
+    column: Expr = field(default_factory=lambda: Var("column"))
     wanted: dict[tuple[str, Expr, int], str] = field(default_factory=dict)
     turned: dict[tuple[str, Expr, int], Stored] = field(default_factory=dict)
 
     def read(self, b: Builder, load: ir.Load) -> Expr:
         """The element, from scratch memory if it was transposed."""
         row, column = self.row, self.column
-        if load.dtype not in ("float32", "float64") or not isinstance(row, Var) or not isinstance(column, Var):
+        if not (isinstance(row, Var) and isinstance(column, Var)) or load.dtype not in ("float32", "float64"):
             return load
         at, step = self._start(b, load.index), b.stride(load.index, column)
         if at is None or step is None or step < 2 or b.stride(load.index, row) != 1:
