@@ -21,6 +21,7 @@ from .writer import Lowered, Temporary, Writer
 
 LANES = 64                  # partial results of a cheap fold: four 512-bit registers
 FEW_LANES = 16              # of folds with much work on each element
+FEW_ROW = 128, 512          # and of rows of such a length
 HEAVY = 16.0                # that much work
 LEAST_ROWS = 16             # of a chunk that has partial results of all rows
 OUTSIDE = Var("outside")    # the index of a block of the row while no sweep is under way
@@ -241,7 +242,10 @@ class RowWriter(Writer):
         """
         b, last = self.b, len(self.space.sizes) - 1
         lanes = LANES if work < HEAVY and len(folds) < 5 else FEW_LANES
-        size = b.index(lanes)
+        known = b.known(n)
+        if known is not None and FEW_ROW[0] <= known < FEW_ROW[1]:
+            lanes = FEW_LANES                                   # joining more would be most of the work
+        size = b.index(2 * lanes)
         partials = {id(f): [self.scratch_buffer(e.dtype, size) for e in self.init_of(f)] for f in folds}
         for f in folds:
             with b.loop(b.index(0), b.index(lanes)) as lane:
@@ -274,20 +278,25 @@ class RowWriter(Writer):
 
     def _join_lanes(self, folds: Sequence[Node], partials: dict[int, list[Stored]],
                     lanes: int) -> dict[int, list[Expr]]:
-        """Partial results joined: four chains side by side, then their ends."""
-        b = self.b
-        with b.loop(b.index(1), b.index(lanes // 4)) as other, b.loop(b.index(0), b.index(4)) as lane:
-            far = b.let(ir.iadd(ir.imul(other, 4), lane))
-            for f in folds:
-                mine = partials[id(f)]
-                joined = merge(b, f, [s.at_flat(lane) for s in mine], [s.at_flat(far) for s in mine])
-                for s, e in zip(mine, [b.let(e) for e in joined] if len(mine) > 1 else joined):
-                    s.store_flat(lane, e)
+        """Partial results joined, half with half, each half of the width in memory of its own.
+
+        What is stored is never stored over: LLVM then keeps all of it in vector registers.
+        """
+        b, start, width = self.b, 0, lanes
+        while width > 2:
+            width //= 2
+            with b.loop(b.index(0), b.index(width)) as lane:
+                near, far, to = (ir.iadd(lane, start + k * width) for k in range(3))
+                for f in folds:
+                    mine = partials[id(f)]
+                    joined = merge(b, f, [s.at_flat(near) for s in mine], [s.at_flat(far) for s in mine])
+                    for s, e in zip(mine, [b.let(e) for e in joined] if len(mine) > 1 else joined):
+                        s.store_flat(to, e)
+            start += 2 * width
         found = {}
         for f in folds:
-            ends = [[s.at_flat(b.index(k)) for s in partials[id(f)]] for k in range(4)]
-            halves = [[b.let(e) for e in merge(b, f, ends[k], ends[k + 2])] for k in range(2)]
-            found[id(f)] = [b.let(e) for e in merge(b, f, *halves)]
+            ends = [[s.at_flat(b.index(start + k)) for s in partials[id(f)]] for k in range(2)]
+            found[id(f)] = [b.let(e) for e in merge(b, f, *ends)]
         return found
 
     # ------------------------------------------------------------ one long row
@@ -336,7 +345,7 @@ class RowWriter(Writer):
     def merge_all(self, f: Node, count: Expr, parts: Sequence[Stored]) -> list[Expr]:
         """Partial results joined: every sixteenth in one chain, then the chains in a tree."""
         b = self.b
-        lanes = [self.scratch_buffer(e.dtype, b.index(FEW_LANES)) for e in self.init_of(f)]
+        lanes = [self.scratch_buffer(e.dtype, b.index(2 * FEW_LANES)) for e in self.init_of(f)]
         with b.loop(b.index(0), b.index(FEW_LANES)) as lane:
             for s, e in zip(lanes, self.init_of(f)):
                 s.store_flat(lane, e)

@@ -5,7 +5,7 @@ The kernels of folds and rows build on this in `rows.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.dims import Shape, size_of
@@ -29,6 +29,7 @@ class Temporary:
 
 
 TILE = 8                    # rows and columns of a tile: lines that fit into one set of a cache
+BLOCK = 64                  # rows and columns of a block that is transposed into scratch memory
 MOST_PIECES = 24            # loops that one is cut into at most
 VECTOR = 4.0                # scalar operations that a vector unit does in the time of one, roughly
 
@@ -225,8 +226,61 @@ class Writer:
 
 # ---------------------------------------------------------------- maps
 
+@dataclass(eq=False)
+class _Block:
+    """A block of a space: where it begins, its loops, and what was transposed for it."""
+    top: Expr
+    left: Expr
+    outside: set[str]                                               # what was bound before it
+    row: Expr = field(default_factory=lambda: Var("row"))
+    column: Expr = field(default_factory=lambda: Var("column"))
+    wanted: dict[tuple[str, Expr, int], str] = field(default_factory=dict)
+    turned: dict[tuple[str, Expr, int], Stored] = field(default_factory=dict)
+
+    def read(self, b: Builder, load: ir.Load) -> Expr:
+        """The element, from scratch memory if it was transposed."""
+        row, column = self.row, self.column
+        if not (isinstance(row, Var) and isinstance(column, Var)) or load.dtype not in ("float32", "float64"):
+            return load
+        at, step = self._start(b, load.index), b.stride(load.index, column)
+        if at is None or step is None or step < 2 or b.stride(load.index, row) != 1:
+            return load
+        self.wanted[load.buffer, at, step] = load.dtype
+        scratch = self.turned.get((load.buffer, at, step))
+        if scratch is None:
+            return load
+        near = ir.iadd(ir.imul(b.let(ir.isub(row, self.top)), BLOCK), ir.isub(column, self.left))
+        return scratch.at_flat(near)
+
+    def _start(self, b: Builder, e: Expr) -> Expr | None:
+        """An index at the block's first row and column; None where memory has a say in it."""
+        if e in (self.row, self.column):
+            return self.top if e == self.row else self.left
+        if isinstance(e, Var) and e.name not in self.outside:
+            definition = b.definition(e)
+            return e if definition is e else self._start(b, definition)
+        if isinstance(e, ir.Load):
+            return None
+        if not isinstance(e, ir.Call):
+            return e
+        args = [self._start(b, a) for a in e.args]
+        known = [a for a in args if a is not None]
+        return ir.Call(e.op, tuple(known), e.dtype) if len(known) == len(args) else None
+
+
+@dataclass(eq=False)
+class _FromBlock(Stored):
+    """A stored value, parts of which were transposed."""
+    turned: _Block = field(kw_only=True)
+
+    def at_flat(self, flat: Expr) -> Expr:
+        load = super().at_flat(flat)
+        return self.turned.read(self.b, load) if isinstance(load, ir.Load) else load
+
+
 class MapWriter(Writer):
     """Writes the kernel of maps over one space."""
+    block: _Block | None = None                                     # the block being written
 
     def lower(self) -> Lowered:
         """Every root stored at each index of the common space."""
@@ -239,11 +293,12 @@ class MapWriter(Writer):
                 extent, per_index = b.product(shape), work
                 with b.loop(Var("begin"), Var("end")) as i:
                     self._store(i, [self.compute_flat(v, i) for v in self.group.roots])
-            elif self._across(shape):
-                outer = (*shape[:-2], (shape[-2] + TILE - 1) // TILE)
-                extent, per_index = b.product(outer), work * TILE * b.estimate(b.size(shape[-1]))
+            elif turned := self._across(shape):
+                side = BLOCK if self._can_turn(turned, shape) else TILE
+                outer = (*shape[:-2], (shape[-2] + side - 1) // side)
+                extent, per_index = b.product(outer), work * side * b.estimate(b.size(shape[-1]))
                 with b.loop(Var("begin"), Var("end")) as block:
-                    self._tiles(b.unravel(block, outer), shape)
+                    self._tiles(b.unravel(block, outer), shape, side)
             else:
                 outer, inner = _split_rows(shape)
                 extent = b.product(outer)
@@ -252,32 +307,66 @@ class MapWriter(Writer):
                     self._inner(b.unravel(row, outer), shape)
         return self.finish(body, extent, b.grain(per_index), "map")
 
-    def _across(self, shape: Shape) -> bool:
-        """Whether something is read down the columns where it could be read along the rows."""
+    def access(self, value: Value) -> Access:
+        found = super().access(value)
+        if self.block is not None and isinstance(found, Stored):
+            return _FromBlock(self.b, found.buffer, found.shape, found.dtype, found.base, turned=self.block)
+        return found
+
+    def _across(self, shape: Shape) -> list[ir.Load]:
+        """What is read down the columns where it could be read along the rows."""
         b = self.b
         few = len(shape) < 2 or any(isinstance(n, int) and n < 4 * TILE for n in shape[-2:])
         if few or not any(isinstance(m.op.lower, Pull) and m.inputs for m in self.group.nodes):
-            return False
+            return []
         with b.block() as body:                                     # written to learn from, and thrown away
             index = [Var(b.fresh("i")) for _ in shape]
             for v in self.group.roots:
                 self.compute(v, tuple(index))
         row, column = index[-2:]
-        loads = [e.index for e in ir.walk_exprs(tuple(body)) if isinstance(e, ir.Load)]
-        return any(b.stride(e, row) == 1 and b.stride(e, column) not in (0, 1) for e in loads)
+        loads = [e for e in ir.walk_exprs(tuple(body)) if isinstance(e, ir.Load)]
+        return [e for e in loads
+                if b.stride(e.index, row) == 1 and b.stride(e.index, column) not in (0, 1, None)]
 
-    def _tiles(self, front: list[Expr], shape: Shape) -> None:
+    def _can_turn(self, loads: Sequence[ir.Load], shape: Shape) -> bool:
+        """Whether blocks can be transposed into scratch memory before they are read."""
+        large = all(isinstance(n, int) and n >= 2 * BLOCK for n in shape[-2:])
+        return large and not self.in_place and all(e.dtype in ("float32", "float64") for e in loads)
+
+    def _tiles(self, front: list[Expr], shape: Shape, side: int) -> None:
         """Some rows, tile by tile: what is read across them stays in cache from one row to the next."""
         b = self.b
         rows, columns = (b.size(n) for n in shape[-2:])
-        top = b.let(ir.imul(front[-1], TILE))
-        bottom = b.let(b.minimum(ir.iadd(top, TILE), rows))
-        with b.loop(b.index(0), ir.idiv(ir.iadd(columns, TILE - 1), TILE)) as tile:
-            left = b.let(ir.imul(tile, TILE))
-            right = b.let(b.minimum(ir.iadd(left, TILE), columns))
+        top = b.let(ir.imul(front[-1], side))
+        bottom = b.let(b.minimum(ir.iadd(top, side), rows))
+        with b.loop(b.index(0), ir.idiv(ir.iadd(columns, side - 1), side)) as tile:
+            left = b.let(ir.imul(tile, side))
+            right = b.let(b.minimum(ir.iadd(left, side), columns))
+            if side == BLOCK:
+                self._turn(front[:-1], (top, bottom), (left, right))
             with b.loop(top, bottom) as i, b.loop(left, right) as j:
+                if self.block is not None:
+                    self.block.row, self.block.column = i, j
                 index = (*front[:-1], i, j)
                 self._store(b.flatten(index, shape), [self.compute(v, index) for v in self.group.roots])
+        self.block = None
+
+    def _turn(self, front: list[Expr], rows: tuple[Expr, Expr], columns: tuple[Expr, Expr]) -> None:
+        """Transpose what a block reads down its columns."""
+        b = self.b
+        block = self.block = _Block(rows[0], columns[0], set(b._definitions))
+        with b.block():                                             # written to learn from, and thrown away
+            block.row, block.column = Var(b.fresh("i")), Var(b.fresh("i"))
+            for v in self.group.roots:
+                self.compute(v, (*front, block.row, block.column))
+        height, width = (b.let(ir.isub(stop, start)) for start, stop in (rows, columns))
+        for (buffer, at, step), dtype in block.wanted.items():
+            name, size = f"s{len(self.scratch)}", b.index(BLOCK * BLOCK)
+            self.scratch.append((name, dtype, size))
+            scratch = Stored(b, name, [size], dtype, base=b.let(ir.imul(Var("chunk"), size)))
+            source = Stored(b, buffer, [], dtype).block(b.let(at), b.index(step))
+            b.transpose(width, height, source, scratch.block(scratch.base, b.index(BLOCK)))
+            block.turned[buffer, at, step] = scratch
 
     def _inner(self, front: list[Expr], shape: Shape) -> None:
         b = self.b
