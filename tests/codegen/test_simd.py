@@ -202,7 +202,7 @@ def test_transpose(rows: int, columns: int, dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("ta,tb", [(False, False), (False, True), (True, False), (True, True)])
 @pytest.mark.parametrize("m,n,k", [(1, 64, 64), (2, 64, 3), (7, 130, 64), (13, 64, 600), (40, 60, 1),
-                                   (65, 200, 33)])
+                                   (65, 200, 33), (520, 530, 70)])
 def test_products_of_any_shape(m: int, n: int, k: int, ta: bool, tb: bool, dtype: str) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((k, m) if ta else (m, k)).astype(dtype)
