@@ -92,3 +92,16 @@ def test_a_loop_cut_into_single_elements(target: str) -> None:
     want = gc.Session(g, "interpret").run([slope, padded], feeds)
     for got, expected in zip(gc.Session(g, target).run([slope, padded], feeds), want, strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (130, 257), (300, 129), (3, 140, 200)])
+def test_maps_that_read_across_walk_in_blocks(shape: tuple[int, ...]) -> None:
+    with gc.Graph() as g:
+        x = gc.placeholder("float32", shape, name="x")
+        y = gc.placeholder("float32", (*shape[:-2], shape[-1], shape[-2]), name="y")
+        out = [x * 2.0 + y.transpose(-1, -2), gc.abs(y.transpose(-1, -2) - x).sum(-1)]
+    rng = np.random.default_rng(0)
+    feeds = {n.name: rng.standard_normal(n.shape).astype(np.float32) for n in (x, y)}
+    expected = gc.Session(g, "interpret").run(out, feeds)
+    for got, want in zip(gc.Session(g).run(out, feeds), expected, strict=True):
+        np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-5)
