@@ -111,10 +111,12 @@ def store_image(key: str, image: Image) -> None:
 
 def _read(folder: str, name: str) -> bytes | None:
     top = root()
-    if top is None or not _is_safe(top):
+    if top is None:
         return None
     path = top / folder / name
     try:
+        if not _is_safe(top):
+            return None
         data = path.read_bytes()
     except OSError:
         return None
@@ -132,10 +134,7 @@ def _is_safe(top: Path) -> bool:
     """Whether nobody but this user (and root) can put entries into the cache."""
     if not hasattr(os, "getuid"):
         return True
-    try:
-        stat = top.stat()
-    except OSError:
-        return False
+    stat = top.stat()
     return stat.st_uid in (os.getuid(), 0) and not stat.st_mode & 0o002
 
 
@@ -148,9 +147,7 @@ def _write(folder: str, name: str, content: bytes) -> None:
     if top is None:
         return
     try:
-        if not top.exists():
-            top.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _is_safe.cache_clear()
+        top.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _is_safe(top):
             return
         write_atomically(top / folder / name, _MAGIC + hashlib.sha256(content).digest() + content)

@@ -35,6 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.errors import ArgumentError, InternalError
+from ..static.program import FAILED
 from . import cache as disk
 from . import native, threads
 
@@ -42,7 +43,7 @@ Array = np.ndarray[Any, Any]
 
 COLUMNS = 6
 OK, BUSY = -1, -2               # what a Call returns; else the position of the array that does not fit,
-FAILED = 1 << 20                # or this and the position of the check that failed
+                                # or `FAILED` and the position of the check
 _HEAD = ("busy", "arrays", "n_arrays", "slots", "steps", "n_early", "n_steps", "checks", "n_checks", "type")
 _ARRAY = ("slot", "dtype", "ndim", "shape", "flags", "instead")
 _CONTIGUOUS, _ALIGNED, _WRITEABLE = 0x1, 0x100, 0x400                    # NumPy's flags

@@ -14,8 +14,9 @@ import numpy as np
 
 from ..core.config import config
 from ..core.dims import evaluate_shape
+from ..static.program import FAILED
 from .builder import size_variable
-from .executor import BUSY, COLUMNS, FAILED, OK, Call, Operand
+from .executor import BUSY, COLUMNS, OK, Call, Operand
 from .image import Array, Image, evaluate_expr
 
 ALIGN = 64
@@ -164,15 +165,6 @@ class Plan:
         return outputs, code
 
 
-def standard(array: Array) -> Array:
-    """The same elements as `executor.Call` takes them: a plain, aligned, C-contiguous array.
-
-    The same memory where that is possible. Its dtype is NumPy's own object: `longlong` is another int64.
-    """
-    plain = np.asarray(array).view(np.dtype(array.dtype.name))
-    return plain if plain.flags.c_contiguous and plain.flags.aligned else plain.copy("C")
-
-
 def _give_back(free: list[tuple[int, int]], offset: int, size: int) -> None:
     """Return a range to the free list, merging neighbours."""
     insort(free, (offset, size))
@@ -257,4 +249,4 @@ class Instance:
         return call
 
 
-__all__ = ["Plan", "standard"]
+__all__ = ["Plan"]

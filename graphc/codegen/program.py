@@ -20,15 +20,16 @@ from ..core.config import config
 from ..core.errors import InternalError
 from ..core.files import write_atomically
 from ..core.node import Node, Value
+from ..core.storage import standard
 from ..core.threads import fork_safe_lock
-from ..static.program import Program, toposort
+from ..static.program import FAILED, Program, toposort
 from . import cache, compile, python_target, vmath
 from . import loopir as ir
-from .executor import FAILED, copy_entry
+from .executor import copy_entry
 from .fuse import Fusion, Group, fuse, is_argument, is_buffer_constant, storage_of
 from .image import COPY_BYTES, Array, Image, Slot, Step, n_bytes
 from .lower import InPlaceConflict, Lowered, Temporary, lower_group
-from .plan import Plan, standard
+from .plan import Plan
 
 MAX_PLANS = 64              # sets of sizes whose plans are kept; of more, the first made goes
 MAX_IDLE_BYTES = 1 << 28    # and as long as the arenas of all plans are larger than this

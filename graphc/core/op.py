@@ -168,13 +168,14 @@ class AllInputs:
 _REGISTRY: dict[str, Op] = {}
 
 
-def anonymous(name: str, vjp: tuple[Rule | None, ...] | AllInputs) -> Op:
+def anonymous(name: str, vjp: tuple[Rule | None, ...] | AllInputs, outputs: int = 1) -> Op:
     """An op that no one can call: what stands on the eager tape for a call that was no single op's."""
     op = object.__new__(Op)
     for f in fields(Op):
         object.__setattr__(op, f.name, None if f.default is MISSING else f.default)
     object.__setattr__(op, "name", name)
     object.__setattr__(op, "vjp", vjp)
+    object.__setattr__(op, "outputs", outputs)
     return op
 
 

@@ -17,6 +17,15 @@ _making_locks = fork_safe_lock()
 _PRUNE = 32                                     # views noted before the dead ones are looked for
 
 
+def standard(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The same elements as kernels take them: a plain, aligned, C-contiguous array.
+
+    The same memory where that is possible. Its dtype is NumPy's own object: `longlong` is another int64.
+    """
+    plain = np.asarray(array).view(np.dtype(array.dtype.name))
+    return plain if plain.flags.c_contiguous and plain.flags.aligned else plain.copy("C")
+
+
 class Storage:
     """The buffer that a tensor, its views and the static Variables bound to it share."""
     __slots__ = ("__weakref__", "_lock", "array", "version", "views", "written_at")

@@ -15,7 +15,7 @@ from ..core import events, record
 from ..core.dims import Dim
 from ..core.errors import ArgumentError, AutogradError, GraphError, ModeError, ShapeError
 from ..core.node import Context, Node, TapeNode, Value
-from ..core.op import EachInput, Op
+from ..core.op import AllInputs, anonymous
 from ..core.tensor import Tensor, as_tensor, from_numpy, symbol, wrap
 from ..core.threads import fork_safe_lock
 from .graph import State, placeholder_op
@@ -204,23 +204,14 @@ class Function(Generic[R]):
         pullback, name = traced.pullback, getattr(self.body, "__name__", "function")
         versions = {id(t): t.version for t in (*tensors, *(t for t, *_ in traced.states))}
         zeros = [wrap(np.zeros_like(results[k]._data)) for k in floating]
-        cache: dict[str, Any] = {}
 
-        def rule(g: tuple[Any, ...], c: Context, i: int) -> Any:
+        def rule(g: tuple[Any, ...], c: Context, wanted: tuple[bool, ...]) -> list[Any]:
             if record.grad_enabled():
                 raise AutogradError(
                     f"{name}: a compiled function has first derivatives only; call its .body for higher ones")
             cots = [z if g[k] is None else g[k] for k, z in zip(floating, zeros)]
-            key = tuple(map(id, cots))
-            if cache.get("key") != key:
-                cache["key"], cache["keep"] = key, cots
-                cache["grads"] = pullback(name, tensors, cots, before, versions)
-            return cache["grads"][i]
-        op = object.__new__(Op)
-        fields: dict[str, Any] = {
-            "name": name, "vjp": EachInput(rule), "saves": (), "outputs": 0, "traits": frozenset()}
-        for field_, value in fields.items():
-            object.__setattr__(op, field_, value)
+            return pullback(name, tensors, cots, before, versions)
+        op = anonymous(name, AllInputs(rule), outputs=0)
         edges = tuple((t._node or t) if t.requires_grad else None for t in operands)
         shapes = tuple(t.shape for t in operands)
         node = TapeNode(op, edges, {"_outputs": range(len(results))}, shapes, None, record.source_line())

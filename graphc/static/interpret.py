@@ -8,7 +8,7 @@ import numpy as np
 
 from ..core.dims import Dim, evaluate, evaluate_shape
 from ..core.node import Node, Value
-from .program import Program, toposort
+from .program import FAILED, Program, toposort
 
 Array = np.ndarray[Any, Any]
 
@@ -67,7 +67,7 @@ class Interpreted:
             env: Mapping[str, int]) -> tuple[list[Array], int | None]:
         """Run once on sizes ``env``: the outputs, and the position of the check that does not hold."""
         outputs, code = self.plan(env).run([*arguments[:len(self.program.arguments)], *targets])
-        return outputs, None if code < 0 else code - (1 << 20)
+        return outputs, None if code < 0 else code - FAILED
 
 
 class _Plan:
@@ -89,7 +89,7 @@ class _Plan:
         # checks one by one: a later one may index by what an earlier one checks
         for i, (check, nodes) in enumerate(zip(program.checks, self.interpreted.check_nodes)):
             if not bool(evaluate_values([check.value], dict(known), nodes, self.env)[0]):
-                return [], (1 << 20) + i
+                return [], FAILED + i
         values = evaluate_values(program.roots, known, self.interpreted.nodes, self.env)
         n, m = len(program.outputs), len(program.updates)
         outputs = [np.array(v) for v in values[:n]]

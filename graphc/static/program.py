@@ -15,6 +15,8 @@ from ..core.errors import GraphError
 from ..core.node import Node, Value
 from .graph import Graph, SizeCheck, State, assign_op, closure, placeholder_op, read_op
 
+FAILED = 1 << 20            # a run's code for a check that does not hold: this and the check's position
+
 
 @dataclass(frozen=True, slots=True)
 class Update:

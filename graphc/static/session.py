@@ -22,13 +22,13 @@ from ..core.errors import (
     InternalError,
 )
 from ..core.node import Node, Value
-from ..core.storage import Storage
+from ..core.storage import Storage, standard
 from ..core.tensor import Tensor
 from ..core.threads import fork_safe_lock
 from .graph import Graph, State, group_op, placeholder_op
 from .interpret import Interpreted
 from .passes import optimize
-from .program import Program, build_program
+from .program import FAILED, Program, build_program
 
 Array = np.ndarray[Any, Any]
 TARGETS = ("cpu", "python", "interpret")
@@ -58,9 +58,6 @@ class Runnable(Protocol):
     """What a target makes of a Program."""
 
     def plan(self, env: Mapping[str, int]) -> Plan: ...
-
-
-FAILED = 1 << 20
 
 
 def build(program: Program, target: str, name: str) -> Runnable:
@@ -532,15 +529,10 @@ class Session:
         plan = prepared.plan = prepared.runnable.plan(env)
         outputs, code = plan.run(arguments)
         if 0 <= code < FAILED:
-            outputs, code = plan.run([_standard(a) for a in arguments])
+            outputs, code = plan.run([standard(a) for a in arguments])
             if 0 <= code < FAILED:
                 raise InternalError(f"argument {code} of a program does not fit its plan")
         return outputs, code
-
-
-def _standard(array: Array) -> Array:
-    """The same memory as a plain ndarray with NumPy's own dtype object: `longlong` is another int64."""
-    return np.asarray(array).view(np.dtype(array.dtype.name))
 
 
 def _convert(node: Node, value: Any) -> Array:
