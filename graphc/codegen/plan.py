@@ -14,6 +14,7 @@ import numpy as np
 
 from ..core.config import config
 from ..core.dims import evaluate_shape
+from ..core.memory import empty
 from ..static.program import FAILED
 from .builder import size_variable
 from .executor import BUSY, COLUMNS, OK, Call, Operand
@@ -154,7 +155,7 @@ class Plan:
         outputs, code
             Arrays of the caller's own, and what `executor.Call` returns.
         """
-        outputs = [np.empty(shape, dtype) for shape, dtype in self._outputs]
+        outputs = [empty(shape, dtype) for shape, dtype in self._outputs]
         for instance in self.instances:
             code = instance.call(config.num_threads, *arrays, *outputs)
             if code != BUSY:
