@@ -26,6 +26,13 @@ def standard(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return plain if plain.flags.c_contiguous and plain.flags.aligned else plain.copy("C")
 
 
+def owner(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The array whose memory this one is a view of: itself, if it is none."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
 class Storage:
     """The buffer that a tensor, its views and the static Variables bound to it share."""
     __slots__ = ("__weakref__", "_lock", "array", "version", "views", "written_at")

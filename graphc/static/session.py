@@ -22,7 +22,7 @@ from ..core.errors import (
     InternalError,
 )
 from ..core.node import Node, Value
-from ..core.storage import Storage, standard
+from ..core.storage import Storage, owner, standard
 from ..core.tensor import Tensor
 from ..core.threads import fork_safe_lock
 from .graph import Graph, State, group_op, placeholder_op
@@ -569,8 +569,7 @@ def _forbid_shared_updates(program: Program) -> None:
     owners: dict[int, list[tuple[State, Array]]] = {}
     for s in bound:
         if s.tensor is not None:
-            array = s.tensor._data
-            owners.setdefault(id(array if array.base is None else array.base), []).append((s, array))
+            owners.setdefault(id(owner(s.tensor._data)), []).append((s, s.tensor._data))
     updated = {u.state for u in program.updates}
     for together in owners.values():
         for s, a in together:

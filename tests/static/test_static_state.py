@@ -13,6 +13,7 @@ import pytest
 import graphc as gc
 import graphc.nn as nn
 import graphc.optim as optim
+from graphc.core import memory
 
 HERE = re.escape(__file__)
 each_target = pytest.mark.parametrize("target", ["interpret", "python", "cpu"])
@@ -253,8 +254,13 @@ def test_a_parameter_that_is_not_contiguous(target: str) -> None:
     np.testing.assert_array_equal(p.detach().numpy(), want)
 
 
-def test_shared_memory_and_converted_models_are_refused() -> None:
-    base = gc.tensor(np.ones((2, 3)))
+@pytest.mark.parametrize("pooled", [False, True], ids=["malloc", "pool"])
+def test_shared_memory_and_converted_models_are_refused(
+        pooled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if pooled:                                                  # results are views of a block, as large ones are
+        monkeypatch.setattr(memory, "_WORTH_ALIGNING", 0)
+        monkeypatch.setattr(memory, "_LARGEST", 0)
+    base = gc.function(lambda x: x + 1.0)(gc.zeros((2, 3), dtype="float64"))
     p, q, r = nn.Parameter(base), nn.Parameter(base[0]), nn.Parameter(np.ones(3))
     with gc.Graph() as g:
         up = gc.assign(p, p * gc.cast(q, "float64"))
