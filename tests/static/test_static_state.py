@@ -257,7 +257,7 @@ def test_a_parameter_that_is_not_contiguous(target: str) -> None:
 @pytest.mark.parametrize("pooled", [False, True], ids=["malloc", "pool"])
 def test_shared_memory_and_converted_models_are_refused(
         pooled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if pooled:                                                  # results are views of a block, as large ones are
+    if pooled:        # results are views of a block, as large ones are
         monkeypatch.setattr(memory, "_WORTH_ALIGNING", 0)
         monkeypatch.setattr(memory, "_LARGEST", 0)
     base = gc.function(lambda x: x + 1.0)(gc.zeros((2, 3), dtype="float64"))
