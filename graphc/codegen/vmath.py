@@ -53,7 +53,7 @@ from .loopir import (
 # measured, with a little room. float32: every 31st bit pattern (erf: 97th; sin, cos, tan: every float of
 # 1..2**20 too), 120 million pairs for pow, 6 million for atan2; float64: 3 million samples (erf: 0.6).
 _BOUNDS: dict[str, tuple[float, float]] = {
-    "exp": (1.1, 1.1), "exp2": (1.1, 1.2), "expm1": (1.4, 1.6), "sigmoid": (1.5, 1.5), "tanh": (1.4, 1.4),
+    "exp": (1.1, 1.1), "exp2": (1.1, 1.2), "expm1": (1.4, 1.6), "sigmoid": (1.5, 1.5), "tanh": (1.5, 1.5),
     "sinh": (1.75, 1.75), "cosh": (1.5, 1.5), "log": (0.9, 1.0), "log2": (1.0, 1.2), "log10": (1.0, 1.1),
     "log1p": (1.5, 1.4), "pow": (1.25, 1.4), "sin": (1.3, 1.4), "cos": (1.3, 1.4), "tan": (2.25, 2.0),
     "asin": (1.75, 2.0), "acos": (1.25, 1.3), "atan": (1.6, 1.75), "atan2": (1.9, 1.75), "erf": (1.5, 1.5),
@@ -133,12 +133,13 @@ _POLY: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
              0.008863245342595064, 0.003592027644779096, 0.001456537723470006, 0.0005865395424093569,
              0.00025160470100854163, 6.450228173642072e-05, 0.00010016834128318648, -6.523138875042839e-05,
              8.007095973253647e-05, -3.909117406522021e-05, 1.2939080191331807e-05)),
-    # tanh x = x (1 + z Q(z)), |x| <= 9/16: 2**-29.4, 2**-59.9
-    "tanh": ((-0.3333331346511841, 0.13332433998584747, -0.05383520573377609, 0.020997382700443268,
-              -0.006164670456200838),
-             (-0.3333333333333328, 0.13333333333323635, -0.05396825396197404, 0.021869488333566903,
-              -0.008863231729454924, 0.0035920830936338596, -0.0014554845967958718, 0.0005882023522112072,
-              -0.00023276007718685808, 8.241907218684224e-05, -1.89372601528992e-05)),
+    # tanh x = x + x z Q(z), |x| <= 5/8: 2**-27.7, 2**-59.9
+    "tanh": ((-0.3333328068256378, 0.13331405818462372, -0.05373651534318924, 0.02062816731631756,
+              -0.005692296661436558),
+             (-0.33333333333333315, 0.13333333333329955, -0.053968253966131856, 0.0218694884696356,
+              -0.008863234310868509, 0.003592113822888968, -0.0014557237772880448, 0.0005894381998394659,
+              -0.00023696181031157204, 9.145004598574544e-05, -3.0058196787832956e-05,
+              5.97744228222277e-06)),
     # sinh x = x + x z Q(z), |x| <= 1: 2**-31.5, 2**-61.7
     "sinh": ((0.1666666716337204, 0.008333311416208744, 0.00019842635083477944, 2.7839255380968098e-06),
              (0.16666666666666669, 0.008333333333332915, 0.00019841269841589247, 2.755731910848396e-06,
@@ -349,6 +350,11 @@ class Builder:
     def bits(self, x: Value) -> Value:
         return _call("bitcast", x, dtype=self.format.int_dtype)
 
+    def with_sign_bit(self, x: Value, size: Value) -> Value:
+        """``size``, which has no sign, with the sign of x, that of a zero too."""
+        sign = -(1 << (31 if self.format is _F32 else 63))
+        return self.from_bits(self.bits(size) | self.bits(x) & sign)
+
     def from_bits(self, i: Value) -> Value:
         return _call("bitcast", i, dtype=self.format.dtype)
 
@@ -435,16 +441,20 @@ def expm1(b: Builder, x: Value) -> Value:
 
 
 def tanh(b: Builder, x: Value) -> Value:
-    # |x| small: x (1 + z Q(z)); else 1 - 1 / (e**2|x| / 2 + 1/2)
+    # |x| = k ln(2)/2 + v, s = 2**k, t = tanh v: e**2|x| = s (1 + t) / (1 - t), so
+    # tanh |x| = 1 - (2 - 2t) / d, d = (s + 1) + t (s - 1); for small |x| k = 0, d = 2, and 2t / d is all
     f = b.format
-    z = b.let(x * x)
-    small = x * fma(z, b.poly("tanh", z), 1.0)
-    a = b.let(abs(x))
-    twice = _at_most(b, b.let(a + a), 2 * f.tanh_max)
-    k, i = b.round(twice, f.log2e[0], f.bias - 1)
-    h = b.let(_power(b, i))
-    large = 1.0 - 1.0 / fma(h, _expm1_near_0(b, _less_ln2(b, k, twice)), h + 0.5)
-    return select(a < 0.5625, small, _with_sign(b, x, large))
+    a = _at_most(b, b.let(abs(x)), f.tanh_max)
+    small = b.let(a < 0.625)
+    magic = f.magic + f.bias
+    shifted = b.let(select(small, magic, fma(a, 2 * f.log2e[0], magic)))
+    k = b.let(shifted - magic)
+    hi, lo = (part / 2 for part in f.ln2)
+    v = b.let(fma(k, -lo, fma(k, -hi, a)))
+    z, s = b.let(v * v), b.let(_power(b, b.bits(shifted)))
+    t = b.let(fma(v * z, b.poly("tanh", z), v))
+    q = b.let(fma(t, 2.0, select(small, b.number(0.0), -2.0)) / fma(t, s - 1.0, s + 1.0))
+    return b.with_sign_bit(x, select(small, q, q + 1.0))
 
 
 def _with_sign(b: Builder, x: Value, y: Value) -> Value:
@@ -719,8 +729,7 @@ def atan2(b: Builder, y: Value, x: Value) -> Value:
     p = _atan_unit(b, b.let(select(equal(num, den), diagonal, num / den)))
     p = b.let(select(steep, hi - (p - lo), p))
     p = select(b.bits(x) < 0, 2 * hi - (p - 2 * lo), p)
-    sign = b.bits(y) & -(1 << (31 if b.format is _F32 else 63))
-    return b.from_bits(b.bits(p) | sign)
+    return b.with_sign_bit(y, p)
 
 
 # ---------------------------------------------------------------- the error function

@@ -55,7 +55,8 @@ def gelu(x: Any, approximate: str = "none") -> Tensor:
         return x * 0.5 * (erf(x * math.sqrt(0.5)) + 1.0)
     if approximate != "tanh":
         raise record.located(ArgumentError(f"gelu: approximate is 'none' or 'tanh', not {approximate!r}"))
-    inner = (x + x * x * x * 0.044715) * math.sqrt(2 / math.pi)
+    scale = math.sqrt(2 / math.pi)
+    inner = x * (x * x * (0.044715 * scale) + scale)
     return x * 0.5 * (tanh(inner) + 1.0)
 
 

@@ -203,13 +203,14 @@ class Function(Generic[R]):
                 traced.pullback = _pullback(traced, wants, floating)
         pullback, name = traced.pullback, getattr(self.body, "__name__", "function")
         versions = {id(t): t.version for t in (*tensors, *(t for t, *_ in traced.states))}
-        zeros = [wrap(np.zeros_like(results[k]._data)) for k in floating]
+        avals = [results[k].aval for k in floating]
 
         def rule(g: tuple[Any, ...], c: Context, wanted: tuple[bool, ...]) -> list[Any]:
             if record.grad_enabled():
                 raise AutogradError(
                     f"{name}: a compiled function has first derivatives only; call its .body for higher ones")
-            cots = [z if g[k] is None else g[k] for k, z in zip(floating, zeros)]
+            cots = [wrap(np.zeros(a.shape, a.dtype)) if g[k] is None else g[k]
+                    for k, a in zip(floating, avals)]
             return pullback(name, tensors, cots, before, versions)
         op = anonymous(name, AllInputs(rule), outputs=0)
         edges = tuple((t._node or t) if t.requires_grad else None for t in operands)
