@@ -48,29 +48,34 @@ done:
   ret void
 }
 
-; what parallel_for calls: chunks first..first+count of a wave, counted through its steps one after another
-; (args[0] is the first chunk, as NULL + index; dims[0] is the count)
-define internal void @part(ptr %args, ptr %dims, ptr %strides, ptr %wave) {
+; what parallel_for calls on each thread: chunks of a wave, counted through its steps one after another, each
+; taken when the thread is free: chunks differ in their work, and threads in their time
+; (the job: its steps, the number of their chunks, and how many of those are taken)
+define internal void @part(ptr %args, ptr %dims, ptr %strides, ptr %job) {
 entry:
-  %first = load i64, ptr %args
-  %n = load i64, ptr %dims
-  %last = add i64 %first, %n
-  br label %loop
-loop:
-  %step = phi ptr [ %wave, %entry ], [ %following, %loop ]
-  %lo = phi i64 [ %first, %entry ], [ %lo.next, %loop ]
-  %hi = phi i64 [ %last, %entry ], [ %hi.next, %loop ]
-  %own = call i64 @count(ptr %step)
-  %from.start = icmp sgt i64 %lo, 0
-  %from = select i1 %from.start, i64 %lo, i64 0
-  %to.end = icmp slt i64 %hi, %own
-  %to = select i1 %to.end, i64 %hi, i64 %own
-  call void @chunks(ptr %step, i64 %from, i64 %to)
-  %lo.next = sub i64 %lo, %own
-  %hi.next = sub i64 %hi, %own
+  %wave = load ptr, ptr %job
+  %total.at = getelementptr i64, ptr %job, i64 1
+  %total = load i64, ptr %total.at
+  %taken = getelementptr i64, ptr %job, i64 2
+  br label %take
+take:
+  %chunk = atomicrmw add ptr %taken, i64 1 monotonic
+  %some = icmp slt i64 %chunk, %total
+  br i1 %some, label %find, label %done
+find:
+  %step = phi ptr [ %wave, %take ], [ %following, %pass ]
+  %own = phi i64 [ %chunk, %take ], [ %less, %pass ]
+  %n = call i64 @count(ptr %step)
+  %here = icmp slt i64 %own, %n
+  br i1 %here, label %run, label %pass
+pass:
+  %less = sub i64 %own, %n
   %following = getelementptr i64, ptr %step, i64 $columns
-  %more = icmp sgt i64 %hi.next, 0
-  br i1 %more, label %loop, label %done
+  br label %find
+run:
+  %next = add i64 %own, 1
+  call void @chunks(ptr %step, i64 %own, i64 %next)
+  br label %take
 done:
   ret void
 }
@@ -80,6 +85,7 @@ entry:
   %first = alloca i64
   %dims = alloca i64, i64 2
   %strides = alloca i64, i64 2
+  %job = alloca i64, i64 3
   %wanted = icmp sgt i64 %nthreads, 1
   %many = and i1 %wanted, $parallel
   br label %head
@@ -112,11 +118,18 @@ choose:
   %forks = and i1 %worth, %may
   br i1 %forks, label %fork, label %serial
 fork:
+  store ptr %step, ptr %job
+  %job.total = getelementptr i64, ptr %job, i64 1
+  store i64 %total, ptr %job.total
+  %job.taken = getelementptr i64, ptr %job, i64 2
+  store i64 0, ptr %job.taken
+  %crowd = icmp slt i64 %total, %nthreads
+  %hands = select i1 %crowd, i64 %total, i64 %nthreads
   store i64 0, ptr %first
-  store i64 %total, ptr %dims
+  store i64 %hands, ptr %dims
   store i64 1, ptr %strides
   %few = trunc i64 %nthreads to i32
-  call void @graphc_parallel_for(ptr @part, ptr %first, ptr %dims, ptr %strides, ptr %step,
+  call void @graphc_parallel_for(ptr @part, ptr %first, ptr %dims, ptr %strides, ptr %job,
                                  i64 0, i64 1, i32 %few)
   br label %next
 serial:
