@@ -5,6 +5,7 @@ declare i64 @PyLong_AsLong(ptr)
 declare ptr @PyLong_FromLong(i64)
 declare ptr @PyEval_SaveThread()
 declare void @PyEval_RestoreThread(ptr)
+declare i64 @llvm.smax.i64(i64, i64)
 declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
 declare void @graphc_parallel_for(ptr, ptr, ptr, ptr, ptr, i64, i64, i32)
 
@@ -48,20 +49,42 @@ done:
   ret void
 }
 
-; what parallel_for calls on each thread: chunks of a wave, counted through its steps one after another, each
-; taken when the thread is free: chunks differ in their work, and threads in their time
-; (the job: its steps, the number of their chunks, and how many of those are taken)
+; What parallel_for calls: hand `first` of `hands` runs chunks of a wave, counted through its steps one after
+; another. Each hand has a range of its own, so that a thread walks through neighbouring memory, and takes the
+; chunks of other ranges that are left when it is through: chunks differ in their work, and threads in their
+; time. The job: its steps, the number of chunks, the number of hands; then, a line of the cache each, how many
+; of each range are taken.
 define internal void @part(ptr %args, ptr %dims, ptr %strides, ptr %job) {
 entry:
+  %first = load i64, ptr %args
   %wave = load ptr, ptr %job
   %total.at = getelementptr i64, ptr %job, i64 1
   %total = load i64, ptr %total.at
-  %taken = getelementptr i64, ptr %job, i64 2
-  br label %take
+  %hands.at = getelementptr i64, ptr %job, i64 2
+  %hands = load i64, ptr %hands.at
+  br label %range
+range:
+  %r = phi i64 [ 0, %entry ], [ %r.next, %over ]
+  %h.far = add i64 %first, %r
+  %h = srem i64 %h.far, %hands
+  %h.next = add i64 %h, 1
+  %begin.all = mul i64 %h, %total
+  %begin = sdiv i64 %begin.all, %hands
+  %end.all = mul i64 %h.next, %total
+  %end = sdiv i64 %end.all, %hands
+  %taken.word = mul i64 %h.next, 8
+  %taken = getelementptr i64, ptr %job, i64 %taken.word
+  br label %look
+look:
+  %seen = load atomic i64, ptr %taken monotonic, align 8
+  %first.left = add i64 %begin, %seen
+  %left = icmp slt i64 %first.left, %end
+  br i1 %left, label %take, label %over
 take:
-  %chunk = atomicrmw add ptr %taken, i64 1 monotonic
-  %some = icmp slt i64 %chunk, %total
-  br i1 %some, label %find, label %done
+  %mine = atomicrmw add ptr %taken, i64 1 monotonic
+  %chunk = add i64 %begin, %mine
+  %some = icmp slt i64 %chunk, %end
+  br i1 %some, label %find, label %over
 find:
   %step = phi ptr [ %wave, %take ], [ %following, %pass ]
   %own = phi i64 [ %chunk, %take ], [ %less, %pass ]
@@ -76,6 +99,10 @@ run:
   %next = add i64 %own, 1
   call void @chunks(ptr %step, i64 %own, i64 %next)
   br label %take
+over:
+  %r.next = add i64 %r, 1
+  %more = icmp slt i64 %r.next, %hands
+  br i1 %more, label %range, label %done
 done:
   ret void
 }
@@ -85,7 +112,10 @@ entry:
   %first = alloca i64
   %dims = alloca i64, i64 2
   %strides = alloca i64, i64 2
-  %job = alloca i64, i64 3
+  %hands.most = call i64 @llvm.smax.i64(i64 %nthreads, i64 1)
+  %lines = add i64 %hands.most, 1
+  %words = mul i64 %lines, 8
+  %job = alloca i64, i64 %words, align 64
   %wanted = icmp sgt i64 %nthreads, 1
   %many = and i1 %wanted, $parallel
   br label %head
@@ -118,13 +148,23 @@ choose:
   %forks = and i1 %worth, %may
   br i1 %forks, label %fork, label %serial
 fork:
+  %crowd = icmp slt i64 %total, %nthreads
+  %hands = select i1 %crowd, i64 %total, i64 %nthreads
   store ptr %step, ptr %job
   %job.total = getelementptr i64, ptr %job, i64 1
   store i64 %total, ptr %job.total
-  %job.taken = getelementptr i64, ptr %job, i64 2
-  store i64 0, ptr %job.taken
-  %crowd = icmp slt i64 %total, %nthreads
-  %hands = select i1 %crowd, i64 %total, i64 %nthreads
+  %job.hands = getelementptr i64, ptr %job, i64 2
+  store i64 %hands, ptr %job.hands
+  br label %clear
+clear:
+  %h = phi i64 [ 0, %fork ], [ %h.next, %clear ]
+  %h.next = add i64 %h, 1
+  %h.word = mul i64 %h.next, 8
+  %h.taken = getelementptr i64, ptr %job, i64 %h.word
+  store i64 0, ptr %h.taken
+  %h.more = icmp slt i64 %h.next, %hands
+  br i1 %h.more, label %clear, label %go
+go:
   store i64 0, ptr %first
   store i64 %hands, ptr %dims
   store i64 1, ptr %strides
