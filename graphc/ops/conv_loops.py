@@ -14,16 +14,15 @@ from typing import Any
 
 import numpy as np
 
+from .frame import FRAME_BYTES, Frame, Index
 from .window import Pair
+from .winograd import Winograd
 
 CHUNKS = 16                 # at most so many chunks, each with scratch of its own
 BLOCK_WORK = 8e6            # multiplications and additions that make a block of rows
-FRAME_BYTES = 1 << 18       # of an image's padded channels: what should stay in the second-level cache
 PACKING = 0.05              # what packing the weight costs beside the multiplications, about
 TRANSPOSING = 10.0          # vector multiplications that a result costs on its way out of vectors of channels
 ROWS = 0.3                  # vector multiplications that few rows at a time cost, for their shorter loops
-
-Index = Any                 # an index expression of the builder
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,70 +118,7 @@ def _phase(k: Any, phase: int, kernel: int, stride: int, padding: int, dilation:
     return Taps(len(hits), start, 1, period * dilation // stride, hits[-1], -period, outputs)
 
 
-# ---------------------------------------------------------------- what a piece of work reads
-
-class Frame:
-    """Rows of some channels of an image with what lies around them, which is zero.
-
-    Where nothing around them is read they stay where they are; else they are copied into scratch, whose
-    borders are zero from the start. Row 0 is source row ``top + low[0]``, column 0 source column ``low[1]``.
-    """
-
-    def __init__(self, k: Any, source: Any, size: tuple[Index, Index], channels: int, low: Pair,
-                 extent: tuple[Index, Index] | None) -> None:
-        """``extent``: rows and columns with what lies around; None to leave the source where it is."""
-        self.k, self.source, self.channels = k, source, channels
-        (self.h, self.w), self.low, self.extent = size, low if extent is not None else (0, 0), extent
-        self.rows, self.pitch = size if extent is None else extent
-        self.plane = k.index_mul(self.rows, self.pitch)
-        self.scratch: Any = None
-
-    def begin(self) -> None:
-        """Once for each chunk."""
-        k = self.k
-        if self.extent is not None:
-            size = k.index_mul(k.index(self.channels), self.plane)
-            self.scratch = k.scratch(self.source.dtype, size)
-            fill(k, self.scratch, k.index(0), size)
-
-    def enter(self, channel: Index, top: Index, whole: bool) -> tuple[Any, Index]:
-        """(buffer, offset) of row ``top``, column 0, for channels from ``channel`` of all images' on.
-
-        ``whole``: the frame holds all rows each time, so that its borders stay what they are.
-        """
-        k = self.k
-        base = k.let(k.index_mul(channel, k.index_mul(self.h, self.w)))
-        if self.extent is None:
-            return self.source, k.let(k.index_add(base, k.index_mul(top, self.w)))
-        self.copy(self.scratch, k.index(0), base, k.let(k.index_add(top, self.low[0])), whole)
-        return self.scratch, k.index(0)
-
-    def copy(self, to: Any, at: Index, base: Index, top: Index, whole: bool) -> None:
-        """Rows from ``top`` on (which may be above the image) of channels at ``base`` to ``at`` in ``to``."""
-        k = self.k
-        left, first = max(0, -self.low[1]), max(0, self.low[1])
-        start = k.let(k.maximum(k.index_sub(k.index(0), top), k.index(0)))
-        stop = k.let(k.maximum(k.minimum(self.rows, k.index_sub(self.h, top)), start))
-        count = k.let(k.minimum(k.index_sub(self.pitch, left), k.index_sub(self.w, first)))
-        with k.loop(k.index(0), k.index(self.channels)) as c:
-            there = k.let(k.index_add(at, k.index_mul(c, self.plane)))
-            here = k.let(k.index_add(base, k.index_mul(c, k.index_mul(self.h, self.w))))
-            if not whole:                                       # where other rows were
-                fill(k, to, there, k.index_mul(start, self.pitch))
-                fill(k, to, k.index_add(there, k.index_mul(stop, self.pitch)),
-                     k.index_mul(k.index_sub(self.rows, stop), self.pitch))
-            with k.loop(start, stop) as y:
-                row = k.let(k.index_add(there, k.index_add(k.index_mul(y, self.pitch), left)))
-                source = k.index_add(k.index_mul(k.index_add(y, top), self.w), first)
-                source = k.let(k.index_add(here, source))
-                with k.loop(k.index(0), count) as x:
-                    to.store_flat(k.index_add(row, x), self.source.at_flat(k.index_add(source, x)))
-
-    def place(self, at: Index, y: int, x: int) -> Index:
-        """Where source row ``top + y``, column x is, ``at`` being what `enter` gave."""
-        k = self.k
-        return k.index_add(at, k.index_add(k.index_mul(self.pitch, y - self.low[0]), x - self.low[1]))
-
+# ---------------------------------------------------------------- blocks of rows
 
 def count_blocks(k: Any, rows: Index, work: float, elements: float, dtype: str) -> int:
     """Blocks that an image's rows are cut into: for its work and for the cache; rows divide into them."""
@@ -216,6 +152,9 @@ class _Correlation:
                     min((p.x.start for p in self.live), default=0))
         extent = self.span(0, self.rows if len(parts) == 1 else None), self.span(1, None)
         self.frame = Frame(k, source, (self.sh, self.sw), self.reduced, self.low, extent if framed else None)
+        self.tiled: Winograd | None = None
+        if len(parts) == 1 and Winograd.fits(k, parts[0], sizes[1]):
+            self.tiled = Winograd(k, source, out, weight, sizes, channels, parts[0])
         self.form = self.cheapest()
         if self.form == "rows":
             self.frame = self.low_frame()
@@ -297,12 +236,17 @@ class _Correlation:
             reads = sum(any(0 <= y.start + (u + r) * y.step + t * y.dilation < sh for r in rows)
                         for u in pairs for t in range(y.count)) / len(pairs)
             costs["rows"] = reads * x.count * k.cost(self.few_rows(k.index(y.count))) + ROWS
+        if self.tiled is not None:
+            costs["tiles"] = self.tiled.cost()
         return min(costs, key=lambda form: costs[form])
 
     # ------------------------------------------------------------ regions
 
     def write(self) -> None:
         k = self.k
+        if self.form == "tiles" and self.tiled is not None:
+            self.tiled.write()
+            return
         packed = self.pack() if self.form == "channels" else None
         n = self.source.shape[0]
         items = k.index_mul(n, k.index(self.groups * self.blocks))
@@ -415,9 +359,3 @@ class _Correlation:
             with k.loop(k.index(0), part.x.outputs) as v:
                 value = compact.at_flat(k.index_add(here, v)) if part.taps else k.const(0, dtype)
                 self.out.store_flat(k.index_add(there, k.index_mul(v, self.stride[1])), value)
-
-
-def fill(k: Any, buffer: Any, base: Index, count: Index) -> None:
-    """Zeros."""
-    with k.loop(k.index(0), count) as z:
-        buffer.store_flat(k.index_add(base, z), k.const(0, buffer.dtype))

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from .conv_loops import BLOCK_WORK, FRAME_BYTES, Frame, Index, count_blocks, fill, one_row
+from .conv_loops import BLOCK_WORK, count_blocks, one_row
+from .frame import FRAME_BYTES, Frame, Index, fill
 from .window import Pair
 
 PARTIALS = 8                # partial sums of a weight gradient: fixed, so results do not depend on threads

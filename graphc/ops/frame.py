@@ -1,0 +1,79 @@
+"""What a piece of a convolution reads: rows of an image, with the zeros around them."""
+from __future__ import annotations
+
+from typing import Any
+
+from .window import Pair
+
+FRAME_BYTES = 1 << 18       # of an image's padded channels: what should stay in the second-level cache
+
+Index = Any                 # an index expression of the builder
+
+
+class Frame:
+    """Rows of some channels of an image with what lies around them, which is zero.
+
+    Where nothing around them is read they stay where they are; else they are copied into scratch, whose
+    borders are zero from the start. Row 0 is source row ``top + low[0]``, column 0 source column ``low[1]``.
+    """
+
+    def __init__(self, k: Any, source: Any, size: tuple[Index, Index], channels: int, low: Pair,
+                 extent: tuple[Index, Index] | None) -> None:
+        """``extent``: rows and columns with what lies around; None to leave the source where it is."""
+        self.k, self.source, self.channels = k, source, channels
+        (self.h, self.w), self.low, self.extent = size, low if extent is not None else (0, 0), extent
+        self.rows, self.pitch = size if extent is None else extent
+        self.plane = k.index_mul(self.rows, self.pitch)
+        self.scratch: Any = None
+
+    def begin(self) -> None:
+        """Once for each chunk."""
+        k = self.k
+        if self.extent is not None:
+            size = k.index_mul(k.index(self.channels), self.plane)
+            self.scratch = k.scratch(self.source.dtype, size)
+            fill(k, self.scratch, k.index(0), size)
+
+    def enter(self, channel: Index, top: Index, whole: bool) -> tuple[Any, Index]:
+        """(buffer, offset) of row ``top``, column 0, for channels from ``channel`` of all images' on.
+
+        ``whole``: the frame holds all rows each time, so that its borders stay what they are.
+        """
+        k = self.k
+        base = k.let(k.index_mul(channel, k.index_mul(self.h, self.w)))
+        if self.extent is None:
+            return self.source, k.let(k.index_add(base, k.index_mul(top, self.w)))
+        self.copy(self.scratch, k.index(0), base, k.let(k.index_add(top, self.low[0])), whole)
+        return self.scratch, k.index(0)
+
+    def copy(self, to: Any, at: Index, base: Index, top: Index, whole: bool) -> None:
+        """Rows from ``top`` on (which may be above the image) of channels at ``base`` to ``at`` in ``to``."""
+        k = self.k
+        left, first = max(0, -self.low[1]), max(0, self.low[1])
+        start = k.let(k.maximum(k.index_sub(k.index(0), top), k.index(0)))
+        stop = k.let(k.maximum(k.minimum(self.rows, k.index_sub(self.h, top)), start))
+        count = k.let(k.minimum(k.index_sub(self.pitch, left), k.index_sub(self.w, first)))
+        with k.loop(k.index(0), k.index(self.channels)) as c:
+            there = k.let(k.index_add(at, k.index_mul(c, self.plane)))
+            here = k.let(k.index_add(base, k.index_mul(c, k.index_mul(self.h, self.w))))
+            if not whole:                                       # where other rows were
+                fill(k, to, there, k.index_mul(start, self.pitch))
+                fill(k, to, k.index_add(there, k.index_mul(stop, self.pitch)),
+                     k.index_mul(k.index_sub(self.rows, stop), self.pitch))
+            with k.loop(start, stop) as y:
+                row = k.let(k.index_add(there, k.index_add(k.index_mul(y, self.pitch), left)))
+                source = k.index_add(k.index_mul(k.index_add(y, top), self.w), first)
+                source = k.let(k.index_add(here, source))
+                with k.loop(k.index(0), count) as x:
+                    to.store_flat(k.index_add(row, x), self.source.at_flat(k.index_add(source, x)))
+
+    def place(self, at: Index, y: int, x: int) -> Index:
+        """Where source row ``top + y``, column x is, ``at`` being what `enter` gave."""
+        k = self.k
+        return k.index_add(at, k.index_add(k.index_mul(self.pitch, y - self.low[0]), x - self.low[1]))
+
+
+def fill(k: Any, buffer: Any, base: Index, count: Index) -> None:
+    """Zeros."""
+    with k.loop(k.index(0), count) as z:
+        buffer.store_flat(k.index_add(base, z), k.const(0, buffer.dtype))

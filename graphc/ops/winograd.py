@@ -1,0 +1,199 @@
+"""Correlations of 3x3 kernels with fewer multiplications: Winograd's F(2x2, 3x3).
+
+Four results of 3x3 taps come from 16 multiplications instead of 36::
+
+    Y = A' [(G g G') * (B' d B)] A
+
+of a tile d of 4x4 of the source, 2 further on for each tile, and a kernel g. Summed over channels, the products
+are 16 matrix products over tiles. The transforms are additions alone (and halves of the kernel), so that errors
+are about those of the plain sum; larger tiles would save more, and lose digits.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .frame import Frame, Index
+
+POINTS = 16                 # products of a tile
+TILES_BYTES = 1 << 19       # of transformed tiles: what should stay in the second-level cache
+MADE = 32                   # channels whose products wait for their transform
+TRANSFORM = 14.0            # vector multiplications that a result's part of transforming a channel costs
+WEIGHT = 30.0               # and that transforming a kernel costs
+
+Vector = list[Any]
+
+
+class Winograd:
+    """The correlation of `conv_loops`, of one part without stride or dilation.
+
+    ``channels`` are (made, reduced, groups), ``sizes`` those of source and output.
+    """
+
+    def __init__(self, k: Any, source: Any, out: Any, weight: Any, sizes: Any,
+                 channels: tuple[int, int, int], part: Any) -> None:
+        self.k, self.source, self.out, self.weight, self.part = k, source, out, weight, part
+        (sh, sw), (self.h, self.w) = sizes
+        self.made, self.reduced, self.groups = channels
+        h, w = k.known(self.h), k.known(self.w)
+        self.high, self.wide = -(-h // 2), -(-w // 2)               # in tiles
+        self.even = h % 2 == w % 2 == 0
+        element = POINTS * self.reduced * np.dtype(source.dtype).itemsize
+        most, fewest = TILES_BYTES // element, 2 * k.vector_lanes(source.dtype)
+        divisors = [n for n in range(1, self.high + 1) if self.high % n == 0]
+        self.rows = max(n for n in divisors if n == 1 or n * self.wide <= most)
+        if self.rows * self.wide < fewest:                          # few tiles: rather more than the cache has
+            self.rows = next((n for n in divisors if fewest <= n * self.wide <= 2 * most), self.rows)
+        self.blocks, self.tiles = self.high // self.rows, self.rows * self.wide
+        self.together = max(n for n in range(1, MADE + 1) if self.made % n == 0)
+        lanes = k.vector_lanes(source.dtype)            # points a power of two apart would meet in a set of the cache
+        self.to_kernel = self.made * self.reduced + lanes
+        self.to_tile = self.reduced * self.tiles + lanes
+        self.to_result = self.together * self.tiles + lanes
+        framed = part.y.start < 0 or part.x.start < 0 or not self.even
+        self.frame = Frame(k, source, (sh, sw), 1, (part.y.start, part.x.start),
+                           (k.index(2 * self.rows + 2), k.index(2 * self.wide + 2)) if framed else None)
+
+    @staticmethod
+    def fits(k: Any, part: Any, size: tuple[Index, Index]) -> bool:
+        y, x = part.y, part.x
+        return bool((y.count, x.count) == (3, 3) and y.step == x.step == y.dilation == x.dilation == 1
+                    and all((k.known(n) or 0) > 1 for n in size))
+
+    def products(self) -> Any:
+        """Of one point: rows of `together` channels by tiles."""
+        k = self.k
+        return k.contraction([k.axis(self.together, self.reduced, 0, self.tiles)], [],
+                             k.axis(self.tiles, 0, 1, 1), [k.axis(self.reduced, 1, self.tiles)],
+                             self.source.dtype)
+
+    def cost(self) -> float:
+        """Of a result and a reduced channel, in vector multiplications of a core at its peak."""
+        k = self.k
+        lanes = k.vector_lanes(self.source.dtype)
+        full = 4 * self.high * self.wide / (k.known(self.h) * k.known(self.w))      # tiles over the edge
+        ragged = -(-self.wide // lanes) * lanes / self.wide
+        transforms = TRANSFORM * ragged * (1 / self.made + 1 / self.reduced)
+        kernels = WEIGHT * lanes / k.estimate(self.source.shape[0], self.h, self.w)
+        return float(full * (POINTS / 4 * k.cost(self.products()) + transforms) + kernels)
+
+    # ------------------------------------------------------------ regions
+
+    def write(self) -> None:
+        k = self.k
+        kernels = self.transform_weight()
+        n = self.source.shape[0]
+        items = k.index_mul(n, k.index(self.groups * self.blocks))
+        work = 8.0 * self.tiles * self.made * self.reduced
+        with k.parallel_chunks(items, k.grain(work)) as (_, begin, end):
+            self.frame.begin()
+            tiles = k.scratch(self.source.dtype, k.index(POINTS * self.to_tile))
+            results = k.scratch(self.source.dtype, k.index(POINTS * self.to_result))
+            whole = None if self.even else k.scratch(self.source.dtype, k.index(4 * self.tiles))
+            with k.loop(begin, end) as item:
+                image, group, block = k.unravel(item, (n, self.groups, self.blocks))
+                unit = k.let(k.index_add(k.index_mul(image, self.groups), group))
+                first = k.let(k.index_mul(block, 2 * self.rows))
+                self.transform_source(k.let(k.index_mul(unit, self.reduced)), first, tiles)
+                with k.loop(k.index(0), k.index(self.made // self.together)) as part:
+                    channel = k.let(k.index_mul(part, self.together))
+                    row = k.index_add(k.index_mul(group, POINTS * self.to_kernel), k.index_mul(channel, self.reduced))
+                    with k.loop(k.index(0), k.index(POINTS)) as p:
+                        k.contract(self.products(), (kernels, k.index_add(row, k.index_mul(p, self.to_kernel))),
+                                   (tiles, k.index_mul(p, self.to_tile)), (results, k.index_mul(p, self.to_result)))
+                    to = k.let(k.index_add(k.index_mul(unit, self.made), channel))
+                    self.transform_results(results, to, first, whole)
+
+    def transform_weight(self) -> Any:
+        """G g G' of all kernels: [group][point][made][reduced]."""
+        k, w, part = self.k, self.weight, self.part
+        size = POINTS * self.to_kernel
+        kernels = k.temporary(self.source.dtype, k.index(self.groups * size))
+        with k.parallel(k.index(self.groups * self.made), work=self.reduced * 64.0) as i:
+            group, q = k.unravel(i, (self.groups, self.made))
+            first = k.index_add(k.index_mul(group, w.group), part.y.first * w.kw + part.x.first)
+            source = k.let(k.index_add(first, k.index_mul(q, w.made)))
+            to = k.let(k.index_add(k.index_mul(group, size), k.index_mul(q, self.reduced)))
+            with k.loop(k.index(0), k.index(self.reduced)) as r:
+                at = k.let(k.index_add(source, k.index_mul(r, w.reduced)))
+                taps = [[k.let(w.access.at_flat(k.index_add(at, u * part.y.stride * w.kw + v * part.x.stride)))
+                         for v in range(3)] for u in range(3)]
+                half = k.const(0.5, self.source.dtype)
+                here = k.let(k.index_add(to, r))
+                self.put(_both(taps, lambda g: _of_kernel(k, half, g)), kernels, here, self.to_kernel)
+        return kernels
+
+    def transform_source(self, channel: Index, top: Index, tiles: Any) -> None:
+        """B' d B of a block's tiles, channel by channel: [point][reduced][tile]."""
+        k, pitch = self.k, self.frame.pitch
+        with k.loop(k.index(0), k.index(self.reduced)) as r:
+            source, at = self.frame.enter(k.index_add(channel, r), top, self.blocks == 1)
+            at = self.frame.place(at, self.part.y.start, self.part.x.start)
+            with k.loop(k.index(0), k.index(self.rows)) as y:
+                rows = [k.let(k.index_add(at, k.index_mul(k.index_add(k.index_mul(y, 2), u), pitch)))
+                        for u in range(4)]
+                to = k.let(k.index_add(k.index_mul(r, self.tiles), k.index_mul(y, self.wide)))
+                with k.lanes(k.index(self.wide)) as x:
+                    left = k.index_mul(x, 2)
+                    d = [[k.let(source.at_flat(k.index_add(k.index_add(row, left), v))) for v in range(4)]
+                         for row in rows]
+                    self.put(_both(d, lambda t: _of_tile(k, t)), tiles, k.index_add(to, x), self.to_tile)
+
+    def transform_results(self, results: Any, channel: Index, top: Index, whole: Any) -> None:
+        """A' m A of `together` channels from ``channel`` of all images' on, to their rows from ``top`` on."""
+        k = self.k
+        pitch = self.w if whole is None else 2 * self.wide
+        with k.loop(k.index(0), k.index(self.together)) as q:
+            plane = k.let(k.index_mul(k.index_add(channel, q), k.index_mul(self.h, self.w)))
+            base = k.let(k.index_add(plane, k.index_mul(top, self.w)))
+            to, start = (self.out, base) if whole is None else (whole, k.index(0))
+            with k.loop(k.index(0), k.index(self.rows)) as y:
+                at = k.let(k.index_add(k.index_mul(q, self.tiles), k.index_mul(y, self.wide)))
+                upper = k.let(k.index_add(start, k.index_mul(k.index_mul(y, 2), pitch)))
+                lower = k.let(k.index_add(upper, pitch))
+                with k.lanes(k.index(self.wide)) as x:
+                    here = k.index_add(at, x)
+                    m = [[k.let(results.at_flat(k.index_add(here, (4 * u + v) * self.to_result))) for v in range(4)]
+                         for u in range(4)]
+                    for row, line in zip((upper, lower), _both(m, lambda t: _of_result(k, t))):
+                        for v, value in enumerate(line):
+                            to.store_flat(k.index_add(k.index_add(row, k.index_mul(x, 2)), v), value)
+            if whole is not None:
+                self.copy(whole, base, k.minimum(k.index(2 * self.rows), k.index_sub(self.h, top)))
+
+    def copy(self, whole: Any, base: Index, rows: Index) -> None:
+        """What lies inside of the output, of results that go over its edge."""
+        k = self.k
+        with k.loop(k.index(0), rows) as y:
+            here, there = k.let(k.index_mul(y, 2 * self.wide)), k.let(k.index_add(base, k.index_mul(y, self.w)))
+            with k.loop(k.index(0), self.w) as x:
+                self.out.store_flat(k.index_add(there, x), whole.at_flat(k.index_add(here, x)))
+
+    def put(self, values: Sequence[Vector], to: Any, at: Index, apart: int) -> None:
+        """The 16 points of a tile, ``apart`` from one another."""
+        for p, value in enumerate(v for row in values for v in row):
+            to.store_flat(self.k.index_add(at, p * apart), value)
+
+
+# ---------------------------------------------------------------- transforms
+
+def _both(square: Sequence[Vector], transform: Callable[[Vector], Vector]) -> list[Vector]:
+    """T s T'"""
+    columns = [transform(list(column)) for column in zip(*square)]
+    return [transform(list(row)) for row in zip(*columns)]
+
+
+def _of_kernel(k: Any, half: Any, g: Vector) -> Vector:
+    outer = k.let(k.add(g[0], g[2]))
+    return [g[0], k.let(k.mul(k.add(outer, g[1]), half)), k.let(k.mul(k.sub(outer, g[1]), half)), g[2]]
+
+
+def _of_tile(k: Any, d: Vector) -> Vector:
+    return [k.let(k.sub(d[0], d[2])), k.let(k.add(d[1], d[2])), k.let(k.sub(d[2], d[1])),
+            k.let(k.sub(d[1], d[3]))]
+
+
+def _of_result(k: Any, m: Vector) -> Vector:
+    return [k.let(k.add(k.add(m[0], m[1]), m[2])), k.let(k.sub(k.sub(m[1], m[2]), m[3]))]
