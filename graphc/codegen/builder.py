@@ -33,6 +33,11 @@ def size_variable(name: str) -> str:
     return f"n_{name}"
 
 
+def size_name(variable: str) -> str:
+    """The size that kernels call ``variable``."""
+    return variable.removeprefix("n_")
+
+
 def typical(size: Size) -> int:
     """A size with `UNKNOWN_SIZE` for what is known only at run time."""
     return size if isinstance(size, int) else evaluate(size, dict.fromkeys(names(size), UNKNOWN_SIZE))

@@ -44,7 +44,8 @@ Array = np.ndarray[Any, Any]
 COLUMNS = 6
 OK, BUSY = -1, -2               # what a Call returns; else the position of the array that does not fit,
                                 # or `FAILED` and the position of the check
-_HEAD = ("busy", "arrays", "n_arrays", "slots", "steps", "n_early", "n_steps", "checks", "n_checks", "type")
+_HEAD = ("busy", "arrays", "n_arrays", "slots", "steps", "n_early", "n_steps", "checks", "n_checks", "type",
+         "windows", "n_windows")
 _ARRAY = ("slot", "dtype", "ndim", "shape", "flags", "instead")
 _CONTIGUOUS, _ALIGNED, _WRITEABLE = 0x1, 0x100, 0x400                    # NumPy's flags
 _DATA, _NDIM, _SHAPE, _DTYPE, _FLAGS = 16, 24, 32, 56, 64                # where a PyArrayObject holds them
@@ -93,12 +94,15 @@ class Call:
         The pointers of all buffers; those of operands are filled in by each call.
     checks
         Slots of bools that must be true after the first ``n_early`` steps.
+    windows
+        (slot, home, bytes): each call sets the slot's pointer to its home's, so many bytes on.
     """
     __slots__ = ("_keep", "head", "run")
     run: Callable[..., int]
 
     def __init__(self, table: npt.NDArray[np.int64], n_early: int, slots: npt.NDArray[np.int64],
-                 operands: Sequence[Operand], checks: Sequence[int] = ()) -> None:
+                 operands: Sequence[Operand], checks: Sequence[int] = (),
+                 windows: Sequence[tuple[int, int, int]] = ()) -> None:
         check_table(table, len(table))
         _check_layout()
         shapes = [np.array(o.shape or (0,), np.int64) for o in operands]
@@ -107,10 +111,12 @@ class Call:
              _CONTIGUOUS | _ALIGNED | (_WRITEABLE if o.written else 0), o.instead)
             for o, shape in zip(operands, shapes)], np.int64).reshape(-1, len(_ARRAY))
         checked = np.array(checks, np.int64)
+        moved = np.array(windows, np.int64).reshape(-1, 3)
         self.head = np.array(
             (0, rows.ctypes.data, len(operands), slots.ctypes.data, table.ctypes.data, n_early,
-             len(table) - n_early, checked.ctypes.data, len(checks), id(np.ndarray)), np.int64)
-        self._keep = (table, slots, list(operands), shapes, rows, checked)
+             len(table) - n_early, checked.ctypes.data, len(checks), id(np.ndarray), moved.ctypes.data,
+             len(moved)), np.int64)
+        self._keep = (table, slots, list(operands), shapes, rows, checked, moved)
         self.run = ctypes.pythonapi.PyCFunction_NewEx(ctypes.byref(_method()), self.head.ctypes.data, None)
 
 
@@ -411,6 +417,30 @@ misfit:
   ret ptr %m
 walk:
   store i64 1, ptr %head
+  %windows.at = getelementptr i64, ptr %head, {head["windows"]}
+  %windows = load ptr, ptr %windows.at
+  %n.windows.at = getelementptr i64, ptr %head, {head["n_windows"]}
+  %n.windows = load i64, ptr %n.windows.at
+  br label %each.window
+each.window:
+  %w = phi i64 [ 0, %walk ], [ %w.next, %window ]
+  %w.going = icmp slt i64 %w, %n.windows
+  br i1 %w.going, label %window, label %ready
+window:
+  %w.next = add i64 %w, 1
+  %w.row = getelementptr [3 x i64], ptr %windows, i64 %w
+  %w.slot = load i64, ptr %w.row
+  %w.home.of = getelementptr i64, ptr %w.row, i64 1
+  %w.home = load i64, ptr %w.home.of
+  %w.bytes.of = getelementptr i64, ptr %w.row, i64 2
+  %w.bytes = load i64, ptr %w.bytes.of
+  %w.home.at = getelementptr i64, ptr %slots, i64 %w.home
+  %w.home.pointer = load i64, ptr %w.home.at
+  %w.pointer = add i64 %w.home.pointer, %w.bytes
+  %w.at = getelementptr i64, ptr %slots, i64 %w.slot
+  store i64 %w.pointer, ptr %w.at
+  br label %each.window
+ready:
   %steps.at = getelementptr i64, ptr %head, {head["steps"]}
   %steps = load ptr, ptr %steps.at
   %n.early.at = getelementptr i64, ptr %head, {head["n_early"]}
@@ -425,7 +455,7 @@ walk:
   call void @graphc_run(ptr %steps, i64 %n.early, i64 %nthreads)
   br label %asked
 asked:
-  %c = phi i64 [ 0, %walk ], [ %c.next, %ask ]
+  %c = phi i64 [ 0, %ready ], [ %c.next, %ask ]
   %c.going = icmp slt i64 %c, %n.checks
   br i1 %c.going, label %ask, label %rest
 ask:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
+from ..core.dims import Size
 from ..core.errors import CompileError
 from ..core.node import Node, Value
 from ..core.op import Fold, Loops, Map, Pull
@@ -51,11 +52,25 @@ def is_buffer_constant(node: Node) -> bool:
     return literal(node) is not None and node.avals[0].shape != () and node.op.name == "constant"
 
 
-def storage_of(value: Value, stored: Set[int]) -> Value:
-    """The value whose buffer ``value`` may share: through reshapes that have none of their own."""
-    while "flat" in value.node.op.traits and id(value.node) not in stored:
-        value = value.node.inputs[0]
-    return value
+def storage_of(value: Value, stored: Set[int]) -> tuple[Value, Size]:
+    """The value in whose buffer ``value`` lies as it is, and where: through reshapes and slices in one piece
+    that have no buffer of their own.
+    """
+    at: Size = 0
+    while id(value.node) not in stored and (here := _window(value.node)) is not None:
+        at, value = at + here, value.node.inputs[0]
+    return value, at
+
+
+def _window(n: Node) -> Size | None:
+    """Where in its input's memory a node's value lies as it is."""
+    lower = n.op.lower
+    if "flat" in n.op.traits:
+        return 0
+    if not isinstance(lower, Pull) or lower.window is None:
+        return None
+    at: Size | None = lower.window(n.inputs[0].aval.shape, **n.attrs)
+    return at
 
 
 def _stretches(user: Node, value: Value) -> bool:
@@ -185,8 +200,8 @@ def _why_stored(n: Node, users: list[Node], roots: set[int], stored: set[int],
         return "its users need it in memory" if any(isinstance(u.op.lower, Loops) for u in users) else None
     if isinstance(lower, Pull) and lower.view:
         if any(isinstance(u.op.lower, Loops) for u in users):
-            flat = "flat" in n.op.traits and _in_memory(storage_of(Value(n, 0), stored).node)
-            return None if flat else "its users need it in memory"
+            home, _ = storage_of(Value(n, 0), stored)
+            return None if home.node is not n and _in_memory(home.node) else "its users need it in memory"
         return None
     if any(isinstance(u.op.lower, Loops) for u in users):
         return "its users need it in memory"

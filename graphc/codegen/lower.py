@@ -20,7 +20,7 @@ from .folds import FoldWriter
 from .fuse import Group, storage_of
 from .loopir import Expr, Kernel, Var
 from .rows import RowWriter
-from .writer import Binding, InPlaceConflict, Lowered, MapWriter, Temporary, dtype_of
+from .writer import Binding, InPlaceConflict, Lowered, MapWriter, Temporary, Window, dtype_of
 
 
 def lower_group(group: Group, stored: Set[int], in_place: dict[Value, Value] | None = None) -> list[Lowered]:
@@ -73,7 +73,10 @@ class OpKernels(Builder):
         return Var(name, e.dtype)
 
     def bind(self, value: Value | Temporary, role: str, shape: Sequence[Any], dtype: str) -> Stored:
-        home = storage_of(value, self.in_memory) if isinstance(value, Value) and role == "in" else value
+        home: Binding = value
+        if isinstance(value, Value) and role == "in":
+            whole, at = storage_of(value, self.in_memory)
+            home = whole if at == 0 else Window(whole, at)
         if role == "in" and home in self._bindings:
             return Stored(self, f"p{self._bindings.index(home)}", [self.size(s) for s in shape], dtype)
         self._bindings.append(home)
@@ -171,4 +174,4 @@ def _lower_loops(group: Group, stored: Set[int]) -> list[Lowered]:
     return k.lowered
 
 
-__all__ = ["InPlaceConflict", "Lowered", "Temporary", "lower_group"]
+__all__ = ["InPlaceConflict", "Lowered", "Temporary", "Window", "lower_group"]

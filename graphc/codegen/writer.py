@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..core.dims import Shape, size_of
+from ..core.dims import Shape, Size, size_of
 from ..core.errors import GraphcError
 from ..core.node import Node, Value
 from ..core.op import Map, Pull
@@ -28,12 +28,19 @@ class Temporary:
     size: Expr
 
 
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A value's memory from one of its elements on."""
+    value: Value
+    offset: Size
+
+
 TILE = 8                    # rows and columns of a tile: lines that fit into one set of a cache
 BLOCK = 64                  # rows and columns of a block that is transposed into scratch memory
 MOST_PIECES = 24            # loops that one is cut into at most
 VECTOR = 4.0                # scalar operations that a vector unit does in the time of one, roughly
 
-Binding = Value | Temporary | None          # what a kernel's buffer is: a value, a temporary, or scratch
+Binding = Value | Window | Temporary | None          # what a kernel's buffer is; None: scratch
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +91,7 @@ class Writer:
 
     def stored(self, value: Value, role: str) -> Stored:
         """The buffer of a value; reshapes share their input's."""
-        home = storage_of(value, self.in_memory) if role == "in" else value
+        home = storage_of(value, self.in_memory)[0] if role == "in" else value
         key = (id(home.node), home.index)
         found = self.buffers.get(key)
         if found is None:
@@ -410,7 +417,9 @@ class MapWriter(Writer):
 
 def dtype_of(binding: Binding) -> str:
     assert binding is not None
-    return binding.dtype if isinstance(binding, Temporary) else binding.aval.dtype.name
+    if isinstance(binding, Temporary):
+        return binding.dtype
+    return (binding.value if isinstance(binding, Window) else binding).aval.dtype.name
 
 
 def _split_rows(shape: Shape) -> tuple[Shape, Shape]:
