@@ -44,7 +44,8 @@ class Plan:
         self.shapes = [None if s.shape is None else evaluate_shape(s.shape, env) for s in image.slots]
         self.extents = [max(0, evaluate_expr(s.extent, self.env)) for s in image.steps]
         self.grains = [max(1, evaluate_expr(s.grain, self.env)) for s in image.steps]
-        self.windows = {k: evaluate_expr(s.offset, env) for k, s in enumerate(image.slots) if s.kind == "window"}
+        self.windows = {k: evaluate_expr(s.offset, env)
+                        for k, s in enumerate(image.slots) if s.kind == "window"}
         self.counts = [self._count(k) for k in range(len(image.slots))]
         self.waves = self._waves()
         self.offsets, self.arena_bytes, self.live_bytes = self._place()
@@ -57,8 +58,6 @@ class Plan:
         shape, size = self.shapes[slot], self.image.slots[slot].size
         if shape is not None:
             return math.prod(shape)
-        if slot in self.windows:
-            return max(0, self._count(self.home(slot)) - self.windows[slot])
         assert size is not None
         step = self.image.slots[slot].scratch_of
         return max(0, evaluate_expr(size, self.env)) * (1 if step < 0 else max(1, self.chunks(step)))
@@ -124,7 +123,7 @@ class Plan:
                         first.setdefault(s, w)
                         last[s] = w
         early = sum(wave.start < image.n_early for wave in self.waves)
-        for s in set(last).intersection(map(self.home, image.checks)):              # read when the early steps are done
+        for s in set(last).intersection(map(self.home, image.checks)):  # read when the early steps are done
             last[s] = max(last[s], early)
         starts: dict[int, list[int]] = {}
         ends: dict[int, list[int]] = {}

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..core import events
 from ..core.config import config
-from ..core.dims import Size
+from ..core.dims import Size, size_of
 from ..core.errors import InternalError
 from ..core.files import write_atomically
 from ..core.node import Node, Value
@@ -265,13 +265,13 @@ class Assembly:
         out = []
         for i, g in enumerate(groups):
             try:
-                out.append(lower_group(g, self.fusion.stored, in_place.get(i)))
+                out.append(lower_group(g, self.fusion, in_place.get(i)))
             except InPlaceConflict:
                 updates = self.program.updates
                 for k in [k for k, home in self.direct.items()
                           if home == i and updates[k].value in in_place[i]]:
                     del self.direct[k]
-                out.append(lower_group(g, self.fusion.stored))
+                out.append(lower_group(g, self.fusion))
         return out
 
     # ------------------------------------------------------------ slots
@@ -310,14 +310,19 @@ class Assembly:
                 self.constants.append(np.ascontiguousarray(v.node.attrs["value"]))
                 return Slot("constant", len(self.constants) - 1, v.aval.dtype.name, v.aval.shape)
             return Slot("arena", -1, v.aval.dtype.name, v.aval.shape)
+        part = self.fusion.parts.get(v)
+        if part is not None:
+            return self._window_slot(self._value_slot(part.value), part.offset, part.size)
         return self._slot((id(v.node), v.index), make)
 
-    def _window_slot(self, slot: int, offset: Size) -> int:
-        """The memory of a slot from an element on."""
+    def _window_slot(self, slot: int, offset: Size, size: Size | None = None) -> int:
+        """A part of the memory of a slot, from an element on; without a size, all of the rest."""
         whole = self.slots[slot]
         home, at = (whole.index, whole.offset + offset) if whole.kind == "window" else (slot, offset)
-        make = partial(Slot, "window", home, whole.dtype, None, None, -1, at)
-        return slot if offset == 0 else self._slot(("window", home, at), make)
+        if size is None:
+            size = (whole.size if whole.shape is None else size_of(whole.shape)) - offset
+        make = partial(Slot, "window", home, whole.dtype, None, size, -1, at)
+        return self._slot(("window", home, at, size), make)
 
     def _aliases(self) -> tuple[int, ...]:
         position = {id(n.attrs["state"]): i for i, n in enumerate(self.program.arguments)
@@ -339,14 +344,16 @@ class Assembly:
                     if isinstance(binding, Value):
                         slots.append(self._value_slot(binding))
                     elif isinstance(binding, Window):
-                        slots.append(self._window_slot(self._value_slot(binding.value), binding.offset))
+                        slots.append(self._window_slot(
+                            self._value_slot(binding.value), binding.offset, binding.size))
                     elif isinstance(binding, Temporary):
                         make = partial(Slot, "arena", -1, binding.dtype, None, binding.size)
                         slots.append(self._slot(("temporary", g, binding.name), make))
                     else:
                         make = partial(Slot, "arena", -1, b.dtype, None, b.size, at)
                         slots.append(self._slot(("scratch", at, b.name), make))
-                slots = [self._window_slot(s, offset) for s, offset in zip(slots, forms[at].offsets)]
+                slots = [self._window_slot(s, offset) if offset != 0 else s
+                         for s, offset in zip(slots, forms[at].offsets)]
                 writes = tuple(b.role != "in" for b in kernel.buffers)
                 key, source, seconds, origin, entry = compiled[at]
                 steps.append(Step(kernel.name, key, tuple(slots), writes, forms[at].sizes, kernel.extent,

@@ -54,7 +54,7 @@ def _without_constants(body: tuple[ir.Stmt, ...], constants: dict[int, str]) -> 
 # ---------------------------------------------------------------- where reading begins
 
 def _offsets(kernel: ir.Kernel) -> dict[str, Size]:
-    """For each buffer that is only read, element by element: the least that all its indices have in common."""
+    """For each buffer that is only read, element by element: what all its indices have in common."""
     found: dict[str, list[Size]] = {b.name: [] for b in kernel.buffers if b.role == "in"}
     for s in ir.walk_stmts(kernel.body):
         operands = (s.a, s.b, s.c) if isinstance(s, (ir.Gemm, ir.Tile)) else (

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..core.dims import Shape, Size, size_of
+from ..core.dims import Shape, size_of
 from ..core.errors import GraphcError
 from ..core.node import Node, Value
 from ..core.op import Map, Pull
@@ -16,7 +16,7 @@ from ..static.passes.fold import literal
 from ..static.printer import short_origin
 from . import loopir as ir
 from .builder import Access, Builder, Stored
-from .fuse import Group, storage_of
+from .fuse import Group, Window, storage_of
 from .loopir import Expr, Kernel, Var
 
 
@@ -26,13 +26,6 @@ class Temporary:
     name: str
     dtype: str
     size: Expr
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """A value's memory from one of its elements on."""
-    value: Value
-    offset: Size
 
 
 TILE = 8                    # rows and columns of a tile: lines that fit into one set of a cache

@@ -307,7 +307,7 @@ def _slice_run(x: Array, starts: tuple[int, ...], sizes: tuple[int, ...], steps:
 
 
 def _slice_window(shape: Shape, starts: Shape, sizes: Shape, steps: tuple[int, ...]) -> Size | None:
-    """Where a slice begins that lies in one piece: of some axis a range, of those before it one index each."""
+    """Where a slice begins that lies in one piece: a range of one axis, one index of each before it."""
     parted = next((a for a, n in enumerate(sizes) if n != 1), len(shape))
     whole = all(n == m for n, m in zip(sizes[parted + 1:], shape[parted + 1:]))
     if not whole or any(step != 1 for step in steps):
