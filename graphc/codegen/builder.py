@@ -234,11 +234,23 @@ class Builder:
             elif k == 0 or all(isinstance(m, Const) and m.value == 1 for m in sizes[:k]):
                 out.append(rest)
                 rest = Const(0, "int64")
+            elif (parts := self._row_and_column(rest, n)) is not None:
+                rest, column = parts
+                out.append(column)
             else:
                 rest = self.let(rest)
                 out.append(self.let(ir.imod(rest, n)))
                 rest = self.let(ir.idiv(rest, n))
         return out[::-1]
+
+    def _row_and_column(self, flat: Expr, n: Expr) -> tuple[Expr, Expr] | None:
+        """(i, j) of ``i * n + j``, where j is the variable of a loop over ``0..n``."""
+        match self.definition(flat):
+            case Call(op="add", args=(Call(op="mul", args=(i, width)), Var() as j)) if width == n:
+                return (i, j) if self.size_at(j) == n else None
+            case Var() as j if self.size_at(j) == n:
+                return Const(0, "int64"), j
+        return None
 
     def known(self, e: Expr) -> int | None:
         return int(e.value) if isinstance(e, Const) else None

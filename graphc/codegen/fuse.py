@@ -236,14 +236,17 @@ def _bound(nodes: Sequence[Node], memory: set[int], stored: set[int]) -> list[tu
 def _joined(program: Program, nodes: Sequence[Node], users: dict[int, list[Node]]) -> set[int]:
     """Joined values most of whose parts are in memory anyway, or that are needed there themselves."""
     updated = {id(u.value.node) for u in program.updates}       # whose old values may be read meanwhile
-    found = set()
+    found: set[int] = set()
+
+    def for_loops(n: Node) -> bool:
+        return any(isinstance(u.op.lower, Loops) for u in users.get(id(n), ()))
+
     for n in nodes:
         if id(n) in updated or not parts_of(n):
             continue
-        own = [storage_of(v, ())[0].node for v in n.inputs]
-        lie = [m for m in own if id(m) in users and (
-            not is_pointwise(m) or any(isinstance(u.op.lower, Loops) for u in users[id(m)]))]
-        if 2 * len(lie) > len(own) or any(isinstance(u.op.lower, Loops) for u in users[id(n)]):
+        own = [storage_of(v, frozenset())[0].node for v in n.inputs]
+        lie = [m for m in own if id(m) in users and (id(m) in found or not is_pointwise(m) or for_loops(m))]
+        if 2 * len(lie) > len(own) or for_loops(n):
             found.add(id(n))
     return found
 

@@ -366,8 +366,9 @@ class Assembly:
         """(key, source, seconds, origin, entry) of each."""
         if self.target == "python":
             return [(e.key, e.source, 0.0, "python", e) for e in map(python_target.load, kernels)]
-        return [(k.key, k.source, k.compile_seconds, k.origin, k.address)
-                for k in compile.compile_kernels(kernels)]
+        compiled = compile.compile_kernels(kernels)
+        sources = {key: k.source for key, k in {k.key: k for k in compiled}.items()}
+        return [(k.key, sources[k.key], k.compile_seconds, k.origin, k.address) for k in compiled]
 
     def _copies(self) -> tuple[list[Step], list[Step]]:
         """Copies before anything is written, of what was; and after all else, of what came out."""

@@ -24,7 +24,7 @@ class CodeForm:
 def code_form(kernel: ir.Kernel) -> CodeForm:
     """The kernel without what a plan says: its extent and chunks, a product's sizes, where reading begins."""
     offsets = _offsets(kernel)
-    body = _from_start(kernel.body, kernel.sizes, {b: at for b, at in offsets.items() if at != 0})
+    body = _from_start(kernel.body, kernel.sizes, offsets)
     constants: dict[int, str] = {}
     plain = [s for s in ir.walk_stmts(body) if not isinstance(s, ir.Note)]
     if plain and all(isinstance(s, ir.Gemm) for s in plain):
@@ -61,10 +61,32 @@ def _offsets(kernel: ir.Kernel) -> dict[str, Size]:
             (s.a, s.c) if isinstance(s, ir.Transpose) else ())
         for o in operands:                              # these say where they begin themselves
             found.pop(o.buffer, None)
-    for e in ir.walk_exprs(kernel.body):
-        if isinstance(e, ir.Load) and e.buffer in found:
-            found[e.buffer].append(_parts(e.index, kernel.sizes)[1])
+    positive = {*kernel.sizes, "chunk", "begin", "end"}
+    for s in ir.walk_stmts(kernel.body):
+        if (isinstance(s, ir.Let) and _never_negative(s.value, positive)) or isinstance(s, ir.Lanes) or (
+                isinstance(s, ir.For) and _never_negative(s.start, positive)):
+            positive.add(s.name if isinstance(s, ir.Let) else s.var)
+        for e in (e for x in ir.stmt_exprs(s) for e in ir.subtree(x)):
+            if isinstance(e, ir.Load) and e.buffer in found:
+                rest, at = _parts(e.index, kernel.sizes)
+                if _never_negative(rest, positive):
+                    found[e.buffer].append(at)
+                else:
+                    del found[e.buffer]
     return {buffer: at for buffer, starts in found.items() if (at := _common(starts)) is not None}
+
+
+def _never_negative(e: ir.Expr, positive: set[str]) -> bool:
+    match e:
+        case ir.Const(value=value):
+            return value >= 0
+        case ir.Var(name=name):
+            return name in positive
+        case ir.Call(op="add" | "mul" | "minimum" | "floordiv" | "mod", args=args):
+            return all(_never_negative(a, positive) for a in args)
+        case ir.Call(op="maximum", args=args):
+            return any(_never_negative(a, positive) for a in args)
+    return False
 
 
 def _common(starts: list[Size]) -> Size | None:

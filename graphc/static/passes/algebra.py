@@ -17,7 +17,7 @@ from ...core.node import Node, Value
 from ...core.op import get_op
 from ..program import Program, rewrite
 from .fold import literal
-from .steps import as_range, moved, range_of, reshaped
+from .steps import as_range, flat_source, moved, range_of, reshaped
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,7 @@ def _join_axes(n: Node) -> Node | None:
 def _joined_again(n: Node) -> Value | None:
     """Indices of an axis, one after the other, in the order in which they lie there."""
     axis, shape = n.attrs["axis"], n.avals[0].shape
-    within = as_range(n.inputs) if len(n.inputs) > 1 else None
+    within = as_range([flat_source(v) for v in n.inputs]) if len(n.inputs) > 1 else None
     if within is None or any(v.aval.shape[axis] != 1 for v in n.inputs):
         return None
     source, own, start = within

@@ -11,11 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ...core.aval import Aval
-from ...core.dims import same_size
 from ...core.node import Node, Value
 from ..program import Program, rewrite
 from .algebra import zero_of
-from .steps import Joined, call
+from .steps import Joined, call, step_of
 
 FEW = 3                     # terms that are worth it
 
@@ -147,7 +146,7 @@ class _Gatherer:
         found = [self.joined.most([t.parts[side] for t in terms]) for side in (0, 1)]
         orders = [*(f for f in found if 2 * len(f) > len(terms)), self._as_made(terms)]
         terms = min(([terms[k] for k in order] for order in orders), key=self._copies)
-        rows = [self._rows([t.parts[side] for t in terms], name) for side in (0, 1)]
+        rows = [self._rows([t.parts[k] for t in terms], f"{name}/{side}") for k, side in enumerate("AB")]
         return call("matmul", rows, name, self._lines(terms), ta=True, tb=False), terms
 
     def _copies(self, terms: list[_Term]) -> int:
@@ -179,7 +178,7 @@ class _Gatherer:
                 parts.append(self._zeros(node, axis, start - at, f"{name}/before_{start}"))
             parts.append(self.now[t.parts[0]])
             at = start + t.parts[0].aval.shape[axis]
-        if same_size(at, shape[axis]) is None or len(terms) < 2:
+        if len(terms) < 2:
             return None
         if at != shape[axis]:
             parts.append(self._zeros(node, axis, shape[axis] - at, f"{name}/after"))
@@ -196,7 +195,14 @@ class _Gatherer:
         return self.joined.rows(keys, [self.now[k] for k in keys], name)
 
     def _as_made(self, terms: list[_Term]) -> list[int]:
-        """In the order in which the earlier of their parts is made: that in which a sequence was walked."""
+        """In the order of a sequence that they go over.
+
+        Where no parts are steps of one, in the order in which the earlier part of each is made.
+        """
+        for parts in zip(*(t.parts for t in terms)):
+            steps = [s for p in parts if (s := step_of(p)) is not None]
+            if len(steps) == len(terms) and len({s[:2] for s in steps}) == 1:
+                return sorted(range(len(terms)), key=lambda k: steps[k].at)
         made = [min(self.position[id(p.node)] for p in t.parts) for t in terms]
         return sorted(range(len(terms)), key=made.__getitem__)
 
