@@ -33,6 +33,11 @@ def size_variable(name: str) -> str:
     return f"n_{name}"
 
 
+def size_name(variable: str) -> str:
+    """The size that kernels call ``variable``."""
+    return variable.removeprefix("n_")
+
+
 def typical(size: Size) -> int:
     """A size with `UNKNOWN_SIZE` for what is known only at run time."""
     return size if isinstance(size, int) else evaluate(size, dict.fromkeys(names(size), UNKNOWN_SIZE))
@@ -229,11 +234,23 @@ class Builder:
             elif k == 0 or all(isinstance(m, Const) and m.value == 1 for m in sizes[:k]):
                 out.append(rest)
                 rest = Const(0, "int64")
+            elif (parts := self._row_and_column(rest, n)) is not None:
+                rest, column = parts
+                out.append(column)
             else:
                 rest = self.let(rest)
                 out.append(self.let(ir.imod(rest, n)))
                 rest = self.let(ir.idiv(rest, n))
         return out[::-1]
+
+    def _row_and_column(self, flat: Expr, n: Expr) -> tuple[Expr, Expr] | None:
+        """(i, j) of ``i * n + j``, where j is the variable of a loop over ``0..n``."""
+        match self.definition(flat):
+            case Call(op="add", args=(Call(op="mul", args=(i, width)), Var() as j)) if width == n:
+                return (i, j) if self.size_at(j) == n else None
+            case Var() as j if self.size_at(j) == n:
+                return Const(0, "int64"), j
+        return None
 
     def known(self, e: Expr) -> int | None:
         return int(e.value) if isinstance(e, Const) else None

@@ -296,6 +296,30 @@ misfit:
   ret ptr %m
 walk:
   store i64 1, ptr %head
+  %windows.at = getelementptr i64, ptr %head, i64 $head_windows
+  %windows = load ptr, ptr %windows.at
+  %n.windows.at = getelementptr i64, ptr %head, i64 $head_n_windows
+  %n.windows = load i64, ptr %n.windows.at
+  br label %each.window
+each.window:
+  %w = phi i64 [ 0, %walk ], [ %w.next, %window ]
+  %w.going = icmp slt i64 %w, %n.windows
+  br i1 %w.going, label %window, label %ready
+window:
+  %w.next = add i64 %w, 1
+  %w.row = getelementptr [3 x i64], ptr %windows, i64 %w
+  %w.slot = load i64, ptr %w.row
+  %w.home.of = getelementptr i64, ptr %w.row, i64 1
+  %w.home = load i64, ptr %w.home.of
+  %w.bytes.of = getelementptr i64, ptr %w.row, i64 2
+  %w.bytes = load i64, ptr %w.bytes.of
+  %w.home.at = getelementptr i64, ptr %slots, i64 %w.home
+  %w.home.pointer = load i64, ptr %w.home.at
+  %w.pointer = add i64 %w.home.pointer, %w.bytes
+  %w.at = getelementptr i64, ptr %slots, i64 %w.slot
+  store i64 %w.pointer, ptr %w.at
+  br label %each.window
+ready:
   %steps.at = getelementptr i64, ptr %head, i64 $head_steps
   %steps = load ptr, ptr %steps.at
   %n.early.at = getelementptr i64, ptr %head, i64 $head_n_early
@@ -310,7 +334,7 @@ walk:
   call void @graphc_run(ptr %steps, i64 %n.early, i64 %nthreads)
   br label %asked
 asked:
-  %c = phi i64 [ 0, %walk ], [ %c.next, %ask ]
+  %c = phi i64 [ 0, %ready ], [ %c.next, %ask ]
   %c.going = icmp slt i64 %c, %n.checks
   br i1 %c.going, label %ask, label %rest
 ask:

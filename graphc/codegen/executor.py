@@ -46,7 +46,8 @@ Array = np.ndarray[Any, Any]
 COLUMNS = 6
 OK, BUSY = -1, -2               # what a Call returns; else the position of the array that does not fit,
                                 # or `FAILED` and the position of the check
-_HEAD = ("busy", "arrays", "n_arrays", "slots", "steps", "n_early", "n_steps", "checks", "n_checks", "type")
+_HEAD = ("busy", "arrays", "n_arrays", "slots", "steps", "n_early", "n_steps", "checks", "n_checks", "type",
+         "windows", "n_windows")
 _ARRAY = ("slot", "dtype", "ndim", "shape", "flags", "instead")
 _CONTIGUOUS, _ALIGNED, _WRITEABLE = 0x1, 0x100, 0x400                    # NumPy's flags
 _DATA, _NDIM, _SHAPE, _DTYPE, _FLAGS = 16, 24, 32, 56, 64                # where a PyArrayObject holds them
@@ -95,12 +96,15 @@ class Call:
         The pointers of all buffers; those of operands are filled in by each call.
     checks
         Slots of bools that must be true after the first ``n_early`` steps.
+    windows
+        (slot, home, bytes): each call sets the slot's pointer to its home's, so many bytes on.
     """
     __slots__ = ("_keep", "head", "run")
     run: Callable[..., int]
 
     def __init__(self, table: npt.NDArray[np.int64], n_early: int, slots: npt.NDArray[np.int64],
-                 operands: Sequence[Operand], checks: Sequence[int] = ()) -> None:
+                 operands: Sequence[Operand], checks: Sequence[int] = (),
+                 windows: Sequence[tuple[int, int, int]] = ()) -> None:
         check_table(table, len(table))
         _check_layout()
         shapes = [np.array(o.shape or (0,), np.int64) for o in operands]
@@ -109,10 +113,12 @@ class Call:
              _CONTIGUOUS | _ALIGNED | (_WRITEABLE if o.written else 0), o.instead)
             for o, shape in zip(operands, shapes)], np.int64).reshape(-1, len(_ARRAY))
         checked = np.array(checks, np.int64)
+        moved = np.array(windows, np.int64).reshape(-1, 3)
         self.head = np.array(
             (0, rows.ctypes.data, len(operands), slots.ctypes.data, table.ctypes.data, n_early,
-             len(table) - n_early, checked.ctypes.data, len(checks), id(np.ndarray)), np.int64)
-        self._keep = (table, slots, list(operands), shapes, rows, checked)
+             len(table) - n_early, checked.ctypes.data, len(checks), id(np.ndarray), moved.ctypes.data,
+             len(moved)), np.int64)
+        self._keep = (table, slots, list(operands), shapes, rows, checked, moved)
         self.run = ctypes.pythonapi.PyCFunction_NewEx(ctypes.byref(_method()), self.head.ctypes.data, None)
 
 

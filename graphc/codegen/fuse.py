@@ -6,9 +6,10 @@ each other's later kernels share one loop. Every decision is kept with its reaso
 """
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 
+from ..core.dims import Size
 from ..core.errors import CompileError
 from ..core.node import Node, Value
 from ..core.op import Fold, Loops, Map, Pull
@@ -16,6 +17,7 @@ from ..static.passes.fold import literal
 from ..static.program import Program, toposort
 from .cluster import MAX_GROUP, Group, Joiner, LoopRule, RowRule
 
+MANY_PARTS = 4              # parts from which joined values are written where they belong, not picked out
 CHEAP_RECOMPUTE = 4.0       # scalar operations per element below which each user computes a value anew
 
 
@@ -26,6 +28,15 @@ class Fusion:
     stored: frozenset[int]                      # ids of the nodes that have a buffer
     reasons: tuple[tuple[str, str], ...]        # (node, reason it has a buffer or not)
     pairs: tuple[Pair, ...] = ()                # every use of one node's value by another
+    parts: Mapping[Value, Window] = field(default_factory=dict)     # values that lie where they are joined
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """So many elements of a value's memory, from one of them on."""
+    value: Value
+    offset: Size
+    size: Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +62,50 @@ def is_buffer_constant(node: Node) -> bool:
     return literal(node) is not None and node.avals[0].shape != () and node.op.name == "constant"
 
 
-def storage_of(value: Value, stored: Set[int]) -> Value:
-    """The value whose buffer ``value`` may share: through reshapes that have none of their own."""
-    while "flat" in value.node.op.traits and id(value.node) not in stored:
-        value = value.node.inputs[0]
-    return value
+def storage_of(value: Value, stored: Set[int]) -> tuple[Value, Size]:
+    """The value in whose buffer ``value`` lies as it is, and where: through reshapes and slices in one piece
+    that have no buffer of their own.
+    """
+    at: Size = 0
+    while id(value.node) not in stored and (here := _window(value.node)) is not None:
+        at, value = at + here, value.node.inputs[0]
+    return value, at
+
+
+def _window(n: Node) -> Size | None:
+    """Where in its input's memory a node's value lies as it is."""
+    lower = n.op.lower
+    if "flat" in n.op.traits:
+        return 0
+    if not isinstance(lower, Pull) or lower.window is None:
+        return None
+    at: Size | None = lower.window(n.inputs[0].aval.shape, **n.attrs)
+    return at
+
+
+def parts_of(n: Node) -> list[Window]:
+    """Where in a node's memory its inputs lie as they are, one behind the other; none if they do not."""
+    lower = n.op.lower
+    if not isinstance(lower, Pull) or lower.joins is None or len(n.inputs) < MANY_PARTS:
+        return []
+    starts = lower.joins([v.aval.shape for v in n.inputs], **n.attrs)
+    return [Window(Value(n, 0), at, v.aval.size) for at, v in zip(starts or (), n.inputs)]
+
+
+def _place_parts(program: Program, groups: Sequence[Group], stored: Set[int]) -> dict[Value, Window]:
+    """Values that are written where they belong in what they are joined to: each in one place."""
+    taken = set(program.roots)
+    parts: dict[Value, Window] = {}
+    for g in groups:
+        node = g.nodes[-1]
+        if g.kind != "loops" or isinstance(node.op.lower, Loops):
+            continue
+        for v, window in zip(node.inputs, parts_of(node)):
+            home, at = storage_of(v, stored)
+            if id(home.node) in stored and at == 0 and home.aval.size == v.aval.size and home not in taken:
+                parts[home] = window
+                taken.add(home)
+    return parts
 
 
 def _stretches(user: Node, value: Value) -> bool:
@@ -73,12 +123,12 @@ def fuse(program: Program) -> Fusion:
             raise CompileError(
                 f"{n.op.name} has no lowering for compiled targets; run it with target='interpret'\n"
                 f"  made at {', '.join(n.origins)}")
-    stored, reasons = _stored_nodes(program, nodes)
+    stored, joined, reasons = _stored_nodes(program, nodes)
     early = {id(n) for n in toposort(c.value.node for c in program.checks)}
     position = {id(n): k for k, n in enumerate(nodes)}
     rule = RowRule(position, _updated(program))
     rows = Joiner(rule)
-    for g in _form_groups(nodes, stored, early):
+    for g in _form_groups(nodes, stored, joined, early):
         rows.add(rule.prepare(g))
     loops = Joiner(LoopRule(position))
     for g in rows.result():
@@ -87,7 +137,9 @@ def fuse(program: Program) -> Fusion:
     inside = _keep_inside(program, groups, stored)
     why = {name: "computed in the kernel of its rows" if name in inside else how for name, how in reasons}
     pairs = _pairs(nodes, groups, rows, why)
-    return Fusion(tuple(groups), frozenset(stored), tuple(why.items()), tuple(pairs))
+    parts = _place_parts(program, groups, stored)
+    why |= {v.node.name: f"stored: a part of {w.value.node.name}" for v, w in parts.items()}
+    return Fusion(tuple(groups), frozenset(stored), tuple(why.items()), tuple(pairs), parts)
 
 
 def _updated(program: Program) -> set[int]:
@@ -133,19 +185,26 @@ def _pairs(nodes: Sequence[Node], groups: Sequence[Group], rows: Joiner,
             yield Pair(v.node.name, n.name, together, reason)
 
 
-def _stored_nodes(program: Program, nodes: Sequence[Node]) -> tuple[set[int], list[tuple[str, str]]]:
-    """Nodes that get a buffer; decided from the last to the first, each knowing what its users do."""
+def _stored_nodes(program: Program,
+                  nodes: Sequence[Node]) -> tuple[set[int], set[int], list[tuple[str, str]]]:
+    """Nodes that get a buffer, those of them whose parts are written side by side, and reasons.
+
+    Decided from the last to the first, each knowing what its users do.
+    """
     users: dict[int, list[Node]] = {id(n): [] for n in nodes}
     for n in nodes:
         for v in n.inputs:
             if id(v.node) in users:
                 users[id(v.node)].append(n)
     roots = {id(v.node) for v in program.roots}
+    joined = _joined(program, nodes, users)
+    memory = joined | {id(n) for n in nodes if isinstance(n.op.lower, Loops)}   # read what lies in memory
     stored: set[int] = set()
     kernels: dict[int, frozenset[int]] = {}             # node -> the stored nodes whose kernels compute it
     reasons = []
     for n in reversed(nodes):
-        reason = _why_stored(n, users[id(n)], roots, stored, kernels)
+        reason = "its parts are written side by side" if id(n) in joined else _why_stored(
+            n, users[id(n)], roots, memory, stored, kernels)
         if reason is not None:
             stored.add(id(n))
             kernels[id(n)] = frozenset((id(n),))
@@ -153,15 +212,16 @@ def _stored_nodes(program: Program, nodes: Sequence[Node]) -> tuple[set[int], li
             kernels[id(n)] = frozenset(k for u in users[id(n)] for k in kernels[id(u)])
         how = f"stored: {reason}" if reason else f"computed in {len(kernels[id(n)])} kernel(s)"
         reasons.append((n.name, how))
-    return stored, reasons[::-1] + _bound(nodes, stored)
+    return stored, joined, reasons[::-1] + _bound(nodes, memory, stored)
 
 
-def _bound(nodes: Sequence[Node], stored: set[int]) -> list[tuple[str, str]]:
+def _bound(nodes: Sequence[Node], memory: set[int], stored: set[int]) -> list[tuple[str, str]]:
     """Store values in between until no kernel has more than `MAX_GROUP` nodes: long chains are cut."""
     inside: dict[int, frozenset[int]] = {}         # node -> the nodes computed where it is used, itself too
     reasons = []
     for n in nodes:
-        sources = {id(v.node): v.node for v in n.inputs if id(v.node) in inside and id(v.node) not in stored}
+        sources = {} if id(n) in memory else {
+            id(v.node): v.node for v in n.inputs if id(v.node) in inside and id(v.node) not in stored}
         within = frozenset((id(n),)).union(*(inside[k] for k in sources))
         while len(within) > MAX_GROUP and sources:
             largest = max(sources, key=lambda k: len(inside[k]))
@@ -173,7 +233,25 @@ def _bound(nodes: Sequence[Node], stored: set[int]) -> list[tuple[str, str]]:
     return reasons
 
 
-def _why_stored(n: Node, users: list[Node], roots: set[int], stored: set[int],
+def _joined(program: Program, nodes: Sequence[Node], users: dict[int, list[Node]]) -> set[int]:
+    """Joined values most of whose parts are in memory anyway, or that are needed there themselves."""
+    updated = {id(u.value.node) for u in program.updates}       # whose old values may be read meanwhile
+    found: set[int] = set()
+
+    def for_loops(n: Node) -> bool:
+        return any(isinstance(u.op.lower, Loops) for u in users.get(id(n), ()))
+
+    for n in nodes:
+        if id(n) in updated or not parts_of(n):
+            continue
+        own = [storage_of(v, frozenset())[0].node for v in n.inputs]
+        lie = [m for m in own if id(m) in users and (id(m) in found or not is_pointwise(m) or for_loops(m))]
+        if 2 * len(lie) > len(own) or for_loops(n):
+            found.add(id(n))
+    return found
+
+
+def _why_stored(n: Node, users: list[Node], roots: set[int], memory: set[int], stored: set[int],
                 kernels: dict[int, frozenset[int]]) -> str | None:
     """The reason to give ``n`` a buffer, or None to compute it where it is used."""
     lower = n.op.lower
@@ -181,14 +259,19 @@ def _why_stored(n: Node, users: list[Node], roots: set[int], stored: set[int],
         return "a reduction" if isinstance(lower, Fold) else "loops of its own"
     if id(n) in roots:
         return "a result of the program"
+    in_memory = any(id(u) in memory for u in users)
     if not n.inputs and ("cheap" in n.op.traits or literal(n) is not None):
-        return "its users need it in memory" if any(isinstance(u.op.lower, Loops) for u in users) else None
-    if isinstance(lower, Pull) and lower.view:
-        if any(isinstance(u.op.lower, Loops) for u in users):
-            flat = "flat" in n.op.traits and _in_memory(storage_of(Value(n, 0), stored).node)
-            return None if flat else "its users need it in memory"
+        return "its users need it in memory" if in_memory else None
+    if "flat" in n.op.traits:
+        memory |= {id(n)} if in_memory else set()       # then what it shows is needed there
         return None
-    if any(isinstance(u.op.lower, Loops) for u in users):
+    if isinstance(lower, Pull) and lower.view:
+        if in_memory:
+            home, _ = storage_of(Value(n, 0), stored)
+            lies = home.node is not n and (_in_memory(home.node) or id(home.node) in memory)
+            return None if lies else "its users need it in memory"
+        return None
+    if in_memory:
         return "its users need it in memory"
     if "random" in n.op.traits and len(users) > 1:
         return "random numbers are drawn once"
@@ -205,7 +288,8 @@ def _in_memory(node: Node) -> bool:
     return is_argument(node) or is_buffer_constant(node) or not is_pointwise(node)
 
 
-def _form_groups(nodes: Sequence[Node], stored: set[int], early: set[int]) -> list[Group]:
+def _form_groups(nodes: Sequence[Node], stored: set[int], joined: set[int],
+                 early: set[int]) -> list[Group]:
     groups = []
     position = {id(n): i for i, n in enumerate(nodes)}
     for n in nodes:
@@ -229,12 +313,12 @@ def _form_groups(nodes: Sequence[Node], stored: set[int], early: set[int]) -> li
                     stack.append(source)
         order = sorted(inside.values(), key=lambda m: position[id(m)])
         roots = [Value(n, i) for i in range(len(n.avals))]
-        groups.append(Group(*_space(n), roots, order, needs, id(n) in early))
+        groups.append(Group(*_space(n, joined), roots, order, needs, id(n) in early))
     return groups
 
 
-def _space(n: Node) -> tuple[str, tuple[object, ...]]:
-    if isinstance(n.op.lower, Loops):
+def _space(n: Node, joined: set[int]) -> tuple[str, tuple[object, ...]]:
+    if isinstance(n.op.lower, Loops) or id(n) in joined:
         return "loops", (id(n),)
     if isinstance(n.op.lower, Fold):
         return "fold", (n.inputs[0].aval.shape, n.attrs["axis"])

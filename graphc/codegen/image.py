@@ -27,14 +27,15 @@ class Slot:
 
     ``index`` counts among arguments, constants, outputs or targets (states to update). A value has a
     ``shape``, a temporary or scratch a ``size`` in elements; scratch has one slice per chunk of the step
-    ``scratch_of``.
+    ``scratch_of``. A window is a part of the memory of the slot ``index``, from its element ``offset`` on.
     """
-    kind: Literal["argument", "constant", "output", "target", "arena"]
+    kind: Literal["argument", "constant", "output", "target", "arena", "window"]
     index: int
     dtype: str
     shape: Shape | None = None
-    size: ir.Expr | None = None
+    size: ir.Expr | Size | None = None
     scratch_of: int = -1
+    offset: Size = 0
 
 
 @dataclass(frozen=True, slots=True)

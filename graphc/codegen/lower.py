@@ -12,25 +12,28 @@ from typing import Any
 
 from ..core.errors import GraphcError
 from ..core.node import Value
-from ..core.op import Loops
+from ..core.op import Loops, Pull
 from ..static.printer import short_origin
 from . import loopir as ir
 from .builder import Builder, Stored, unsupported
 from .folds import FoldWriter
-from .fuse import Group, storage_of
+from .fuse import Fusion, Group, Window, parts_of, storage_of
 from .loopir import Expr, Kernel, Var
 from .rows import RowWriter
 from .writer import Binding, InPlaceConflict, Lowered, MapWriter, Temporary, dtype_of
 
 
-def lower_group(group: Group, stored: Set[int], in_place: dict[Value, Value] | None = None) -> list[Lowered]:
-    """The kernels of a group.
+def lower_group(group: Group, fusion: Fusion, in_place: dict[Value, Value] | None = None) -> list[Lowered]:
+    """The kernels of a group; none for values joined where all of them are written in their places.
 
-    ``stored`` are the nodes of the program that have a buffer (`Fusion.stored`). ``in_place`` maps a stored
+    ``in_place`` maps a stored
     value to the argument whose buffer it takes over; `InPlaceConflict` is raised when the group reads that
     argument anywhere but at the element being written.
     """
+    stored = fusion.stored
     try:
+        if group.kind == "loops" and isinstance(group.nodes[-1].op.lower, Pull):
+            return _lower_joined(group, fusion)
         if group.kind == "loops":
             return _lower_loops(group, stored)
         if group.kind == "rows":
@@ -72,8 +75,11 @@ class OpKernels(Builder):
         self.emit(ir.Let(name, e))
         return Var(name, e.dtype)
 
-    def bind(self, value: Value | Temporary, role: str, shape: Sequence[Any], dtype: str) -> Stored:
-        home = storage_of(value, self.in_memory) if isinstance(value, Value) and role == "in" else value
+    def bind(self, value: Value | Window | Temporary, role: str, shape: Sequence[Any], dtype: str) -> Stored:
+        home: Binding = value
+        if isinstance(value, Value) and role == "in":
+            whole, at = storage_of(value, self.in_memory)
+            home = whole if at == 0 else Window(whole, at, value.aval.size)
         if role == "in" and home in self._bindings:
             return Stored(self, f"p{self._bindings.index(home)}", [self.size(s) for s in shape], dtype)
         self._bindings.append(home)
@@ -171,4 +177,18 @@ def _lower_loops(group: Group, stored: Set[int]) -> list[Lowered]:
     return k.lowered
 
 
-__all__ = ["InPlaceConflict", "Lowered", "Temporary", "lower_group"]
+def _lower_joined(group: Group, fusion: Fusion) -> list[Lowered]:
+    """Copies of the parts that are not written where they belong."""
+    node = group.nodes[-1]
+    k = OpKernels(group, fusion.stored)
+    for v, window in zip(node.inputs, parts_of(node)):
+        home, _ = storage_of(v, fusion.stored)
+        if fusion.parts.get(home) != window:
+            source = k.bind(v, "in", v.aval.shape, v.aval.dtype.name)
+            target = k.bind(window, "out", v.aval.shape, v.aval.dtype.name)
+            with k.parallel(k.size(v.aval.size), work=1.0) as i:
+                target.store_flat(i, source.at_flat(i))
+    return k.lowered
+
+
+__all__ = ["InPlaceConflict", "Lowered", "Temporary", "Window", "lower_group"]

@@ -6,7 +6,7 @@ run takes an `Instance` of it (an arena and a table of its own), so runs may ove
 from __future__ import annotations
 
 import math
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +21,7 @@ from .executor import BUSY, COLUMNS, OK, Call, Operand
 from .image import Array, Image, evaluate_expr
 
 ALIGN = 64
+Piece = tuple[int, int]         # of memory: the slot that has it, and the element at which the piece begins
 WORTH_A_THREAD = 0.25           # of a chunk's work: less is not run side by side with other steps
 
 
@@ -44,6 +45,8 @@ class Plan:
         self.shapes = [None if s.shape is None else evaluate_shape(s.shape, env) for s in image.slots]
         self.extents = [max(0, evaluate_expr(s.extent, self.env)) for s in image.steps]
         self.grains = [max(1, evaluate_expr(s.grain, self.env)) for s in image.steps]
+        self.windows = {k: evaluate_expr(s.offset, env)
+                        for k, s in enumerate(image.slots) if s.kind == "window"}
         self.counts = [self._count(k) for k in range(len(image.slots))]
         self.waves = self._waves()
         self.offsets, self.arena_bytes, self.live_bytes = self._place()
@@ -63,22 +66,21 @@ class Plan:
     def chunks(self, step: int) -> int:
         return -(-self.extents[step] // self.grains[step])
 
+    def home(self, slot: int) -> int:
+        """The slot whose memory it is."""
+        return self.image.slots[slot].index if slot in self.windows else slot
+
     # ------------------------------------------------------------ order
 
     def _waves(self) -> list[range]:
         """Neighbours in the order of steps that need nothing of each other and are worth a thread each."""
-        image = self.image
-        memory = {k: k for k in range(len(image.slots))}            # what is one buffer under two slots
-        argument = {s.index: k for k, s in enumerate(image.slots) if s.kind == "argument"}
-        for k, s in enumerate(image.slots):
-            if s.kind == "target" and image.aliases[s.index] >= 0:
-                memory[k] = argument.get(image.aliases[s.index], k)
+        image, memory = self.image, self._pieces()
         waves: list[range] = []
-        read, written, work = set[int](), set[int](), 0.0
+        read, written, work = set[Piece](), set[Piece](), 0.0
         for t, step in enumerate(image.steps):
             own = self.extents[t] / self.grains[t]
-            writes = {memory[s] for s, w in zip(step.slots, step.writes) if w}
-            reads = {memory[s] for s, w in zip(step.slots, step.writes) if not w}
+            writes = {p for s, w in zip(step.slots, step.writes) if w for p in memory[s]}
+            reads = {p for s, w in zip(step.slots, step.writes) if not w for p in memory[s]}
             apart = writes.isdisjoint(read | written) and reads.isdisjoint(written)
             worth = min(own, work) >= WORTH_A_THREAD
             if waves and apart and worth and t != image.n_early:
@@ -89,6 +91,25 @@ class Plan:
                 read, written, work = reads, writes, own
         return waves
 
+    def _pieces(self) -> list[list[Piece]]:
+        """The memory that each slot is: a home, in pieces wherever a window into it begins or ends."""
+        image = self.image
+        home = [self.home(k) for k in range(len(image.slots))]      # what is one buffer under several slots
+        argument = {s.index: k for k, s in enumerate(image.slots) if s.kind == "argument"}
+        for k, s in enumerate(image.slots):
+            if s.kind == "target" and image.aliases[s.index] >= 0:
+                home[k] = argument.get(image.aliases[s.index], k)
+        cuts: dict[int, list[int]] = {k: [0] for k in home}
+        for k, at in self.windows.items():
+            cuts[home[k]] += [at, at + self.counts[k]]
+        starts = {k: sorted(set(c)) for k, c in cuts.items()}
+        out = []
+        for k, h in enumerate(home):
+            at = self.windows.get(k, 0)
+            first, last = bisect_left(starts[h], at), bisect_left(starts[h], at + max(1, self.counts[k]))
+            out.append([(h, c) for c in starts[h][first:last]])
+        return out
+
     # ------------------------------------------------------------ memory
 
     def _place(self) -> tuple[dict[int, int], int, int]:
@@ -98,12 +119,12 @@ class Plan:
         last: dict[int, int] = {}
         for w, wave in enumerate(self.waves):
             for t in wave:
-                for s in image.steps[t].slots:
+                for s in map(self.home, image.steps[t].slots):
                     if image.slots[s].kind == "arena":
                         first.setdefault(s, w)
                         last[s] = w
         early = sum(wave.start < image.n_early for wave in self.waves)
-        for s in set(last).intersection(image.checks):              # read when the early steps are done
+        for s in set(last).intersection(map(self.home, image.checks)):  # read when the early steps are done
             last[s] = max(last[s], early)
         starts: dict[int, list[int]] = {}
         ends: dict[int, list[int]] = {}
@@ -197,6 +218,9 @@ class Instance:
         # an array without elements is not read, but clamped indices must point somewhere
         self.instead = {s: np.zeros(plan.room(s), plan.dtypes[s])
                         for s in plan.operands if not plan.counts[s]}
+        # (of an empty array a window shows all that may be read)
+        self.windows = [(s, plan.home(s), at if plan.counts[plan.home(s)] else 0)
+                        for s, at in plan.windows.items()]
         self.call = self._python(plan) if plan.python else self._native(plan)
 
     def _native(self, plan: Plan) -> Any:
@@ -204,6 +228,13 @@ class Instance:
         slots = np.zeros(max(1, len(image.slots)), np.int64)
         for s, view in self.views.items():
             slots[s] = _address(view)
+        moving = []                                     # windows of what each run brings
+        for s, home, at in self.windows:
+            offset = at * plan.dtypes[s].itemsize
+            if home in self.views:
+                slots[s] = slots[home] + offset
+            else:
+                moving.append((s, home, offset))
         lists: list[Array] = []                                             # kept alive with the call
 
         def address(numbers: Sequence[int]) -> int:
@@ -220,7 +251,7 @@ class Instance:
             Operand(s, plan.dtypes[s], plan.shapes[s] or (),
                     written=image.slots[s].kind != "argument",
                     instead=_address(self.instead[s]) if s in self.instead else 0) for s in plan.operands]
-        call = Call(table, image.n_early, slots, operands, image.checks)
+        call = Call(table, image.n_early, slots, operands, image.checks, moving)
         self._keep = (call, lists)
         return call.run
 
@@ -241,6 +272,8 @@ class Instance:
                 if type(a) is not np.ndarray or a.dtype != plan.dtypes[s] or a.shape != plan.shapes[s]:
                     return k
                 views[s] = self.instead[s] if s in self.instead else a.reshape(-1)
+            for s, home, at in self.windows:
+                views[s] = views[home][at:]
             run(range(image.n_early))
             for k, s in enumerate(image.checks):
                 if not views[s][0]:

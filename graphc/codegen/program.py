@@ -17,6 +17,7 @@ import numpy as np
 
 from ..core import events
 from ..core.config import config
+from ..core.dims import Size, size_of
 from ..core.errors import InternalError
 from ..core.files import write_atomically
 from ..core.node import Node, Value
@@ -28,8 +29,9 @@ from . import loopir as ir
 from .executor import copy_entry
 from .fuse import Fusion, Group, fuse, is_argument, is_buffer_constant, storage_of
 from .image import COPY_BYTES, Array, Image, Slot, Step, n_bytes
-from .lower import InPlaceConflict, Lowered, Temporary, lower_group
+from .lower import InPlaceConflict, Lowered, Temporary, Window, lower_group
 from .plan import Plan
+from .shared import code_form
 
 MAX_PLANS = 64              # sets of sizes whose plans are kept; of more, the first made goes
 MAX_IDLE_BYTES = 1 << 28    # and as long as the arenas of all plans are larger than this
@@ -49,35 +51,6 @@ class KernelInfo:
     nodes: tuple[Node, ...]
     kernel: ir.Kernel
     origin: str
-
-
-def code_form(kernel: ir.Kernel) -> tuple[ir.Kernel, tuple[str | int, ...]]:
-    """The kernel as it is compiled, and the values of its size arguments.
-
-    Its extent and chunks are the plan's business, and a product's sizes become arguments: so all updates of
-    parameters, and all products, are one kernel each.
-    """
-    constants: dict[int, str] = {}
-
-    def lift(e: ir.Expr) -> ir.Expr:
-        if isinstance(e, ir.Const) and e.dtype == "int64" and e.value > 1:
-            return ir.Var(constants.setdefault(int(e.value), f"c{len(constants)}"))
-        return e
-
-    body = kernel.body
-    plain = [s for s in ir.walk_stmts(body) if not isinstance(s, ir.Note)]
-    if plain and all(isinstance(s, ir.Gemm) for s in plain):
-        def operand(o: ir.Operand) -> ir.Operand:
-            return replace(o, offset=ir.map_expr(o.offset, lift), ld=ir.map_expr(o.ld, lift))
-        body = tuple(s if not isinstance(s, ir.Gemm) else replace(
-            s, m=ir.map_expr(s.m, lift), n=ir.map_expr(s.n, lift), k=ir.map_expr(s.k, lift),
-            a=operand(s.a), b=operand(s.b), c=operand(s.c)) for s in body)
-    used = {e.name for e in ir.walk_exprs(body) if isinstance(e, ir.Var)}
-    names = tuple(n for n in kernel.sizes if n in used)
-    buffers = tuple(replace(b, size=ir.const(1)) if b.size is not None else b for b in kernel.buffers)
-    form = replace(kernel, buffers=buffers, sizes=(*names, *constants.values()),
-                   extent=ir.const(1), grain=ir.const(1), body=body)
-    return form, (*names, *constants)
 
 
 class CompiledProgram:
@@ -269,7 +242,7 @@ class Assembly:
         for i, g in enumerate(groups):
             for n in g.nodes:
                 for v in n.inputs:
-                    reads[id(storage_of(v, self.fusion.stored).node)] = i
+                    reads[id(storage_of(v, self.fusion.stored)[0].node)] = i
         argument_of = {id(n.attrs["state"]): Value(n, 0) for n in self.program.arguments
                        if "state" in n.attrs}
         outputs = {(id(v.node), v.index) for v in self.program.outputs}
@@ -292,13 +265,13 @@ class Assembly:
         out = []
         for i, g in enumerate(groups):
             try:
-                out.append(lower_group(g, self.fusion.stored, in_place.get(i)))
+                out.append(lower_group(g, self.fusion, in_place.get(i)))
             except InPlaceConflict:
                 updates = self.program.updates
                 for k in [k for k, home in self.direct.items()
                           if home == i and updates[k].value in in_place[i]]:
                     del self.direct[k]
-                out.append(lower_group(g, self.fusion.stored))
+                out.append(lower_group(g, self.fusion))
         return out
 
     # ------------------------------------------------------------ slots
@@ -337,7 +310,19 @@ class Assembly:
                 self.constants.append(np.ascontiguousarray(v.node.attrs["value"]))
                 return Slot("constant", len(self.constants) - 1, v.aval.dtype.name, v.aval.shape)
             return Slot("arena", -1, v.aval.dtype.name, v.aval.shape)
+        part = self.fusion.parts.get(v)
+        if part is not None:
+            return self._window_slot(self._value_slot(part.value), part.offset, part.size)
         return self._slot((id(v.node), v.index), make)
+
+    def _window_slot(self, slot: int, offset: Size, size: Size | None = None) -> int:
+        """A part of the memory of a slot, from an element on; without a size, all of the rest."""
+        whole = self.slots[slot]
+        home, at = (whole.index, whole.offset + offset) if whole.kind == "window" else (slot, offset)
+        if size is None:
+            size = (whole.size if whole.shape is None else size_of(whole.shape)) - offset
+        make = partial(Slot, "window", home, whole.dtype, None, size, -1, at)
+        return self._slot(("window", home, at, size), make)
 
     def _aliases(self) -> tuple[int, ...]:
         position = {id(n.attrs["state"]): i for i, n in enumerate(self.program.arguments)
@@ -349,7 +334,7 @@ class Assembly:
     def _steps_of(self, lowered: list[list[Lowered]]) -> list[Step]:
         kernels = [low.kernel for group in lowered for low in group]
         forms = [code_form(vmath.expand(k)) for k in kernels]
-        compiled = self._compile([form for form, _ in forms])
+        compiled = self._compile([form.kernel for form in forms])
         steps: list[Step] = []
         for g, group in enumerate(lowered):
             for low in group:
@@ -358,15 +343,20 @@ class Assembly:
                 for b, binding in zip(kernel.buffers, low.bindings):
                     if isinstance(binding, Value):
                         slots.append(self._value_slot(binding))
+                    elif isinstance(binding, Window):
+                        slots.append(self._window_slot(
+                            self._value_slot(binding.value), binding.offset, binding.size))
                     elif isinstance(binding, Temporary):
                         make = partial(Slot, "arena", -1, binding.dtype, None, binding.size)
                         slots.append(self._slot(("temporary", g, binding.name), make))
                     else:
                         make = partial(Slot, "arena", -1, b.dtype, None, b.size, at)
                         slots.append(self._slot(("scratch", at, b.name), make))
+                slots = [self._window_slot(s, offset) if offset != 0 else s
+                         for s, offset in zip(slots, forms[at].offsets)]
                 writes = tuple(b.role != "in" for b in kernel.buffers)
                 key, source, seconds, origin, entry = compiled[at]
-                steps.append(Step(kernel.name, key, tuple(slots), writes, forms[at][1], kernel.extent,
+                steps.append(Step(kernel.name, key, tuple(slots), writes, forms[at].sizes, kernel.extent,
                                   kernel.grain))
                 self.entries.append(entry)
                 self.kernels.append(KernelInfo(kernel.name, source, seconds, low.nodes, kernel, origin))
@@ -376,8 +366,9 @@ class Assembly:
         """(key, source, seconds, origin, entry) of each."""
         if self.target == "python":
             return [(e.key, e.source, 0.0, "python", e) for e in map(python_target.load, kernels)]
-        return [(k.key, k.source, k.compile_seconds, k.origin, k.address)
-                for k in compile.compile_kernels(kernels)]
+        compiled = compile.compile_kernels(kernels)
+        sources = {key: k.source for key, k in {k.key: k for k in compiled}.items()}
+        return [(k.key, sources[k.key], k.compile_seconds, k.origin, k.address) for k in compiled]
 
     def _copies(self) -> tuple[list[Step], list[Step]]:
         """Copies before anything is written, of what was; and after all else, of what came out."""

@@ -16,7 +16,7 @@ from ..static.passes.fold import literal
 from ..static.printer import short_origin
 from . import loopir as ir
 from .builder import Access, Builder, Stored
-from .fuse import Group, storage_of
+from .fuse import Group, Window, storage_of
 from .loopir import Expr, Kernel, Var
 
 
@@ -33,7 +33,7 @@ BLOCK = 64                  # rows and columns of a block that is transposed int
 MOST_PIECES = 24            # loops that one is cut into at most
 VECTOR = 4.0                # scalar operations that a vector unit does in the time of one, roughly
 
-Binding = Value | Temporary | None          # what a kernel's buffer is: a value, a temporary, or scratch
+Binding = Value | Window | Temporary | None          # what a kernel's buffer is; None: scratch
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Writer:
 
     def stored(self, value: Value, role: str) -> Stored:
         """The buffer of a value; reshapes share their input's."""
-        home = storage_of(value, self.in_memory) if role == "in" else value
+        home = storage_of(value, self.in_memory)[0] if role == "in" else value
         key = (id(home.node), home.index)
         found = self.buffers.get(key)
         if found is None:
@@ -410,7 +410,9 @@ class MapWriter(Writer):
 
 def dtype_of(binding: Binding) -> str:
     assert binding is not None
-    return binding.dtype if isinstance(binding, Temporary) else binding.aval.dtype.name
+    if isinstance(binding, Temporary):
+        return binding.dtype
+    return (binding.value if isinstance(binding, Window) else binding).aval.dtype.name
 
 
 def _split_rows(shape: Shape) -> tuple[Shape, Shape]:

@@ -40,9 +40,14 @@ class Pull:
 
     ``inputs[k].at(index)`` reads an input element and ``.shape`` gives its sizes as index expressions.
     Views, padding, gathers and generators are all pulls; they fuse into their consumers as maps do.
+
+    ``window(shape, **attrs)`` is the position from which the result lies in the input's memory as it is, None
+    if it does not; ``joins(shapes, **attrs)`` the positions at which the inputs lie so in the result's.
     """
     element: Callable[..., Any]
     view: bool = False          # reads exactly one element of its input and computes nothing
+    window: Callable[..., Any] | None = None
+    joins: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -306,6 +306,18 @@ def _slice_run(x: Array, starts: tuple[int, ...], sizes: tuple[int, ...], steps:
     return x[(*window, ...)]              # the ellipsis keeps 0-d arrays arrays
 
 
+def _slice_window(shape: Shape, starts: Shape, sizes: Shape, steps: tuple[int, ...]) -> Size | None:
+    """Where a slice begins that lies in one piece: a range of one axis, one index of each before it."""
+    parted = next((a for a, n in enumerate(sizes) if n != 1), len(shape))
+    whole = all(n == m for n, m in zip(sizes[parted + 1:], shape[parted + 1:]))
+    if not whole or any(step != 1 for step in steps):
+        return None
+    at: Size = 0
+    for start, n in zip(starts, shape):
+        at = at * n + start
+    return at
+
+
 slice_op: Op = Op(
     "slice",                             # start, number of elements and step for every axis
     infer=_slice_infer,
@@ -315,7 +327,7 @@ slice_op: Op = Op(
                                c.shapes[0], c.starts, c.steps),),
     lower=Pull(lambda b, index, x, starts, sizes, steps:
                x.at([b.index_add(b.size(s), b.index_mul(i, k)) for i, s, k in zip(index, starts, steps)]),
-               view=True),
+               view=True, window=_slice_window),
     traits=VIEW,
 )
 
@@ -471,6 +483,16 @@ def _concat_element(b: Any, index: Any, *xs: Any, axis: int) -> Any:
     return out
 
 
+def _concat_joins(shapes: Sequence[Shape], axis: int) -> list[Size] | None:
+    """Where each piece begins, if they lie one behind the other."""
+    if any(n != 1 for n in shapes[0][:axis]):
+        return None
+    starts: list[Size] = [0]
+    for shape in shapes[:-1]:
+        starts.append(starts[-1] + size_of(shape))
+    return starts
+
+
 def _concat_rule(g: Tensor, c: Any, i: int) -> Tensor:
     start: Size = 0
     for shape in c.shapes[:i]:
@@ -483,7 +505,7 @@ concat_op: Op = Op(
     infer=_concat_infer,
     run=lambda *xs, axis: np.concatenate(xs, axis),
     vjp=EachInput(_concat_rule),
-    lower=Pull(_concat_element),
+    lower=Pull(_concat_element, joins=_concat_joins),
 )
 
 

@@ -175,7 +175,7 @@ def lifetimes(plan: Plan) -> dict[int, tuple[int, int]]:
     image, alive = plan.image, dict[int, tuple[int, int]]()
     for w, wave in enumerate(plan.waves):
         for t in wave:
-            for s in image.steps[t].slots:
+            for s in map(plan.home, image.steps[t].slots):
                 if image.slots[s].kind == "arena":
                     alive[s] = (alive.get(s, (w, w))[0], w)
     late = sum(wave.start < image.n_early for wave in plan.waves)

@@ -32,7 +32,7 @@ SPECIAL = np.array([0.0, -0.0, 1.0, -1.0, 0.1, -3.7, 1e30, -1e-30, 1e-45, INF, -
 def program(make: Callable[..., Any], *avals: tuple[str, tuple[Any, ...]]) -> Program:
     """The program of what ``make`` returns from placeholders called a, b, c."""
     with gc.Graph() as g:
-        xs = [gc.placeholder(dtype, shape, name="abc"[k]) for k, (dtype, shape) in enumerate(avals)]
+        xs = [gc.placeholder(dtype, shape, name="abcd"[k]) for k, (dtype, shape) in enumerate(avals)]
         out = make(*xs)
     outs = out if isinstance(out, (list, tuple)) else [out]
     return verify(build_program(g, [g.value_of(o) for o in outs]))
@@ -115,6 +115,9 @@ HOLDS: list[tuple[str, Callable[..., Any], tuple[Any, ...], list[str]]] = [
         (("float32", ("n", 2, 2)),),
         ["reshape", "amax"],
     ),
+    ("x[0], x[1], ... joined = x", lambda a: gc.stack([a[0], a[1], a[2]]), (M,), []),
+    ("x[0], x[1], ... joined = x", lambda a: gc.stack([a[1], a[2]]), (M,), ["slice"]),
+    ("x[0], x[1], ... joined = x", lambda a: gc.stack([a[0], a[1], a[2]], 1), (M,), ["transpose"]),
     ("where(true, x, y) = x", lambda a: gc.where(gc.ones(12, dtype="bool"), a, a * 2.0), (F,), []),
     ("where(false, x, y) = y", lambda a: gc.where(gc.zeros(12, dtype="bool"), a, a * 2.0), (F,), ["mul"]),
 ]
@@ -144,6 +147,7 @@ FAILS: list[tuple[str, Callable[..., Any], tuple[Any, ...]]] = [
         lambda a: a.permute(1, 0, 2) @ a.permute(1, 2, 0),
         (("float32", (2, 3, 4)),),
     ),
+    ("x[1], x[0] joined", lambda a: gc.concatenate([a[1:2], a[0:1]]), (M,)),
     ("a slice that is not whole", lambda a: a[::-1], (F,)),
     ("x ** 1", lambda a: gc.maximum(a, a), (F,)),
     ("min(max(x)) with NaN", lambda a: gc.minimum(gc.maximum(a, 0.0), 0.0), (F,)),

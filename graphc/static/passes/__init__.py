@@ -11,7 +11,8 @@ from ..program import Program
 from .algebra import simplify
 from .cse import merge_common
 from .fold import fold_constants
-from .products import stack_products
+from .products import batch_products, stack_products, turn_factors
+from .sums import gather_sums
 
 Pass = Callable[[Program], Program]
 Observer = Callable[[str, Program], None]
@@ -21,8 +22,11 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("simplify", simplify),                      # exact algebra: x * 1 = x, transposes into products, ...
     ("merge_common", merge_common),              # equal calls of equal values become one
     ("stack_products", stack_products),          # a sum of products becomes one product over longer rows
+    ("gather_sums", gather_sums),                # ... also when they are added up one by one
+    ("batch_products", batch_products),          # products with one matrix become one product of all rows
     ("fold_constants_again", fold_constants),    # what algebra made constant
     ("simplify_again", simplify),
+    ("turn_factors", turn_factors),              # a transposed matrix of many small products is turned once
 )
 
 

@@ -17,6 +17,7 @@ from ...core.node import Node, Value
 from ...core.op import get_op
 from ..program import Program, rewrite
 from .fold import literal
+from .steps import as_range, flat_source, moved, range_of, reshaped
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +133,15 @@ def _sum_nothing(n: Node) -> Value | Node | None:
     x = _reduce_nothing(n)
     if x is None or n.avals[0].dtype.kind != "f":
         return x
-    zero = np.zeros((), n.avals[0].dtype)
-    literal = Node(get_op("constant"), (), {"value": zero}, (Aval((), zero.dtype),),
-                   f"{n.name}/zero", n.origins)
     whole = x if isinstance(x, Value) else Value(replace(x, name=f"{n.name}/reshape"), 0)
-    return _call(n, "add", (whole, Value(literal, 0)))
+    return _call(n, "add", (whole, zero_of(n)))
+
+
+def zero_of(n: Node) -> Value:
+    """The literal 0 of a node's dtype."""
+    zero = np.zeros((), n.avals[0].dtype)
+    return Value(Node(get_op("constant"), (), {"value": zero}, (Aval((), zero.dtype),), f"{n.name}/zero",
+                      n.origins), 0)
 
 
 def _divide_by_power_of_two(n: Node) -> Node | None:
@@ -168,6 +173,19 @@ def _join_axes(n: Node) -> Node | None:
     return _join_axes(out) or out
 
 
+def _joined_again(n: Node) -> Value | None:
+    """Indices of an axis, one after the other, in the order in which they lie there."""
+    axis, shape = n.attrs["axis"], n.avals[0].shape
+    within = as_range([flat_source(v) for v in n.inputs]) if len(n.inputs) > 1 else None
+    if within is None or any(v.aval.shape[axis] != 1 for v in n.inputs):
+        return None
+    source, own, start = within
+    part = range_of(source, own, start, len(n.inputs), f"{n.name}/range")
+    rest = [*shape[:axis], *shape[axis + 1:]]
+    front = reshaped(moved(part, own, 0, f"{n.name}/front"), (len(n.inputs), *rest), f"{n.name}/steps")
+    return moved(front, 0, axis, n.name)
+
+
 RULES: tuple[Rule, ...] = (
     Rule("x * 1 = x", "mul", lambda n: _unit(n, 1, 0, 1)),
     Rule("x * -1 = -x", "mul",
@@ -195,6 +213,7 @@ RULES: tuple[Rule, ...] = (
     Rule("transpose of transpose", "transpose", _compose_transposes),
     Rule("A.T @ B as one product", "matmul", _absorb_transposes),
     Rule("the whole slice", "slice", _whole_slice),
+    Rule("x[0], x[1], ... joined = x", "concatenate", _joined_again),
     Rule("sum over axes of size 1 = x + 0", "sum", _sum_nothing),
     Rule("sum over (i, i+1) = sum over one axis", "sum", _join_axes),
     Rule("max over (i, i+1) = max over one axis", "amax", _join_axes),
