@@ -500,7 +500,7 @@ def _prefetch_rule(buffer: _Type, index: _Type) -> Any:
 
 
 def _prefetch_body(context: Any, b: Any, signature: Any, args: Any) -> ir.Value:
-    """For reading, into the second-level cache: a row that comes early would push this one out of the first."""
+    """For reading, into the second-level cache: in the first one it would take this row's place."""
     i32 = ir.IntType(32)
     fnty = ir.FunctionType(ir.VoidType(), [_PTR, i32, i32, i32])
     prefetch = b.module.globals.get("llvm.prefetch.p0") or ir.Function(b.module, fnty, "llvm.prefetch.p0")

@@ -6,7 +6,7 @@ for each place in a row or one in all, are partial results of a chunk, which a s
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from ..core.node import Node, Value
 from ..core.op import Map
 from . import loopir as ir
 from .builder import Stored
-from .fuse import Group
+from .fuse import Group, storage_of
 from .loopir import Expr, Var
 from .parts import CHUNKS, Parts, merge
 from .schedule import SHORT, SPLIT, Schedule, Sweep, is_long, schedule
@@ -27,6 +27,8 @@ FEW_LANES = 16              # of folds with much work on each element
 ROW_LANES = (128, 64), (512, 16), (4096, 32)    # rows below such a length: joining more is too much work
 HEAVY = 16.0                # that much work
 LINE = 64                   # bytes that memory moves at once
+HALF = 1 << 14              # bytes of half of a first-level cache
+MANY = 7                    # rows at once that leave little of its eight ways
 AHEAD = 4096                # bytes from a row to the one that is prefetched meanwhile, at least
 NEAR = 1 << 18              # bytes of prefetched rows that leave the second-level cache room for all else
 FAR = 1 << 20               # bytes of all rows that are worth prefetching
@@ -105,10 +107,11 @@ class RowWriter(Writer):
     # ------------------------------------------------------------ rows to come
 
     def _choose_ahead(self) -> list[list[Stored]]:
-        """For each sweep the full values whose next rows it prefetches.
+        """For each sweep the values whose later rows it prefetches.
 
-        The first sweep over a row reads it from memory, as fast as that goes; while the others run over it in
-        cache, memory would be idle. So they prefetch, those with more work more of it.
+        The first sweep over a row reads it from memory, as fast as that goes; while others run over it in
+        cache, memory would be idle. So they prefetch, those with more work more of it. Where a row and all
+        that goes with it is little, the machine's own prefetching is as good.
         """
         sweeps = self.plan.sweeps
         out: list[list[Stored]] = [[] for _ in sweeps]
@@ -125,9 +128,12 @@ class RowWriter(Writer):
         def here(n: Node, v: Value) -> bool:
             own = isinstance(n.op.lower, Map) and v.aval.shape == n.avals[0].shape
             return (own or is_fold(n)) and self.space.level(v.aval.shape) == "full"
-        read = [(v, "in") for n in self.group.nodes for v in n.inputs
-                if id(v.node) not in self.inside and here(n, v)]
-        return list(dict.fromkeys(read)) + [(v, "out") for s in self.plan.sweeps for v in s.stores]
+        read = {storage_of(v, self.in_memory): v for n, v in self._from_outside() if here(n, v)}
+        return [(v, "in") for v in read.values()] + [(v, "out") for s in self.plan.sweeps for v in s.stores]
+
+    def _from_outside(self) -> Iterator[tuple[Node, Value]]:
+        """What the kernel's nodes read of values that it does not make."""
+        return ((n, v) for n in self.group.nodes for v in n.inputs if id(v.node) not in self.inside)
 
     def _worth_prefetching(self, streams: Sequence[tuple[Value, str]]) -> bool:
         row = self.b.known(self.b.product(self.space.row))
@@ -135,7 +141,10 @@ class RowWriter(Writer):
         if row is None or row < LANES:
             return False
         each = sum(row * v.aval.dtype.itemsize for v, _ in streams)
-        return each * self._rows_ahead(row) <= NEAR and (rows is None or rows * each > FAR)
+        beside = {storage_of(v, self.in_memory) for _, v in self._from_outside() if v.aval.size == row}
+        count = len(streams) + len(beside) + sum(len(s.columns) + len(s.keeps) for s in self.plan.sweeps)
+        crowded = count >= MANY or count * each > len(streams) * HALF
+        return crowded and each * self._rows_ahead(row) <= NEAR and (rows is None or rows * each > FAR)
 
     @staticmethod
     def _rows_ahead(row: int) -> int:
