@@ -11,7 +11,7 @@ import pytest
 import graphc as gc
 import graphc.nn.functional as F
 from graphc.codegen.fuse import fuse
-from graphc.codegen.loopir import Prefetch, const, walk_stmts
+from graphc.codegen.loopir import Prefetch, walk_stmts
 from graphc.static.passes import optimize
 from graphc.static.program import build_program
 
