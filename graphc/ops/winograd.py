@@ -49,7 +49,7 @@ class Winograd:
             self.rows = next((n for n in divisors if fewest <= n * self.wide <= 2 * most), self.rows)
         self.blocks, self.tiles = self.high // self.rows, self.rows * self.wide
         self.together = max(n for n in range(1, MADE + 1) if self.made % n == 0)
-        lanes = k.vector_lanes(source.dtype)            # points a power of two apart would meet in a set of the cache
+        lanes = k.vector_lanes(source.dtype)            # between points, else they meet in one set of a cache
         self.to_kernel = self.made * self.reduced + lanes
         self.to_tile = self.reduced * self.tiles + lanes
         self.to_result = self.together * self.tiles + lanes
@@ -84,6 +84,7 @@ class Winograd:
 
     def write(self) -> None:
         k = self.k
+        k.variant = "winograd"
         kernels = self.transform_weight()
         n = self.source.shape[0]
         items = k.index_mul(n, k.index(self.groups * self.blocks))
@@ -214,6 +215,7 @@ class WinogradWeight:
     def begin(self) -> None:
         """Once for each chunk."""
         k, dtype = self.k, self.x.dtype
+        k.variant = "winograd"
         self.frame.begin()
         self.source = k.scratch(dtype, k.index_mul(self.frame.plane, self.cg))
         self.gradient = k.scratch(dtype, k.index(4 * self.tiles * self.og))
