@@ -54,10 +54,12 @@ def lower_group(group: Group, fusion: Fusion, in_place: dict[Value, Value] | Non
 class OpKernels(Builder):
     """What `Loops` ops write with.
 
-    Parallel regions (a kernel each), scratch, temporaries, and all of `Builder`.
+    Parallel regions (a kernel each), scratch, temporaries, and all of `Builder`. An op with several ways to
+    run may name the one it takes, ``variant``, for those who look at its kernels.
     """
     group: Group
     in_memory: Set[int]
+    variant: str = ""
     lowered: list[Lowered] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -124,7 +126,8 @@ class OpKernels(Builder):
         buffers = [ir.Buffer(f"p{k}", dtype_of(self._bindings[k]), role(f"p{k}")) for k in keep]
         buffers += [ir.Buffer(n, d, "scratch", size) for n, d, size in self._scratch]
         notes = [ir.Note(f"{node.name} = {node.op.name}   {short_origin(node)}")]
-        name = node.op.name if not self.lowered else f"{node.op.name}_{len(self.lowered) + 1}"
+        stem = f"{node.op.name}_{self.variant}" if self.variant else node.op.name
+        name = stem if not self.lowered else f"{stem}_{len(self.lowered) + 1}"
         kernel = Kernel(name, tuple(buffers), tuple(self.sizes), extent, grain, (*notes, *body))
         bindings = (*(self._bindings[k] for k in keep), *(None for _ in self._scratch))
         self.lowered.append(Lowered(ir.verify(kernel), bindings, tuple(self.group.nodes)))

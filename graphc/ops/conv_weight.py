@@ -8,6 +8,7 @@ import numpy as np
 from .conv_loops import BLOCK_WORK, count_blocks, one_row
 from .frame import FRAME_BYTES, Frame, Index, fill
 from .window import Pair
+from .winograd import WinogradWeight
 
 PARTIALS = 8                # partial sums of a weight gradient: fixed, so results do not depend on threads
 NEAR_BYTES = 1 << 15        # what the first-level cache holds
@@ -51,6 +52,9 @@ class _WeightGradient:
         tall = k.index_add(k.index_mul(k.index_sub(self.oh, 1), stride[0]), dilation[0] * (kernel[0] - 1) + 1)
         self.whole_frame = Frame(k, x, size, self.cg, low, (tall, spans[1]) if framed else None)
 
+        self.tiled = WinogradWeight(k, x, g, size, out, channels, padding) \
+            if WinogradWeight.fits(k, kernel, stride, dilation, out) else None
+
     def turned(self) -> Any:
         """Lanes are channels of the gradient, pixels by pixels: C is [c][i][j][o]."""
         k, f, (kh, kw) = self.k, self.frame, self.kernel
@@ -83,13 +87,16 @@ class _WeightGradient:
         return [(at, lanes, blocks) for at, lanes, blocks in found
                 if k.known(lanes) != 0 and k.known(blocks) != 0]
 
+    def turned_cost(self) -> float:
+        return float(self.k.cost(self.turned()) + TURNING * self.lanes / self.depth)
+
     def prefers_turned(self) -> bool:
         k, kept = self.k, self.og * self.depth * self.lanes * np.dtype(self.x.dtype).itemsize
         if self.stride[1] > 1:
             return True
         if kept > FRAME_BYTES:
             return True
-        turned = k.cost(self.turned()) + TURNING * self.lanes / self.depth
+        turned = self.turned_cost()
         ow = k.estimate(self.ow)
         straight = sum(k.cost(self.straight(lanes, blocks)) * k.estimate(lanes, blocks)
                        * self.lanes / k.estimate(lanes) / ow for _, lanes, blocks in self.pieces())
@@ -142,24 +149,47 @@ class _WeightGradient:
             start = k.index_mul(group, k.index_mul(pixels, self.og))
             k.contract(what, (source, at), (across, start), (self.dw, to))
 
+    def prefers_tiles(self) -> bool:
+        taps = self.kernel[0] * self.kernel[1]
+        return self.tiled is not None and self.tiled.cost() < taps * self.turned_cost() and self.prefers_turned()
+
     def write_partial(self) -> None:
         k, n = self.k, self.g.shape[0]
+        tiled = self.tiled if self.prefers_tiles() else None
         turned = self.prefers_turned()
         total = self.groups * self.og * self.depth
         each = total if turned else total * self.lanes
         partial = k.temporary(self.x.dtype, k.index(PARTIALS * each))
         grain = k.index_div(k.index_add(n, PARTIALS - 1), k.index(PARTIALS))
         with k.parallel_chunks(n, grain) as (chunk, begin, end):
-            self.frame.begin()
-            across = k.scratch(self.g.dtype, k.product((self.rows, self.ow, self.og))) if turned else None
             first = k.let(k.index_mul(chunk, each))
-            fill(k, partial, first, k.index(each))
-            with k.loop(begin, end) as image, k.loop(k.index(0), k.index(self.groups)) as group:
-                unit = k.let(k.index_add(k.index_mul(image, self.groups), group))
-                to = k.let(k.index_add(first, k.index_mul(group, each // self.groups)))
-                with k.loop(k.index(0), k.index(self.blocks)) as block:
-                    self.add(across, unit, k.let(k.index_mul(block, self.rows)), (partial, to))
+            if tiled is not None:
+                self.add_tiles(tiled, begin, end, (partial, first))
+            else:
+                self.add_pixels(turned, begin, end, (partial, first), each)
         self.join(partial, each, n, grain, turned)
+
+    def add_tiles(self, tiled: WinogradWeight, begin: Index, end: Index, to: Any) -> None:
+        """The sums over some images, by `WinogradWeight`."""
+        k = self.k
+        tiled.begin()
+        with k.loop(begin, end) as image, k.loop(k.index(0), k.index(self.groups)) as group:
+            unit = k.let(k.index_add(k.index_mul(image, self.groups), group))
+            with k.loop(k.index(0), k.index(tiled.blocks)) as block:
+                tiled.add(unit, group, block)
+        tiled.finish(*to)
+
+    def add_pixels(self, turned: bool, begin: Index, end: Index, to: Any, each: int) -> None:
+        """The sums over some images, pixel by pixel."""
+        k, (partial, first) = self.k, to
+        self.frame.begin()
+        across = k.scratch(self.g.dtype, k.product((self.rows, self.ow, self.og))) if turned else None
+        fill(k, partial, first, k.index(each))
+        with k.loop(begin, end) as image, k.loop(k.index(0), k.index(self.groups)) as group:
+            unit = k.let(k.index_add(k.index_mul(image, self.groups), group))
+            at = k.let(k.index_add(first, k.index_mul(group, each // self.groups)))
+            with k.loop(k.index(0), k.index(self.blocks)) as block:
+                self.add(across, unit, k.let(k.index_mul(block, self.rows)), (partial, at))
 
     def add(self, across: Any, unit: Index, row: Index, to: Any) -> None:
         """The sums over some rows of one image and group."""
@@ -179,17 +209,37 @@ class _WeightGradient:
 
     def join(self, partial: Any, each: int, n: Index, grain: Index, turned: bool) -> None:
         """The partial sums (and lanes) added up, chunk after chunk."""
-        k, lanes = self.k, 1 if turned else self.lanes
+        k = self.k
         chunks = k.index_div(k.index_add(n, k.index_sub(grain, 1)), k.maximum(grain, k.index(1)))
-        total = each // lanes
-        with k.parallel(k.index(total), work=float(PARTIALS * lanes)) as j:
-            at = k.index_mul(j, lanes)
-            if turned:
-                group, o, tap = k.unravel(j, (self.groups, self.og, self.depth))
-                place = k.index_add(k.index_mul(tap, self.og), o)
-                at = k.let(k.index_add(k.index_mul(group, self.og * self.depth), place))
+        if turned:
+            self.join_turned(partial, each, chunks)
+            return
+        with k.parallel(k.index(each // self.lanes), work=float(PARTIALS * self.lanes)) as j:
+            at = k.index_mul(j, self.lanes)
             acc = k.variable(k.const(0, self.x.dtype))
-            with k.loop(k.index(0), chunks) as c, k.loop(k.index(0), k.index(lanes)) as lane:
+            with k.loop(k.index(0), chunks) as c, k.loop(k.index(0), k.index(self.lanes)) as lane:
                 part = partial.at_flat(k.index_add(k.index_add(k.index_mul(c, each), at), lane))
                 acc.set(k.add(acc.get(), part))
             self.dw.store_flat(j, acc.get())
+
+    def join_turned(self, partial: Any, each: int, chunks: Index) -> None:
+        """Sums of some taps at a time, whose channels are then turned back."""
+        k, taps = self.k, min(self.lanes, self.depth)
+        blocks = -(-self.depth // taps)
+        work = float(PARTIALS * taps * self.og)
+        with k.parallel_chunks(k.index(self.groups * blocks), k.grain(work)) as (_, begin, end):
+            total = k.scratch(self.x.dtype, k.index(taps * self.og))
+            with k.loop(begin, end) as item:
+                group, block = k.unravel(item, (self.groups, blocks))
+                tap = k.let(k.index_mul(block, taps))
+                count = k.let(k.minimum(k.index(taps), k.index_sub(k.index(self.depth), tap)))
+                to = k.let(k.index_mul(group, self.og * self.depth))
+                at, size = k.let(k.index_add(to, k.index_mul(tap, self.og))), k.let(k.index_mul(count, self.og))
+                fill(k, total, k.index(0), size)
+                with k.loop(k.index(0), chunks) as c:
+                    source = k.let(k.index_add(k.index_mul(c, each), at))
+                    with k.loop(k.index(0), size) as i:
+                        part = partial.at_flat(k.index_add(source, i))
+                        total.store_flat(i, k.add(total.at_flat(i), part))
+                k.transpose(count, k.index(self.og), total.block(total.base, k.index(self.og)),
+                            self.dw.block(k.index_add(to, tap), k.index(self.depth)))

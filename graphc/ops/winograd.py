@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from .frame import Frame, Index
+from .frame import Frame, Index, fill
+from .window import Pair
 
 POINTS = 16                 # products of a tile
 TILES_BYTES = 1 << 19       # of transformed tiles: what should stay in the second-level cache
@@ -48,7 +49,7 @@ class Winograd:
             self.rows = next((n for n in divisors if fewest <= n * self.wide <= 2 * most), self.rows)
         self.blocks, self.tiles = self.high // self.rows, self.rows * self.wide
         self.together = max(n for n in range(1, MADE + 1) if self.made % n == 0)
-        lanes = k.vector_lanes(source.dtype)            # points a power of two apart would meet in a set of the cache
+        lanes = k.vector_lanes(source.dtype)            # between points, else they meet in one set of a cache
         self.to_kernel = self.made * self.reduced + lanes
         self.to_tile = self.reduced * self.tiles + lanes
         self.to_result = self.together * self.tiles + lanes
@@ -83,6 +84,7 @@ class Winograd:
 
     def write(self) -> None:
         k = self.k
+        k.variant = "winograd"
         kernels = self.transform_weight()
         n = self.source.shape[0]
         items = k.index_mul(n, k.index(self.groups * self.blocks))
@@ -122,7 +124,7 @@ class Winograd:
                          for v in range(3)] for u in range(3)]
                 half = k.const(0.5, self.source.dtype)
                 here = k.let(k.index_add(to, r))
-                self.put(_both(taps, lambda g: _of_kernel(k, half, g)), kernels, here, self.to_kernel)
+                _put(k, _both(taps, lambda g: _of_kernel(k, half, g)), kernels, here, self.to_kernel)
         return kernels
 
     def transform_source(self, channel: Index, top: Index, tiles: Any) -> None:
@@ -139,7 +141,7 @@ class Winograd:
                     left = k.index_mul(x, 2)
                     d = [[k.let(source.at_flat(k.index_add(k.index_add(row, left), v))) for v in range(4)]
                          for row in rows]
-                    self.put(_both(d, lambda t: _of_tile(k, t)), tiles, k.index_add(to, x), self.to_tile)
+                    _put(k, _both(d, lambda t: _of_tile(k, t)), tiles, k.index_add(to, x), self.to_tile)
 
     def transform_results(self, results: Any, channel: Index, top: Index, whole: Any) -> None:
         """A' m A of `together` channels from ``channel`` of all images' on, to their rows from ``top`` on."""
@@ -171,13 +173,111 @@ class Winograd:
             with k.loop(k.index(0), self.w) as x:
                 self.out.store_flat(k.index_add(there, x), whole.at_flat(k.index_add(here, x)))
 
-    def put(self, values: Sequence[Vector], to: Any, at: Index, apart: int) -> None:
-        """The 16 points of a tile, ``apart`` from one another."""
-        for p, value in enumerate(v for row in values for v in row):
-            to.store_flat(self.k.index_add(at, p * apart), value)
+
+class WinogradWeight:
+    """The weight's gradient as the adjoint: G' [sum over tiles of (A dY A') * (B' d B)] G.
+
+    Channels are vectors: images are turned, so that a tile's transform is one of their channels side by side.
+    ``size`` and ``out`` are those of the source and of the gradient, ``channels`` (made, reduced, groups).
+    """
+
+    def __init__(self, k: Any, x: Any, g: Any, size: Any, out: Any, channels: tuple[int, int, int],
+                 padding: Pair) -> None:
+        self.k, self.x, self.g = k, x, g
+        (self.oh, self.ow), (self.og, self.cg, self.groups) = out, channels
+        high, self.wide = k.known(self.oh) // 2, k.known(self.ow) // 2                  # in tiles
+        self.lanes = k.vector_lanes(x.dtype)
+        element = POINTS * (self.og + self.cg) * np.dtype(x.dtype).itemsize
+        self.rows = max(n for n in range(1, high + 1)
+                        if high % n == 0 and (n == 1 or n * self.wide * element <= 2 * TILES_BYTES))
+        self.blocks, self.tiles = high // self.rows, self.rows * self.wide
+        self.to_source, self.to_gradient = self.tiles * self.cg + self.lanes, self.tiles * self.og + self.lanes
+        self.to_sum = self.cg * self.og + self.lanes
+        low = (-padding[0], -padding[1])
+        extent = k.index(2 * self.rows + 2), k.index(2 * self.wide + 2)
+        self.frame = Frame(k, x, size, self.cg, low, extent if padding != (0, 0) else None)
+
+    @staticmethod
+    def fits(k: Any, kernel: Pair, stride: Pair, dilation: Pair, out: tuple[Index, Index]) -> bool:
+        return kernel == (3, 3) and stride == dilation == (1, 1) and all(
+            (k.known(n) or 1) % 2 == 0 for n in out)
+
+    def products(self) -> Any:
+        """Of one point: lanes are channels of the gradient, rows those of the source, summed over tiles."""
+        k = self.k
+        return k.contraction([k.axis(self.cg, 1, 0, self.og)], [], k.axis(self.og, 0, 1, 1),
+                             [k.axis(self.tiles, self.cg, self.og)], self.x.dtype)
+
+    def cost(self) -> float:
+        """Of a pixel and a pair of channels, in vector multiplications of a core at its peak."""
+        return float(POINTS / 4 * self.k.cost(self.products()) + TRANSFORM * (1 / self.og + 1 / self.cg))
+
+    def begin(self) -> None:
+        """Once for each chunk."""
+        k, dtype = self.k, self.x.dtype
+        k.variant = "winograd"
+        self.frame.begin()
+        self.source = k.scratch(dtype, k.index_mul(self.frame.plane, self.cg))
+        self.gradient = k.scratch(dtype, k.index(4 * self.tiles * self.og))
+        self.sources = k.scratch(dtype, k.index(POINTS * self.to_source))
+        self.gradients = k.scratch(dtype, k.index(POINTS * self.to_gradient))
+        self.sums = k.scratch(dtype, k.index(self.groups * POINTS * self.to_sum))
+        fill(k, self.sums, k.index(0), k.index(self.groups * POINTS * self.to_sum))
+
+    def add(self, unit: Index, group: Index, block: Index) -> None:
+        """The sums over a block of rows of one image and group."""
+        k, pixels = self.k, self.k.index_mul(self.oh, self.ow)
+        first = k.let(k.index_mul(block, 2 * self.rows))
+        buffer, at = self.frame.enter(k.index_mul(unit, self.cg), first, self.blocks == 1)
+        plane = self.frame.plane
+        height = plane if self.frame.extent is not None else k.index_mul(self.frame.w, 2 * self.rows + 2)
+        k.transpose(k.index(self.cg), height, buffer.block(k.index_add(buffer.base, at), plane),
+                    self.source.block(self.source.base, k.index(self.cg)))
+        rows = k.let(k.index_add(k.index_mul(unit, k.index_mul(pixels, self.og)), k.index_mul(first, self.ow)))
+        k.transpose(k.index(self.og), k.index(4 * self.tiles), self.g.block(rows, pixels),
+                    self.gradient.block(self.gradient.base, k.index(self.og)))
+        self.transform(self.source, self.cg, self.frame.pitch, 4, _of_tile, self.sources, self.to_source)
+        self.transform(self.gradient, self.og, self.ow, 2, _of_gradient, self.gradients, self.to_gradient)
+        to = k.let(k.index_mul(group, POINTS * self.to_sum))
+        with k.loop(k.index(0), k.index(POINTS)) as p:
+            k.contract(self.products(), (self.sources, k.index_mul(p, self.to_source)),
+                       (self.gradients, k.index_mul(p, self.to_gradient)),
+                       (self.sums, k.index_add(to, k.index_mul(p, self.to_sum))), accumulate=True)
+
+    def transform(self, image: Any, channels: int, pitch: Index, side: int,
+                  transform: Callable[[Any, Vector], Vector], to: Any, apart: int) -> None:
+        """All tiles of ``side`` x ``side`` pixels of a turned image: [point][tile][channel]."""
+        k = self.k
+        with k.loop(k.index(0), k.index(self.rows)) as y, k.loop(k.index(0), k.index(self.wide)) as x:
+            first = k.index_mul(k.index_add(k.index_mul(k.index_mul(y, 2), pitch), k.index_mul(x, 2)), channels)
+            rows = [k.let(k.index_add(first, k.index_mul(pitch, u * channels))) for u in range(side)]
+            there = k.let(k.index_mul(k.index_add(k.index_mul(y, self.wide), x), channels))
+            with k.lanes(k.index(channels)) as c:
+                tile = [[k.let(image.at_flat(k.index_add(k.index_add(row, c), v * channels)))
+                         for v in range(side)] for row in rows]
+                _put(k, _both(tile, lambda t: transform(k, t)), to, k.index_add(there, c), apart)
+
+    def finish(self, to: Any, first: Index) -> None:
+        """A chunk's sums as gradients of the taps, [group][reduced][3][3][made] from ``first`` on."""
+        k = self.k
+        with k.loop(k.index(0), k.index(self.groups)) as group, k.loop(k.index(0), k.index(self.cg)) as r:
+            here = k.let(k.index_add(k.index_mul(group, POINTS * self.to_sum), k.index_mul(r, self.og)))
+            nth = k.index_add(k.index_mul(group, self.cg), r)
+            there = k.let(k.index_add(first, k.index_mul(nth, 9 * self.og)))
+            with k.lanes(k.index(self.og)) as o:
+                at, half = k.index_add(here, o), k.const(0.5, self.x.dtype)
+                m = [[k.let(self.sums.at_flat(k.index_add(at, (4 * u + v) * self.to_sum))) for v in range(4)]
+                     for u in range(4)]
+                _put(k, _both(m, lambda t: _of_taps(k, half, t)), to, k.index_add(there, o), self.og)
 
 
 # ---------------------------------------------------------------- transforms
+
+def _put(k: Any, values: Sequence[Vector], to: Any, at: Index, apart: int) -> None:
+    """The values of a square, row by row, ``apart`` from one another."""
+    for p, value in enumerate(v for row in values for v in row):
+        to.store_flat(k.index_add(at, p * apart), value)
+
 
 def _both(square: Sequence[Vector], transform: Callable[[Vector], Vector]) -> list[Vector]:
     """T s T'"""
@@ -197,3 +297,12 @@ def _of_tile(k: Any, d: Vector) -> Vector:
 
 def _of_result(k: Any, m: Vector) -> Vector:
     return [k.let(k.add(k.add(m[0], m[1]), m[2])), k.let(k.sub(k.sub(m[1], m[2]), m[3]))]
+
+
+def _of_gradient(k: Any, y: Vector) -> Vector:
+    return [y[0], k.let(k.add(y[0], y[1])), k.let(k.sub(y[0], y[1])), k.let(k.neg(y[1]))]
+
+
+def _of_taps(k: Any, half: Any, m: Vector) -> Vector:
+    even, odd = k.let(k.mul(k.add(m[1], m[2]), half)), k.let(k.mul(k.sub(m[1], m[2]), half))
+    return [k.let(k.add(m[0], even)), odd, k.let(k.add(even, m[3]))]
