@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core.config import config
 from ..core.dims import evaluate_shape
-from ..core.memory import empty
+from ..core.memory import allocator
 from ..static.program import FAILED
 from .builder import size_variable
 from .executor import BUSY, COLUMNS, OK, Call, Operand
@@ -51,8 +51,8 @@ class Plan:
         self.waves = self._waves()
         self.offsets, self.arena_bytes, self.live_bytes = self._place()
         self.operands = image.operands()
-        self._outputs = [(self.shapes[k] or (), self.dtypes[k]) for k in self.operands
-                         if image.slots[k].kind == "output"]
+        self._outputs = [(allocator(shape := self.shapes[k] or (), self.dtypes[k]), shape, self.dtypes[k])
+                         for k in self.operands if image.slots[k].kind == "output"]
         self.instances: list[Instance] = []
 
     def _count(self, slot: int) -> int:
@@ -176,7 +176,7 @@ class Plan:
         outputs, code
             Arrays of the caller's own, and what `executor.Call` returns.
         """
-        outputs = [empty(shape, dtype) for shape, dtype in self._outputs]
+        outputs = [empty(shape, dtype) for empty, shape, dtype in self._outputs]
         for instance in self.instances:
             code = instance.call(config.num_threads, *arrays, *outputs)
             if code != BUSY:

@@ -69,7 +69,7 @@ class Codegen:
             with self._lock:
                 compiled = self._ops.get(key) or self._ops.setdefault(
                     key, self._single(op, arrays, attrs, batched))
-        outputs, _ = compiled.run(arrays, (), {"batch": arrays[batched[0]].shape[0]} if batched else {})
+        outputs, _ = compiled.run(arrays, (arrays[batched[0]].shape[0],) if compiled.image.size_names else ())
         return tuple(outputs) if op.outputs != 1 else outputs[0]
 
     def _element_wise(self, op: Op, arrays: tuple[Array, ...]) -> Array:
@@ -86,11 +86,11 @@ class Codegen:
             with self._lock:
                 compiled = self._ops.get(key) or self._ops.setdefault(
                     key, self._single(op, flat, {}, tuple(range(len(arrays)))))
-        outputs, _ = compiled.run(flat, (), {"batch": first.size})
+        outputs, _ = compiled.run(flat, (first.size,))
         return outputs[0].reshape(shape)
 
-    def trace(self, name: str, body: Callable[..., Any], avals: Sequence[Aval],
-              written: Sequence[int] = ()) -> Callable[[Sequence[Array]], list[Array] | None]:
+    def trace(self, name: str, body: Callable[..., Any], avals: Sequence[Aval], sizes: Sequence[str] = (),
+              written: Sequence[int] = ()) -> Callable[..., list[Array] | None]:
         """``body``, a function of tensors, compiled for arguments of these shapes and dtypes.
 
         Parameters
@@ -100,14 +100,16 @@ class Codegen:
         body : callable
             Takes symbols, returns a sequence of them.
         avals : sequence of Aval
-            Sizes may be named "batch".
+        sizes : sequence of str
+            The names of all sizes that have one.
         written : sequence of int
             The arguments that the first results are written into, instead of being returned.
 
         Returns
         -------
         callable
-            From arrays to new arrays; None where a run-time check does not hold, and nothing was written.
+            Of a sequence of arrays, and a tuple of the named sizes' values: new arrays, or None where a run-time
+            check does not hold, and nothing was written.
         """
         graph = Graph()
         nodes = [_argument(graph, k, aval, k in written) for k, aval in enumerate(avals)]
@@ -119,7 +121,7 @@ class Codegen:
         if program.size_checks:
             raise ShapeError(f"{name}: whether the sizes fit is known only at run time")
         program = replace(program, outputs=program.outputs[len(fetches):])
-        return _runner(self._eager(program, name), nodes)
+        return _runner(self._eager(program, name), nodes, sizes)
 
     def _single(self, op: Op, arrays: tuple[Array, ...], attrs: dict[str, Any],
                 batched: tuple[int, ...]) -> CompiledProgram:
@@ -184,18 +186,21 @@ def _assigned(graph: Graph, node: Node, value: Value) -> Value:
     return Value(graph.add(assign_op, (value,), {"state": state}, (state.aval,), "<eager>", "assign"), 0)
 
 
-def _runner(compiled: CompiledProgram,
-            nodes: list[Node]) -> Callable[[Sequence[Array]], list[Array] | None]:
+def _runner(compiled: CompiledProgram, nodes: list[Node],
+            names: Sequence[str]) -> Callable[..., list[Array] | None]:
     program = compiled.recorded
     where = {id(n): k for k, n in enumerate(nodes)}
     order = [where[id(n)] for n in program.arguments]
     at = {id(n.attrs["state"]): k for k, n in enumerate(nodes) if "state" in n.attrs}
     targets = [at[id(u.state)] for u in program.updates]
-    batch = next((k for k, n in enumerate(nodes) if n.avals[0].shape[:1] == (dim("batch"),)), 0)
-    named = "batch" in compiled.image.size_names
+    operands = [*order, *targets]
+    as_given = operands == [*range(len(nodes))]
+    read = [names.index(name) for name in compiled.image.size_names]
+    all_read = read == [*range(len(names))]
 
-    def run(arrays: Sequence[Array]) -> list[Array] | None:
-        outputs, failed = compiled.run([arrays[k] for k in order], [arrays[k] for k in targets],
-                                       {"batch": arrays[batch].shape[0]} if named else {})
+    def run(arrays: Sequence[Array], sizes: tuple[int, ...] = ()) -> list[Array] | None:
+        taken = arrays if as_given else [arrays[k] for k in operands]
+        values = sizes if all_read else tuple([sizes[k] for k in read])
+        outputs, failed = compiled.run(taken, values, len(targets))
         return None if failed is not None else outputs
     return run

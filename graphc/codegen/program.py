@@ -163,13 +163,31 @@ class CompiledProgram:
         while len(self._plans) > MAX_PLANS or (idle > MAX_IDLE_BYTES and len(self._plans) > 1):
             idle -= self._plans.pop(next(iter(self._plans))).arena_bytes
 
-    def run(self, arguments: Sequence[Array], targets: Sequence[Array],
-            env: Mapping[str, int]) -> tuple[list[Array], int | None]:
-        """Run once; see `graphc.static.interpret.Interpreted.run`."""
-        plan = self.plan(env)
-        outputs, code = plan.run([*arguments, *targets])
+    def run(self, arrays: Sequence[Array], sizes: tuple[int, ...] = (),
+            written: int = 0) -> tuple[list[Array], int | None]:
+        """Run once.
+
+        Parameters
+        ----------
+        arrays
+            Arguments; after them, targets.
+        sizes
+            The values of `Image.size_names`.
+        written : int
+            How many of the arrays are targets.
+
+        Returns
+        -------
+        outputs, failed
+            Arrays of the caller's own, and the position of the check that does not hold.
+        """
+        plan = self._plans.get(sizes)
+        if plan is None:
+            plan = self.plan(dict(zip(self.image.size_names, sizes)))
+        outputs, code = plan.run(arrays)
         if 0 <= code < FAILED:
-            outputs, code = plan.run([*map(standard, arguments), *targets])
+            n = len(arrays) - written
+            outputs, code = plan.run([*map(standard, arrays[:n]), *arrays[n:]])
             if 0 <= code < FAILED:
                 raise InternalError(f"argument {code} of a program does not fit its plan")
         return outputs, None if code < 0 else code - FAILED

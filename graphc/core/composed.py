@@ -6,13 +6,47 @@ the batch axis, other arguments), compiled by the Executor, and run as one progr
 values mostly stay out of memory. So is its gradient, which computes anew from the inputs what it needs:
 they are all that is kept. Under `record_sources` all go op by op, for each op's line.
 
+Sizes are numbers in a program, with which loops over short rows are several times faster; only that of the
+batch axis has a name. But of calls that differ in sizes alone the first `OWN` kinds have programs of their
+own, and all others share one in which every size has a name: lengths that grow compile no more.
+
 A gradient that is recorded itself (``create_graph=True``) goes op by op, from the same saved inputs: rules
 in public ops are what derivatives of any order come from.
+
+As in `graphc.core.fast`, each function is written for its parameters. That of ``mse_loss`` reads::
+
+    def call(x, target, reduction=default_reduction):
+        if record.recording_scopes or record.source_scopes:
+            return in_general((x, target, reduction,))
+        try:
+            a = x._data
+            b = target._data
+            if a.size < least:
+                return body(x, target, reduction)
+            kind, sizes = quick[
+                a.shape, a.dtype,
+                b.shape, b.dtype,
+                reduction.__class__, reduction or reduction is None or str(reduction),
+            ]
+        except UNKNOWN:
+            return in_general((x, target, reduction,))
+        found = kind.program((a, b,), sizes)
+        if found is None:
+            return body(x, target, reduction)
+        out = new(Tensor)
+        out._data = found[0]
+        out._node = out._storage = out._rare = None
+        out.requires_grad = False
+        if (x.requires_grad or target.requires_grad) and (not record.no_grad_scopes or record.modes.grad):
+            kind.tape(out, (x, target,), sizes)
+        return out
 """
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -25,101 +59,218 @@ from .dims import dim
 from .errors import ArgumentError, AutogradError, DTypeError, ShapeError
 from .node import Context, TapeNode
 from .op import AllInputs, Op, anonymous
-from .tensor import Tensor, from_numpy, wrap
+from .storage import Storage
+from .tensor import Tensor, _new, from_numpy, wrap
 from .threads import fork_safe_lock
 
 F = TypeVar("F", bound=Callable[..., Tensor])
 Array = np.ndarray[Any, Any]
 
-LEAST = 1 << 16                     # elements of the first argument from which a program is worth its call
+LEAST = 256                         # elements of the first argument from which calls are compiled
+OWN = 8                             # kinds of calls, alike but for sizes, that get programs of their own
+MAX_QUICK = 256                     # calls that are known by their shapes alone
+BATCH = "batch"
 
+_UNKNOWN = (AttributeError, KeyError, TypeError)
 _lock = fork_safe_lock()
 
 
-def composed(*rows: str, least: int = LEAST) -> Callable[[F], F]:
+def composed(*rows: str, others: tuple[str, ...] = (), least: int = LEAST) -> Callable[[F], F]:
     """Compile the eager calls of a function of tensors, from ``least`` elements of its first argument on.
 
     Parameters
     ----------
     rows : str
-        The parameters whose first axis is the batch, the first argument's name among them: one program serves
-        all its sizes.
+        The parameters that are tensors whose first axis is the batch, the function's first among them: one
+        program serves all its sizes.
+    others : tuple of str
+        The parameters that are other tensors, or None.
     least : int
 
     Notes
     -----
-    The function takes tensors, arrays and hashable values, returns one tensor, draws no random numbers and
-    writes nothing in place.
+    Arguments of the other parameters are hashable values. The function returns one tensor, draws no random
+    numbers and writes nothing in place.
     """
     def decorate(body: F) -> F:
-        kinds: dict[Any, _Kind | None] = {}
-
-        @functools.wraps(body)
-        def function(*args: Any, **kwargs: Any) -> Tensor:
-            data = getattr(args[0], "_data", None) if args else None
-            if data is None or data.size < least or record.current_recorder() is not None or (
-                    record.source_scopes and record.modes.sources):
-                return body(*args, **kwargs)
-            out = _call(body, rows, kinds, args, kwargs)
-            return body(*args, **kwargs) if out is None else out
-        return function  # type: ignore[return-value]
+        composition = _Composition(body, rows, others, least)
+        parameters = tuple(inspect.signature(body).parameters.values())
+        defaults = {f"default_{p.name}": p.default for p in parameters if p.default is not p.empty}
+        space = {"record": record, "new": _new, "Tensor": Tensor, "UNKNOWN": _UNKNOWN, "body": body,
+                 "least": least, "quick": composition.quick, "in_general": composition.in_general,
+                 "__name__": __name__, **defaults}
+        exec(compile(_source(parameters, rows, others), f"{__file__}<call>", "exec"), space)
+        return functools.wraps(body)(space["call"])  # type: ignore[return-value]
     return decorate
 
 
-def _call(body: Callable[..., Tensor], rows: tuple[str, ...], kinds: dict[Any, Any], args: tuple[Any, ...],
-          kwargs: dict[str, Any]) -> Tensor | None:
-    """The call as a compiled program; None: it is to run op by op."""
-    named = {**dict(zip(body.__code__.co_varnames, args)), **kwargs}
-    tensors: list[Tensor] = []
-    pattern: list[Any] = []
-    batch = args[0]._data.shape[:1]
-    for name, x in named.items():
-        if type(x) is np.ndarray:
-            x = named[name] = from_numpy(x)
-        if not isinstance(x, Tensor):
-            pattern.append((name, type(x), x.hex() if type(x) is float else x))
-            continue
-        data = x._data
-        if data is None or (name in rows and data.shape[:1] != batch):
-            return None
-        tensors.append(x)
-        pattern.append((name, data.dtype, data.shape[1:] if name in rows else data.shape, data.ndim))
-    key = tuple(pattern)
-    try:
-        kind = kinds.get(key, False)
-    except TypeError:                                            # an argument that is no key
-        return None
-    if kind is False:
-        kind = _new_kind(body, rows, kinds, key, named, tensors)
-    return None if kind is None else kind.run(tensors)
+def _source(parameters: Sequence[inspect.Parameter], rows: Sequence[str], others: Sequence[str]) -> str:
+    names = [p.name for p in parameters]
+    head = [p.name if p.default is p.empty else f"{p.name}=default_{p.name}" for p in parameters]
+    passed = [f"{p.name}={p.name}" if p.kind is p.KEYWORD_ONLY else p.name for p in parameters]
+    if passed != names:
+        head.insert(next(k for k, p in enumerate(parameters) if p.kind is p.KEYWORD_ONLY), "*")
+    tensors = [n for n in names if n in rows or n in others]
+    arrays = dict(zip(tensors, "abcdefgh"))
+
+    def present(items: Iterable[str]) -> str:
+        every = f"({', '.join(items)},)"
+        return every if not others else f"[t for t in {every} if t is not None]"
+
+    key = [f"{arrays[n]}.shape, {arrays[n]}.dtype" if n in rows else
+           f"{arrays[n]} is not None and ({arrays[n]}.shape, {arrays[n]}.dtype)" for n in tensors]
+    # 1, 1.0 and True are equal, and so are 0.0 and -0.0
+    key += [f"{n}.__class__, {n} or {n} is None or str({n})" for n in names if n not in arrays]
+    wants = [f"{n}.requires_grad" if n in rows else f"({n} is not None and {n}.requires_grad)" for n in tensors]
+    lines = [f"def call({', '.join(head)}):",
+             "    if record.recording_scopes or record.source_scopes:",
+             f"        return in_general(({', '.join(names)},))",
+             "    try:",
+             *(f"        {a} = {n}._data" if n in rows else
+               f"        {a} = None if {n} is None else {n}._data" for n, a in arrays.items()),
+             "        if a.size < least:",
+             f"            return body({', '.join(passed)})",
+             "        kind, sizes = quick[",
+             *(f"            {k}," for k in key),
+             "        ]",
+             "    except UNKNOWN:",
+             f"        return in_general(({', '.join(names)},))",
+             f"    found = kind.program({present(arrays.values())}, sizes)",
+             "    if found is None:",
+             f"        return body({', '.join(passed)})",
+             "    out = new(Tensor)",
+             "    out._data = found[0]",
+             "    out._node = out._storage = out._rare = None",
+             "    out.requires_grad = False",
+             f"    if ({' or '.join(wants)}) and (not record.no_grad_scopes or record.modes.grad):",
+             f"        kind.tape(out, {present(tensors)}, sizes)",
+             "    return out"]
+    return "\n".join(lines) + "\n"
 
 
-def _new_kind(body: Callable[..., Tensor], rows: tuple[str, ...], kinds: dict[Any, Any], key: Any,
-              named: dict[str, Any], tensors: list[Tensor]) -> _Kind | None:
-    if record.compiler() is None:
-        return None                                              # there may be one later
-    with _lock:
-        if key not in kinds:
-            made = None
-            places = [name for name, x in named.items() if isinstance(x, Tensor)]
-            rest = {name: x for name, x in named.items() if name not in places}
-            avals = []
-            for name, x in zip(places, tensors):
-                shape = (dim("batch"), *x.shape[1:]) if name in rows and x.ndim else x.shape
-                avals.append(Aval(shape, x.dtype))
-            with suppress(ShapeError, DTypeError, ArgumentError, AutogradError):
-                made = _Kind(body, places, rest, avals)          # op by op, which says what is wrong
-            kinds[key] = made                                    # not before: others would go op by op
-        found: _Kind | None = kinds[key]
+class _Composition:
+    """A decorated function, and its programs by kind of call.
+
+    Attributes
+    ----------
+    quick
+        What is known of calls by what the written function looks at: their kind, and the values of the sizes
+        that have names in its program.
+    """
+
+    def __init__(self, body: Callable[..., Tensor], rows: tuple[str, ...], others: tuple[str, ...],
+                 least: int) -> None:
+        self.body, self.rows, self.least = body, rows, least
+        self.names = tuple(inspect.signature(body).parameters)
+        self.places = tuple(n for n in self.names if n in rows or n in others)
+        self.kinds: dict[Any, _Kind | None] = {}
+        self.alike: Counter[Any] = Counter()             # the programs there are but for sizes
+        self.quick: dict[Any, tuple[_Kind, tuple[int, ...]]] = {}
+
+    def in_general(self, values: tuple[Any, ...]) -> Tensor:
+        """The call, whatever it is."""
+        named = dict(zip(self.names, values))
+        if record.current_recorder() is None and not (record.source_scopes and record.modes.sources):
+            tensors = self._tensors(named)
+            out = self._compiled(named, tensors) if tensors else None
+            if out is not None:
+                return out
+        return self.body(**named)
+
+    def _tensors(self, named: dict[str, Any]) -> dict[str, Tensor]:
+        """The tensors among the arguments; none if the call is to run op by op."""
+        first = getattr(named[self.places[0]], "_data", None)
+        if first is None or first.size < self.least:
+            return {}
+        found = {}
+        for name in self.places:
+            x = named[name]
+            if type(x) is np.ndarray:
+                x = from_numpy(x)
+            data = getattr(x, "_data", None)
+            if data is None and (x is not None or name in self.rows):
+                return {}
+            if name in self.rows and data.shape[:1] != first.shape[:1]:
+                return {}
+            if x is not None:
+                found[name] = x
         return found
+
+    def _compiled(self, named: dict[str, Any], tensors: dict[str, Tensor]) -> Tensor | None:
+        rest = {name: x for name, x in named.items() if name not in tensors}
+        constants = tuple((x.__class__, x.hex() if type(x) is float else x) for x in rest.values())
+        try:
+            hash(constants)
+        except TypeError:
+            return None
+        found = self._kind(rest, constants, tensors)
+        if found is None:
+            return None
+        kind, sizes = found
+        operands = tuple(tensors.values())
+        results = kind.program([t._data for t in operands], sizes)
+        if results is None:
+            return None
+        if len(self.quick) >= MAX_QUICK:
+            self.quick.clear()
+        self.quick[self._key(named, tensors)] = found
+        out = wrap(results[0])
+        if any([t.requires_grad for t in operands]) and record.grad_enabled():  # noqa: C419
+            kind.tape(out, operands, sizes)
+        return out
+
+    def _key(self, named: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[Any, ...]:
+        """As the written function makes it, see `_source`."""
+        key: list[Any] = []
+        for name in self.places:
+            t = tensors.get(name)
+            known = t is not None and (t._data.shape, t._data.dtype)
+            key += known if name in self.rows else (known,)      # type: ignore[arg-type]
+        for name in self.names:
+            if name not in self.places:
+                x = named[name]
+                key += (x.__class__, x or x is None or str(x))
+        return tuple(key)
+
+    def _kind(self, rest: dict[str, Any], constants: tuple[Any, ...],
+              tensors: dict[str, Tensor]) -> tuple[_Kind, tuple[int, ...]] | None:
+        """The kind of a call, and the values of its named sizes; None: op by op."""
+        if record.compiler() is None:
+            return None                                          # there may be one later
+        shapes = [(BATCH, *t.shape[1:]) if n in self.rows else t.shape for n, t in tensors.items()]
+        batch = next(iter(tensors.values())).shape[0]
+        names: dict[int, str] = {}
+        named = [tuple(s if s in (BATCH, 0, 1) else names.setdefault(s, f"n{len(names)}") for s in shape)
+                 for shape in shapes]
+        alike = (constants, *((n, t.dtype) for n, t in tensors.items()), *named)
+        own, shared = (alike, *shapes), (alike,)
+        with _lock:
+            if own not in self.kinds and self.alike[alike] < OWN:
+                self.alike[alike] += 1
+                self.kinds[own] = self._traced(rest, tensors, shapes, [BATCH])
+            if own in self.kinds:
+                kind = self.kinds[own]
+                return kind and (kind, (batch,))
+            if shared not in self.kinds:
+                self.kinds[shared] = self._traced(rest, tensors, named, [BATCH, *names.values()])
+            kind = self.kinds[shared]
+            return kind and (kind, (batch, *names))
+
+    def _traced(self, rest: dict[str, Any], tensors: dict[str, Tensor], shapes: Sequence[tuple[Any, ...]],
+                sizes: Sequence[str]) -> _Kind | None:
+        avals = [Aval(tuple(dim(s) if type(s) is str else s for s in shape), t.dtype)
+                 for shape, t in zip(shapes, tensors.values())]
+        with suppress(ShapeError, DTypeError, ArgumentError, AutogradError):
+            return _Kind(self.body, tuple(tensors), rest, avals, sizes)
+        return None                                              # op by op, which says what is wrong
 
 
 class _Kind:
     """One kind of call of a composition: its program, and its gradient's for each set of wanted inputs."""
 
-    def __init__(self, body: Callable[..., Tensor], places: list[str], rest: dict[str, Any],
-                 avals: list[Aval]) -> None:
-        self.body, self.places, self.rest, self.avals = body, places, rest, avals
+    def __init__(self, body: Callable[..., Tensor], places: Sequence[str], rest: dict[str, Any],
+                 avals: list[Aval], sizes: Sequence[str]) -> None:
+        self.body, self.places, self.rest, self.avals, self.sizes = body, places, rest, avals, sizes
         self.name = body.__name__
         result: list[Aval] = []
 
@@ -129,7 +280,7 @@ class _Kind:
             return [out]
         compiler = record.compiler()
         assert compiler is not None
-        self.program = compiler.trace(self.name, forward, avals)
+        self.program = compiler.trace(self.name, forward, avals, sizes)
         self.result = result[0]
         self.op = anonymous(self.name, AllInputs(self.rule))
         self.pullbacks: dict[tuple[bool, ...], Any] = {}
@@ -138,25 +289,26 @@ class _Kind:
         """The function op by op (or recorded)."""
         return self.body(**dict(zip(self.places, xs)), **self.rest)
 
-    def run(self, tensors: list[Tensor]) -> Tensor | None:
-        arrays = [t._data for t in tensors]
-        results = self.program(arrays)
-        if results is None:
-            return None
-        out = wrap(results[0])
-        if any([t.requires_grad for t in tensors]) and record.grad_enabled() and (  # noqa: C419
-                out._data.dtype.kind == "f"):
-            edges = tuple((t._node or t) if t.requires_grad else None for t in tensors)
-            storages = [t.storage() for t in tensors]
-            saved = (*((a, s, s.version) for a, s in zip(arrays, storages)), None)
-            out._node = TapeNode(self.op, edges, {}, tuple(a.shape for a in arrays), saved)
-            out.requires_grad = True
-        return out
+    def tape(self, out: Tensor, tensors: Sequence[Tensor], sizes: tuple[int, ...]) -> None:
+        """Put the call on the tape."""
+        if out._data.dtype.kind != "f":
+            return
+        saved = []
+        for t in tensors:
+            s = t._storage
+            if s.__class__ is not Storage:
+                s = t.storage()
+            saved.append((t._data, s, s.version))
+        edges = tuple([(t._node or t) if t.requires_grad else None for t in tensors])
+        out._node = TapeNode(self.op, edges, {"sizes": sizes}, tuple([t._data.shape for t in tensors]),
+                             (*saved, None))
+        out.requires_grad = True
 
     def rule(self, g: Tensor, c: Context, wanted: tuple[bool, ...]) -> list[Tensor | None]:
         """The gradients of the wanted inputs."""
         if not record.grad_enabled():
-            found = self._pullback(wanted)([*(x._data for x in c.inputs), g._data])
+            pullback = self.pullbacks.get(wanted) or self._pullback(wanted)
+            found = pullback([*[x._data for x in c.inputs], g._data], c.attrs["sizes"])
             if found is not None:
                 grads = iter(found)
                 return [wrap(next(grads)) if w else None for w in wanted]
@@ -181,9 +333,9 @@ class _Kind:
         try:
             assert compiler is not None
             with record.enable_grad():
-                return compiler.trace(f"{self.name}_gradient", backward, [*self.avals, self.result])
+                return compiler.trace(f"{self.name}_gradient", backward, [*self.avals, self.result], self.sizes)
         except AutogradError:
-            return lambda arrays: None
+            return lambda arrays, sizes: None
 
     def _op_by_op(self, g: Tensor, inputs: Sequence[Tensor], wanted: tuple[bool, ...]) -> list[Tensor | None]:
         """The same by rules in public ops, recorded where that is wanted."""

@@ -17,6 +17,7 @@ import math
 import os
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,11 @@ class _Block(np.ndarray[Any, Any]):
     def __del__(self, pool: _Pool = _pool) -> None:
         if isinstance(self.base, type(self)):
             pool.give_back(self.base)
+
+
+def allocator(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Callable[..., npt.NDArray[Any]]:
+    """`empty`, or what it comes to for arrays of this shape and dtype."""
+    return np.empty if math.prod(shape) * dtype.itemsize < _WORTH_ALIGNING else empty
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:

@@ -57,8 +57,8 @@ class Executor(Protocol):
 
     def call_op(self, op: Op, arrays: tuple[Any, ...], attrs: dict[str, Any]) -> Any: ...
 
-    def trace(self, name: str, body: Callable[..., Any], avals: Sequence[Any],
-              written: Sequence[int] = ()) -> Callable[[Sequence[Any]], list[Any] | None]: ...
+    def trace(self, name: str, body: Callable[..., Any], avals: Sequence[Any], sizes: Sequence[str] = (),
+              written: Sequence[int] = ()) -> Callable[..., list[Any] | None]: ...
 
 
 class _Modes(threading.local):

@@ -5,6 +5,7 @@ version; the tape and compiled programs compare versions to notice that a value 
 """
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 from typing import Any
@@ -22,8 +23,17 @@ def standard(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
     The same memory where that is possible. Its dtype is NumPy's own object: `longlong` is another int64.
     """
-    plain = np.asarray(array).view(np.dtype(array.dtype.name))
-    return plain if plain.flags.c_contiguous and plain.flags.aligned else plain.copy("C")
+    plain = np.asarray(array)
+    dtype = _own_dtype(plain.dtype)
+    if plain.dtype is not dtype:
+        plain = plain.view(dtype)
+    flags = plain.flags
+    return plain if flags.c_contiguous and flags.aligned else plain.copy("C")
+
+
+@functools.cache
+def _own_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return np.dtype(dtype.name)
 
 
 def owner(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

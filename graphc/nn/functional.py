@@ -94,7 +94,7 @@ def _per_channel(t: Tensor, ndim: int) -> Any:
     return reshape(t, (1, -1, *(1,) * (ndim - 2)))
 
 
-@composed("x")
+@composed("x", others=("mean", "var", "weight", "bias"))
 def _batch_norm_evaluation(x: Any, mean: Any, var: Any, weight: Any, bias: Any, eps: float) -> Tensor:
     # (x - mean) / sqrt(var + eps) * weight + bias = x * scale + offset, both per channel
     scale: Any = rsqrt(var + eps)
@@ -159,7 +159,7 @@ def _channel_variances(x: Any) -> Tensor:
     return out
 
 
-@composed("x")
+@composed("x", others=("weight", "bias"))
 def _normalised(x: Any, weight: Any, bias: Any, eps: float) -> Tensor:
     centre, variance = _moments(x)
     return _scaled(x - centre, variance, weight, bias, eps)

@@ -84,7 +84,6 @@ def softplus(x: Any) -> Tensor:
     return maximum(x, 0.0) + log1p(exp(-abs(x)))
 
 
-@composed("x")
 def layer_norm(x: Tensor, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None,
                eps: float = 1e-5) -> Tensor:
     """Each row (the last axes, of ``normalized_shape``) brought to mean 0 and variance 1.
@@ -95,7 +94,12 @@ def layer_norm(x: Tensor, normalized_shape: Any, weight: Tensor | None = None, b
     if x.shape[x.ndim - len(shape):] != shape:
         raise record.located(ShapeError(
             f"layer_norm: input {format_shape(x.shape)} does not end in {format_shape(shape)}"))
-    axes = tuple(range(x.ndim - len(shape), x.ndim))
+    return _layer_norm(x, len(shape), weight, bias, eps)
+
+
+@composed("x", others=("weight", "bias"))
+def _layer_norm(x: Tensor, n_axes: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    axes = tuple(range(x.ndim - n_axes, x.ndim))
     centred = x - mean(x, axes, True)
     out = centred * rsqrt(mean(centred * centred, axes, True) + eps)
     out = out if weight is None else out * weight

@@ -330,7 +330,8 @@ class Optimizer:
         avals = [Aval(a.shape, a.dtype) for a in (*arrays, *grads, group.rate._data)]
         try:
             with record.no_grad():
-                return compiler.trace(f"{type(self).__name__}_step", rule, avals, range(len(arrays)))
+                return compiler.trace(f"{type(self).__name__}_step", rule, avals,
+                                      written=range(len(arrays)))
         except (ShapeError, DTypeError, ArgumentError):          # said where the parameters are gone through
             return None
 

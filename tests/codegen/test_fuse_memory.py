@@ -133,7 +133,7 @@ def test_kernels_have_a_bound(make: Callable[[Any, int], Any]) -> None:
     assert len(c.fusion.groups) >= 4 and max(len(g.nodes) for g in c.fusion.groups) <= fusing.MAX_GROUP
     assert any("more than" in reason for _, reason in c.fusion.reasons)
     a = np.linspace(-0.5, 0.5, 5, dtype=np.float32)
-    got, _ = c.run([a], (), {})
+    got, _ = c.run([a])
     np.testing.assert_allclose(got[0], make(gc.tensor(a), 200).numpy(), rtol=2e-4)
 
 
@@ -141,7 +141,7 @@ def test_an_op_of_many_inputs_has_a_bound_too() -> None:
     p = program(lambda a: gc.concatenate([gc.exp(a * float(k)) for k in range(60)]), (2,))
     c = CompiledProgram(p, "python")
     assert max(len(g.nodes) for g in c.fusion.groups) <= fusing.MAX_GROUP + 60
-    got, _ = c.run([np.zeros(2, np.float32)], (), {})
+    got, _ = c.run([np.zeros(2, np.float32)])
     assert got[0].tolist() == [1] * 120
 
 
@@ -351,7 +351,7 @@ def test_pools_and_convolutions_over_names_have_one_kernel_each() -> None:
     c = CompiledProgram(p, "python")
     assert len(c.steps) == len(c.kernels)
     for n in (0, 1, 3):
-        got, _ = c.run([np.ones((n, 1, 6, 6), np.float32)], (), {"n": n})
+        got, _ = c.run([np.ones((n, 1, 6, 6), np.float32)], (n,))
         assert got[0].shape == (n, 2, 3, 3)
 
 
@@ -360,6 +360,6 @@ def test_plans_of_many_sizes_do_not_pile_up() -> None:
 
     c = CompiledProgram(program(lambda a: gc.softmax(a, 1), ("n", 3)), "python")
     for n in range(MAX_PLANS + 10):
-        got, _ = c.run([np.ones((n, 3), np.float32)], (), {"n": n})
+        got, _ = c.run([np.ones((n, 3), np.float32)], (n,))
         assert got[0].shape == (n, 3)
     assert len(c._plans) == MAX_PLANS

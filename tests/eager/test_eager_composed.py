@@ -1,6 +1,9 @@
 """Compositions on large eager arrays: one compiled program each, with the results of op by op."""
 from __future__ import annotations
 
+import inspect
+import re
+import textwrap
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +13,8 @@ import pytest
 
 import graphc as gc
 from graphc.core import record
-from graphc.core.composed import LEAST, composed
+from graphc.core import composed as module
+from graphc.core.composed import LEAST, OWN, composed
 from graphc.ops import compose
 
 RNG = np.random.default_rng(11)
@@ -29,7 +33,7 @@ P = np.abs(Y) / np.abs(Y).sum(1, keepdims=True)
 CALLS: dict[str, tuple[Any, ...]] = {
     "softmax": (X,), "log_softmax": (X, 0), "logsumexp": (X,), "gelu": (X,), "silu": (X,),
     "leaky_relu": (X, 0.2), "elu": (X,), "softplus": (X,),
-    "layer_norm": (X, (COLUMNS,), W, B), "nll_loss": (X, T),
+    "_layer_norm": (X, 1, W, B, 1e-5), "nll_loss": (X, T),
     "cross_entropy": (X, T, "sum"), "mse_loss": (X, Y), "l1_loss": (X, Y),
     "binary_cross_entropy_with_logits": (X, P, "mean")}
 
@@ -44,9 +48,9 @@ class Spy:
         self.traced.append(name)
         program = self.inner.trace(name, *args)
 
-        def run(arrays: Any) -> Any:
+        def run(*args: Any) -> Any:
             self.runs.append(name)
-            return program(arrays)
+            return program(*args)
         return run
 
     def __getattr__(self, name: str) -> Any:
@@ -91,6 +95,13 @@ def test_one_program_gives_what_op_by_op_gives(name: str, order: str, dtype: str
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * max(1.0, float(np.abs(b).max())))
 
 
+def test_the_documented_function_is_the_one_that_is_made() -> None:
+    shown = re.search(r"That of ``mse_loss`` reads::\n\n(.*?)\n$", module.__doc__ or "", re.S)
+    assert shown is not None
+    parameters = tuple(inspect.signature(compose.mse_loss).parameters.values())
+    assert textwrap.dedent(shown[1]).strip() == module._source(parameters, ("x", "target"), ()).strip()
+
+
 def test_every_composition_is_here() -> None:
     found = {name for name in vars(compose) if hasattr(getattr(compose, name), "__wrapped__")
              and getattr(compose, name).__module__ == compose.__name__}
@@ -114,7 +125,7 @@ def test_batch_norm_and_its_running_moments(training: bool, monkeypatch: pytest.
 
 def fresh() -> Any:
     """A composition with no programs yet."""
-    @composed("x")
+    @composed("x", others=("w",))
     def squashed(x: gc.Tensor, w: Any = None, scale: float = 2.0) -> gc.Tensor:
         y = gc.tanh(x * scale)
         return y * y if w is None else y * w
@@ -132,6 +143,30 @@ def test_small_arrays_are_not_compiled_and_large_ones_once_for_all_batches(spy: 
     f(gc.ones(64, 1024), scale=3.0)
     f(gc.ones(64, 1024, dtype="float64"))
     assert spy.traced == ["squashed", "squashed_gradient", "squashed", "squashed"]
+
+
+def test_of_many_shapes_all_but_the_first_share_a_program(spy: Spy) -> None:
+    f, w = fresh(), gc.from_numpy(W)
+    for n in (*range(100, 100 + 2 * OWN), 105, 140, 1):
+        x, y = gc.from_numpy(np.resize(X, (LEAST, n))).requires_grad_(), gc.from_numpy(np.resize(X, (LEAST, n)))
+        f(x, w[:n]).sum().backward()
+        y.requires_grad_()
+        f.__wrapped__(y, w[:n]).sum().backward()
+        np.testing.assert_allclose(x.grad.numpy(), y.grad.numpy(), rtol=1e-12, atol=1e-14)
+    assert spy.traced == ["squashed", "squashed_gradient"] * (OWN + 2)          # 1 broadcasts: another kind
+    assert spy.runs == ["squashed", "squashed_gradient"] * (2 * OWN + 3)
+
+
+@pytest.mark.parametrize("one, other", [(0.0, -0.0), (1, 1.0), (1, True), (0, False), (0, None)])
+def test_constants_that_are_equal_are_not_the_same(one: Any, other: Any, spy: Spy) -> None:
+    @composed("x")
+    def scaled(x: gc.Tensor, by: Any) -> gc.Tensor:
+        return x * (5 if by is None else by)
+    x = gc.ones(LEAST, dtype="int64" if one is not other and not isinstance(other, float) else "float64") * -1
+    for by in (one, other, one, other):
+        got, want = scaled(x, by), scaled.__wrapped__(x, by)
+        assert got.dtype == want.dtype and got.numpy().tobytes() == want.numpy().tobytes()
+    assert spy.traced == ["scaled"] * 2 and spy.runs == ["scaled"] * 4
 
 
 def test_only_wanted_gradients_are_computed(spy: Spy) -> None:
@@ -200,9 +235,11 @@ def test_errors_name_the_users_line(call: Any, error: type[Exception]) -> None:
 
 
 def test_unhashable_arguments_and_broadcasts_go_op_by_op(spy: Spy) -> None:
+    @composed("x")
+    def total(x: gc.Tensor, axes: Any) -> gc.Tensor:
+        return gc.exp(x).sum(tuple(axes))
     x = gc.from_numpy(X)
-    assert compose.layer_norm(x, [COLUMNS]).shape == x.shape     # type: ignore[arg-type]
-    assert compose.l1_loss(x, gc.from_numpy(Y[:1])).shape == ()
+    assert total(x, [0, 1]).shape == compose.l1_loss(x, gc.from_numpy(Y[:1])).shape == ()
     assert not spy.traced
 
 
