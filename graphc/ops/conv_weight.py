@@ -151,7 +151,9 @@ class _WeightGradient:
 
     def prefers_tiles(self) -> bool:
         taps = self.kernel[0] * self.kernel[1]
-        return self.tiled is not None and self.tiled.cost() < taps * self.turned_cost() and self.prefers_turned()
+        if self.tiled is None or not self.prefers_turned():
+            return False
+        return self.tiled.cost() < taps * self.turned_cost()
 
     def write_partial(self) -> None:
         k, n = self.k, self.g.shape[0]
@@ -234,7 +236,7 @@ class _WeightGradient:
                 tap = k.let(k.index_mul(block, taps))
                 count = k.let(k.minimum(k.index(taps), k.index_sub(k.index(self.depth), tap)))
                 to = k.let(k.index_mul(group, self.og * self.depth))
-                at, size = k.let(k.index_add(to, k.index_mul(tap, self.og))), k.let(k.index_mul(count, self.og))
+                at, size = k.let(k.index_add(to, k.index_mul(tap, self.og))), k.index_mul(count, self.og)
                 fill(k, total, k.index(0), size)
                 with k.loop(k.index(0), chunks) as c:
                     source = k.let(k.index_add(k.index_mul(c, each), at))

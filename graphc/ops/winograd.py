@@ -4,9 +4,9 @@ Four results of 3x3 taps come from 16 multiplications instead of 36::
 
     Y = A' [(G g G') * (B' d B)] A
 
-of a tile d of 4x4 of the source, 2 further on for each tile, and a kernel g. Summed over channels, the products
-are 16 matrix products over tiles. The transforms are additions alone (and halves of the kernel), so that errors
-are about those of the plain sum; larger tiles would save more, and lose digits.
+of a tile d of 4x4 of the source, 2 further on for each tile, and a kernel g. Summed over channels, the
+products are 16 matrix products over tiles. The transforms are additions alone (and halves of the kernel), so
+that errors are about those of the plain sum; larger tiles would save more, and lose digits.
 """
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class Winograd:
         most, fewest = TILES_BYTES // element, 2 * k.vector_lanes(source.dtype)
         divisors = [n for n in range(1, self.high + 1) if self.high % n == 0]
         self.rows = max(n for n in divisors if n == 1 or n * self.wide <= most)
-        if self.rows * self.wide < fewest:                          # few tiles: rather more than the cache has
+        if self.rows * self.wide < fewest:                      # few tiles: rather more than the cache has
             self.rows = next((n for n in divisors if fewest <= n * self.wide <= 2 * most), self.rows)
         self.blocks, self.tiles = self.high // self.rows, self.rows * self.wide
         self.together = max(n for n in range(1, MADE + 1) if self.made % n == 0)
-        lanes = k.vector_lanes(source.dtype)            # between points, else they meet in one set of a cache
+        lanes = k.vector_lanes(source.dtype)        # between points, else they meet in one set of a cache
         self.to_kernel = self.made * self.reduced + lanes
         self.to_tile = self.reduced * self.tiles + lanes
         self.to_result = self.together * self.tiles + lanes
@@ -101,10 +101,12 @@ class Winograd:
                 self.transform_source(k.let(k.index_mul(unit, self.reduced)), first, tiles)
                 with k.loop(k.index(0), k.index(self.made // self.together)) as part:
                     channel = k.let(k.index_mul(part, self.together))
-                    row = k.index_add(k.index_mul(group, POINTS * self.to_kernel), k.index_mul(channel, self.reduced))
+                    row = k.index_add(k.index_mul(group, POINTS * self.to_kernel),
+                                      k.index_mul(channel, self.reduced))
                     with k.loop(k.index(0), k.index(POINTS)) as p:
-                        k.contract(self.products(), (kernels, k.index_add(row, k.index_mul(p, self.to_kernel))),
-                                   (tiles, k.index_mul(p, self.to_tile)), (results, k.index_mul(p, self.to_result)))
+                        at = k.index_add(row, k.index_mul(p, self.to_kernel))
+                        k.contract(self.products(), (kernels, at), (tiles, k.index_mul(p, self.to_tile)),
+                                   (results, k.index_mul(p, self.to_result)))
                     to = k.let(k.index_add(k.index_mul(unit, self.made), channel))
                     self.transform_results(results, to, first, whole)
 
@@ -120,11 +122,12 @@ class Winograd:
             to = k.let(k.index_add(k.index_mul(group, size), k.index_mul(q, self.reduced)))
             with k.loop(k.index(0), k.index(self.reduced)) as r:
                 at = k.let(k.index_add(source, k.index_mul(r, w.reduced)))
-                taps = [[k.let(w.access.at_flat(k.index_add(at, u * part.y.stride * w.kw + v * part.x.stride)))
-                         for v in range(3)] for u in range(3)]
+                down, right = part.y.stride * w.kw, part.x.stride
+                taps = [[k.let(w.access.at_flat(k.index_add(at, u * down + v * right))) for v in range(3)]
+                        for u in range(3)]
                 half = k.const(0.5, self.source.dtype)
-                here = k.let(k.index_add(to, r))
-                _put(k, _both(taps, lambda g: _of_kernel(k, half, g)), kernels, here, self.to_kernel)
+                square = _both(taps, lambda g: _of_kernel(k, half, g))
+                _put(k, square, kernels, k.let(k.index_add(to, r)), self.to_kernel)
         return kernels
 
     def transform_source(self, channel: Index, top: Index, tiles: Any) -> None:
@@ -157,8 +160,8 @@ class Winograd:
                 lower = k.let(k.index_add(upper, pitch))
                 with k.lanes(k.index(self.wide)) as x:
                     here = k.index_add(at, x)
-                    m = [[k.let(results.at_flat(k.index_add(here, (4 * u + v) * self.to_result))) for v in range(4)]
-                         for u in range(4)]
+                    m = [[k.let(results.at_flat(k.index_add(here, (4 * u + v) * self.to_result)))
+                          for v in range(4)] for u in range(4)]
                     for row, line in zip((upper, lower), _both(m, lambda t: _of_result(k, t))):
                         for v, value in enumerate(line):
                             to.store_flat(k.index_add(k.index_add(row, k.index_mul(x, 2)), v), value)
@@ -169,7 +172,8 @@ class Winograd:
         """What lies inside of the output, of results that go over its edge."""
         k = self.k
         with k.loop(k.index(0), rows) as y:
-            here, there = k.let(k.index_mul(y, 2 * self.wide)), k.let(k.index_add(base, k.index_mul(y, self.w)))
+            here = k.let(k.index_mul(y, 2 * self.wide))
+            there = k.let(k.index_add(base, k.index_mul(y, self.w)))
             with k.loop(k.index(0), self.w) as x:
                 self.out.store_flat(k.index_add(there, x), whole.at_flat(k.index_add(here, x)))
 
@@ -177,7 +181,7 @@ class Winograd:
 class WinogradWeight:
     """The weight's gradient as the adjoint: G' [sum over tiles of (A dY A') * (B' d B)] G.
 
-    Channels are vectors: images are turned, so that a tile's transform is one of their channels side by side.
+    Channels are vectors: images are turned, so that a tile's transform is one of channels side by side.
     ``size`` and ``out`` are those of the source and of the gradient, ``channels`` (made, reduced, groups).
     """
 
@@ -191,7 +195,8 @@ class WinogradWeight:
         self.rows = max(n for n in range(1, high + 1)
                         if high % n == 0 and (n == 1 or n * self.wide * element <= 2 * TILES_BYTES))
         self.blocks, self.tiles = high // self.rows, self.rows * self.wide
-        self.to_source, self.to_gradient = self.tiles * self.cg + self.lanes, self.tiles * self.og + self.lanes
+        self.to_source = self.tiles * self.cg + self.lanes
+        self.to_gradient = self.tiles * self.og + self.lanes
         self.to_sum = self.cg * self.og + self.lanes
         low = (-padding[0], -padding[1])
         extent = k.index(2 * self.rows + 2), k.index(2 * self.wide + 2)
@@ -233,7 +238,8 @@ class WinogradWeight:
         height = plane if self.frame.extent is not None else k.index_mul(self.frame.w, 2 * self.rows + 2)
         k.transpose(k.index(self.cg), height, buffer.block(k.index_add(buffer.base, at), plane),
                     self.source.block(self.source.base, k.index(self.cg)))
-        rows = k.let(k.index_add(k.index_mul(unit, k.index_mul(pixels, self.og)), k.index_mul(first, self.ow)))
+        image = k.index_mul(unit, k.index_mul(pixels, self.og))
+        rows = k.let(k.index_add(image, k.index_mul(first, self.ow)))
         k.transpose(k.index(self.og), k.index(4 * self.tiles), self.g.block(rows, pixels),
                     self.gradient.block(self.gradient.base, k.index(self.og)))
         self.transform(self.source, self.cg, self.frame.pitch, 4, _of_tile, self.sources, self.to_source)
@@ -249,7 +255,8 @@ class WinogradWeight:
         """All tiles of ``side`` x ``side`` pixels of a turned image: [point][tile][channel]."""
         k = self.k
         with k.loop(k.index(0), k.index(self.rows)) as y, k.loop(k.index(0), k.index(self.wide)) as x:
-            first = k.index_mul(k.index_add(k.index_mul(k.index_mul(y, 2), pitch), k.index_mul(x, 2)), channels)
+            pixel = k.index_add(k.index_mul(k.index_mul(y, 2), pitch), k.index_mul(x, 2))
+            first = k.index_mul(pixel, channels)
             rows = [k.let(k.index_add(first, k.index_mul(pitch, u * channels))) for u in range(side)]
             there = k.let(k.index_mul(k.index_add(k.index_mul(y, self.wide), x), channels))
             with k.lanes(k.index(channels)) as c:

@@ -294,7 +294,8 @@ def test_convolutions_are_the_same_on_any_number_of_threads(op: Any) -> None:
         np.testing.assert_array_equal(other, results[0])
 
 
-WINOGRAD = [pytest.param(op, *shape, id=f"{op.name}-{shape[0]}") for op in (conv2d_op, conv2d_dx_op, conv2d_dw_op)
+WINOGRAD = [pytest.param(op, *shape, id=f"{op.name}-{shape[0]}")
+            for op in (conv2d_op, conv2d_dx_op, conv2d_dw_op)
             for shape in (((9, 16, 8, 32), 32, (1, 1), 1), ((8, 40, 6, 28), 24, (0, 1), 2),
                           ((8, 32, 15, 27), 16, (1, 1), 1), ((8, 64, 36, 12), 64, (1, 2), 1))]
 
