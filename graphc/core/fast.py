@@ -45,7 +45,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import CodeType
 from typing import Any
@@ -56,7 +56,7 @@ from . import record
 from .node import TapeNode, Value
 from .op import Op, reads
 from .storage import Storage
-from .tensor import Tensor, _new
+from .tensor import Tensor, _new, wrap
 
 # 0/0 is NaN without a word; np.errstate around each call would cost more than the operation
 warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"graphc\.(core\.fast|ops\.)")
@@ -123,6 +123,47 @@ def operator(op: Op, reflected: bool = False) -> Callable[[Any, Any], Any]:
         return call(op, 2, number=1)
     swapped = call(op, 2, number=0)
     return lambda x, y: swapped(y, x)
+
+
+def sequence(op: Op, run: Callable[[list[Any], int], Any], otherwise: Callable[[Sequence[Any], int], Any],
+             new_axes: int = 0) -> Callable[[Sequence[Any], int], Any]:
+    """``op``, whose inputs are several tensors of one dtype, as a function of them and an axis.
+
+    Parameters
+    ----------
+    op : Op
+        With the attribute ``axis``, and gradient rules that read nothing.
+    run : callable
+        Of arrays and an axis counted from the front.
+    otherwise : callable
+        Takes the calls that are not plain.
+    new_axes : int
+        How many axes the result has more than the inputs.
+    """
+    def call(xs: Sequence[Any], axis: int) -> Any:
+        if record.recording_scopes or record.source_scopes:
+            return otherwise(xs, axis)
+        try:
+            arrays = [x._data for x in xs]
+            first = arrays[0]
+            dtype, at = first.dtype, axis if axis >= 0 else axis + first.ndim + new_axes
+            for a in arrays:
+                if a.dtype is not dtype:
+                    return otherwise(xs, axis)
+            if at < 0 or len(arrays) < 2:
+                return otherwise(xs, axis)
+            data = run(arrays, at)
+        except FAILURES:
+            return otherwise(xs, axis)
+        out = wrap(data)
+        for x in xs:
+            if x.requires_grad and (not record.no_grad_scopes or record.modes.grad) and dtype.kind == "f":
+                edges = tuple([(t._node or t) if t.requires_grad else None for t in xs])
+                out._node = TapeNode(op, edges, {"axis": at}, tuple([a.shape for a in arrays]), None)
+                out.requires_grad = True
+                break
+        return out
+    return call
 
 
 @cache

@@ -173,7 +173,7 @@ class AllInputs:
 _REGISTRY: dict[str, Op] = {}
 
 
-def anonymous(name: str, vjp: tuple[Rule | None, ...] | AllInputs, outputs: int = 1) -> Op:
+def anonymous(name: str, vjp: tuple[Rule | None, ...] | EachInput | AllInputs, outputs: int = 1) -> Op:
     """An op that no one can call: what stands on the eager tape for a call that was no single op's."""
     op = object.__new__(Op)
     for f in fields(Op):

@@ -7,6 +7,7 @@ al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011 (the algorithm and i
 """
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
 MASK = 0xFFFFFFFF
+_FACTORS = np.array(MULTIPLIERS, np.uint64)[:, None]
+_LOW, _HALF = np.array(MASK, np.uint64), np.array(32, np.uint64)
 
 
 def philox(seed: int, ordinal: int, count: int) -> np.ndarray[Any, Any]:
@@ -24,17 +27,28 @@ def philox(seed: int, ordinal: int, count: int) -> np.ndarray[Any, Any]:
 
     The first word of the block (element, 0, ordinal low, ordinal high) under key ``seed``.
     """
-    with np.errstate(over="ignore"):
-        i = np.arange(count, dtype=np.uint64)
-        c = [i & MASK, i >> np.uint64(32),
-             np.full(count, ordinal & MASK, np.uint64), np.full(count, (ordinal >> 32) & MASK, np.uint64)]
-        k = [seed & MASK, (seed >> 32) & MASK]
-        for _ in range(ROUNDS):
-            a, b = c[0] * np.uint64(MULTIPLIERS[0]), c[2] * np.uint64(MULTIPLIERS[1])
-            c = [(b >> np.uint64(32)) ^ c[1] ^ np.uint64(k[0]), b & np.uint64(MASK),
-                 (a >> np.uint64(32)) ^ c[3] ^ np.uint64(k[1]), a & np.uint64(MASK)]
-            k = [(k[0] + WEYL[0]) & MASK, (k[1] + WEYL[1]) & MASK]
-    return c[0].astype(np.uint32)
+    # words (0, 2) and (1, 3) of all blocks as two rows each: half the calls into NumPy
+    even, odd = np.zeros((2, 2, count), np.uint64)
+    even[0] = np.arange(count, dtype=np.uint64)
+    odd[0] = even[0] >> _HALF
+    even[0] &= _LOW
+    even[1], odd[1] = ordinal & MASK, (ordinal >> 32) & MASK
+    for keys in _keys(seed):
+        product = even * _FACTORS
+        even = (product >> _HALF)[::-1]
+        even ^= odd
+        even ^= keys
+        product &= _LOW
+        odd = product[::-1]
+    return even[0].astype(np.uint32)
+
+
+@lru_cache(8)
+def _keys(seed: int) -> np.ndarray[Any, Any]:
+    """The two keys of each round, over the two rows."""
+    words = seed & MASK, (seed >> 32) & MASK
+    keys = [[(k + i * w) & MASK for k, w in zip(words, WEYL)] for i in range(ROUNDS)]
+    return np.array(keys, np.uint64)[:, :, None]
 
 
 state = Buffer(np.array([0, 0], np.int64))

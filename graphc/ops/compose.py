@@ -11,10 +11,11 @@ from ..core import record
 from ..core.aval import normalize_axis
 from ..core.composed import composed
 from ..core.dims import format_shape, same_size
+from ..core.dtypes import float32
 from ..core.errors import ArgumentError, DTypeError, ShapeError
 from ..core.tensor import Tensor, as_tensor
 from .basic import detach
-from .create import rand
+from .create import next_draw, random_bits_op, uniform
 from .elementwise import abs, erf, exp, expm1, isfinite, log, log1p, maximum, rsqrt, sigmoid, tanh, where
 from .index import pick, record_checks
 from .reduce import amax, mean, sum
@@ -114,7 +115,13 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
         return x
     if p == 1:
         return x * 0.0
-    return where(rand(x.shape) >= p, x * (1.0 / (1.0 - p)), 0.0)
+    return _dropout(x, *next_draw(), float(p))
+
+
+@composed("x", others=("state",))
+def _dropout(x: Tensor, state: Tensor, draw: int, p: float) -> Tensor:
+    drawn: Any = uniform(float32, record.apply(random_bits_op, state, shape=x.shape, ordinal=draw))
+    return where(drawn >= p, x * (1.0 / (1.0 - p)), 0.0)
 
 
 def _reduce_loss(loss: Tensor, reduction: str) -> Tensor:

@@ -2,17 +2,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from ..core import random, record
 from ..core.aval import Aval
+from ..core.composed import composed
 from ..core.dims import Dim, Shape
 from ..core.dtypes import DType, as_dtype, default_float, int64, scalar_kind
 from ..core.errors import ArgumentError, DTypeError
 from ..core.op import Op, Pull, Trait
-from ..core.tensor import Tensor, as_tensor
+from ..core.tensor import Tensor, as_tensor, wrap
 from .basic import cast, full_value
 from .elementwise import cos, log, sqrt
 
@@ -180,30 +182,62 @@ random_bits_op: Op = Op(
 )
 
 
+def next_draw() -> tuple[Tensor, int]:
+    """The generator's state and which draw from it is next: the input and ``ordinal`` of `random_bits_op`."""
+    recorder = record.current_recorder()
+    return (random.state, recorder.next_draw()) if recorder is not None else (wrap(random.reserve(1)), 0)
+
+
+def _drawn(numbers: Callable[..., Tensor], draws: int, shape: Shape, dtype: DType) -> Tensor:
+    """``numbers(dtype, *bits)`` of so many draws."""
+    recorder = record.current_recorder()
+    if recorder is not None:
+        drawn = [recorder.next_draw() for _ in range(draws)]
+        return numbers(dtype, *(record.apply(random_bits_op, random.state, shape=shape, ordinal=k) for k in drawn))
+    # one after the other, so that one program serves all shapes
+    like = wrap(np.ndarray((math.prod(shape),), np.bool_, _NOTHING, 0, (0,)))
+    flat = _in_a_row(like, wrap(random.reserve(draws)), numbers, draws, dtype.type)
+    return wrap(flat._data.reshape(shape))
+
+
+_NOTHING: Array = np.zeros(1, np.bool_)
+
+
+@composed("like", others=("state",))
+def _in_a_row(like: Tensor, state: Any, numbers: Callable[..., Tensor], draws: int, dtype: type) -> Tensor:
+    bits = (record.apply(random_bits_op, state, shape=like.shape, ordinal=k) for k in range(draws))
+    return numbers(np.dtype(dtype), *bits)
+
+
+def _as_they_are(dtype: DType, bits: Tensor) -> Tensor:
+    return bits
+
+
+def uniform(dtype: DType, bits: Any) -> Tensor:
+    """In [0, 1): 24 bits each, exactly representable in float32."""
+    numbers: Tensor = cast(bits // 256, dtype) * (1.0 / (1 << 24))
+    return numbers
+
+
+def _normal(dtype: DType, bits: Any, others: Any) -> Tensor:
+    u: Any = (cast(bits // 256, dtype) + 0.5) * (1.0 / (1 << 24))                   # in (0, 1)
+    v: Any = cast(others // 256, dtype) * (2 * math.pi / (1 << 24))
+    return sqrt(log(u) * -2.0) * cos(v)
+
+
 def random_bits(shape: Shape) -> Tensor:
     """Uniform uint32, the source of all other random numbers."""
-    recorder = record.current_recorder()
-    if recorder is None:
-        state = as_tensor(np.array([random.initial_seed(), random.next_ordinal()], np.int64))
-        return record.apply(random_bits_op, state, shape=shape, ordinal=0)
-    ordinal = recorder.next_draw()
-    return record.apply(random_bits_op, random.state, shape=shape, ordinal=ordinal)
+    return _drawn(_as_they_are, 1, shape, as_dtype("uint32"))
 
 
 def rand(*shape: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """Uniform in [0, 1): 24 random bits each, exactly representable in float32."""
-    d = as_dtype(dtype or default_float())
-    bits = random_bits(_shape(shape))
-    return _grad(cast(bits // 256, d) * (1.0 / (1 << 24)), requires_grad)
+    return _grad(_drawn(uniform, 1, _shape(shape), as_dtype(dtype or default_float())), requires_grad)
 
 
 def randn(*shape: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """Standard normal, by the Box-Muller transform of two uniform draws."""
-    d = as_dtype(dtype or default_float())
-    sizes = _shape(shape)
-    u = (cast(random_bits(sizes) // 256, d) + 0.5) * (1.0 / (1 << 24))        # in (0, 1)
-    v = cast(random_bits(sizes) // 256, d) * (2 * math.pi / (1 << 24))
-    return _grad(sqrt(log(u) * -2.0) * cos(v), requires_grad)
+    return _grad(_drawn(_normal, 2, _shape(shape), as_dtype(dtype or default_float())), requires_grad)
 
 
 def randint(low: int, high: Any = None, size: Any = None, dtype: Any = None) -> Tensor:

@@ -14,8 +14,8 @@ from ..core import record
 from ..core.aval import Aval, normalize_axis
 from ..core.dims import Dim, Shape, Size, at_least, divide_exactly, format_shape, same_size, size_of
 from ..core.errors import ArgumentError, ShapeError
-from ..core.fast import call
-from ..core.op import EachInput, Op, Pull, Trait
+from ..core.fast import call, sequence
+from ..core.op import EachInput, Op, Pull, Trait, anonymous
 from ..core.tensor import Tensor, as_tensor
 
 Array = np.ndarray[Any, Any]
@@ -517,19 +517,21 @@ def concatenate(tensors: Sequence[Any], dim: int = 0, *, axis: int | None = None
     tensor([[0., 1., 1.],
             [0., 1., 1.]])
     """
+    return _concat(tensors, dim if axis is None else axis)
+
+
+def _concat_in_general(tensors: Sequence[Any], axis: int) -> Tensor:
     from .basic import together
     if not tensors:
         raise record.located(ArgumentError("concatenate: no tensors"))
     pieces = together("concatenate", *tensors)
-    at = normalize_axis("concatenate", dim if axis is None else axis, pieces[0].ndim)
+    at = normalize_axis("concatenate", axis, pieces[0].ndim)
     if pieces[0].ndim == 0:
         raise record.located(ShapeError("concatenate: 0-d tensors cannot be joined; stack them"))
-    if len(pieces) == 1:
-        return pieces[0]
-    return _concat_2(*pieces, at) if len(pieces) == 2 else record.apply(concat_op, *pieces, axis=at)
+    return record.apply(concat_op, *pieces, axis=at) if len(pieces) > 1 else pieces[0]
 
 
-_concat_2: Function = call(concat_op, 2)
+_concat = sequence(concat_op, np.concatenate, _concat_in_general)
 
 
 cat = concatenate
@@ -537,10 +539,14 @@ cat = concatenate
 
 def stack(tensors: Sequence[Any], dim: int = 0, *, axis: int | None = None) -> Tensor:
     """Joined along a new axis; the shapes agree."""
+    return _stack(tensors, dim if axis is None else axis)
+
+
+def _stack_in_general(tensors: Sequence[Any], axis: int) -> Tensor:
     if not tensors:
         raise record.located(ArgumentError("stack: no tensors"))
     first = as_tensor(tensors[0])
-    at = normalize_axis("stack", dim if axis is None else axis, first.ndim + 1)
+    at = normalize_axis("stack", axis, first.ndim + 1)
     for t in tensors:
         shape = as_tensor(t).shape
         if len(shape) != first.ndim or any(
@@ -548,6 +554,23 @@ def stack(tensors: Sequence[Any], dim: int = 0, *, axis: int | None = None) -> T
             raise record.located(ShapeError(
                 f"stack: shapes {format_shape(first.shape)} and {format_shape(shape)} differ"))
     return concatenate([unsqueeze(t, at) for t in tensors], at)
+
+
+def _stack_run(arrays: list[Array], axis: int) -> Array:
+    shape = arrays[0].shape
+    if axis == len(shape):
+        return np.stack(arrays, axis)
+    for a in arrays:
+        if a.shape != shape:
+            raise ValueError
+    return np.concatenate(arrays, axis).reshape((*shape[:axis], len(arrays), *shape[axis:]))
+
+
+def _stack_rule(g: Tensor, c: Any, i: int) -> Tensor:
+    return reshape(slice_axis(g, c.axis, i, 1), c.shapes[i])
+
+
+_stack = sequence(anonymous("stack", EachInput(_stack_rule)), _stack_run, _stack_in_general, new_axes=1)
 
 
 def split(x: Any, size: int | Sequence[int], dim: int = 0, *, axis: int | None = None) -> tuple[Tensor, ...]:
