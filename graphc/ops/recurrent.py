@@ -26,7 +26,8 @@ from .shape import concatenate, reshape, unsqueeze
 
 Array = np.ndarray[Any, Any]
 ROWS = 16                        # of the batch that make a chunk
-SMALL_PRODUCT = 1_000_000        # m n k up to which OpenBLAS multiplies without packing
+PANEL = 64                       # columns that register tiles make at once
+LARGE_BLOCK = 1 << 20            # elements of a block of a weight
 
 
 # ---------------------------------------------------------------- shapes and the reference in NumPy
@@ -82,13 +83,13 @@ class _Walk:
 
     def product(self, a: Any, row: Any, b: Any, c: Any, c_row: Any, columns: tuple[Any, Any], depth: Any,
                 accumulate: bool = True, b_row: Any = None) -> None:
-        """C[:, from: from + n] (+)= A[rows] B[b_row:, from: from + n], in blocks of columns that BLAS likes.
+        """C[:, from: from + n] (+)= A[rows] B[b_row:, from: from + n], in blocks that stay in the caches.
 
         Columns of C are counted from the first one that is computed.
         """
         k, (first, n) = self.k, columns
         known = k.known(depth)
-        block = 64 if known is None else max(16, SMALL_PRODUCT // (ROWS * known) // 16 * 16)
+        block = PANEL * max(1, LARGE_BLOCK // (PANEL * (known or PANEL)))
         ld = b.shape[-1]
         top = k.index(0) if b_row is None else k.index_mul(b_row, ld)
         with k.loop(k.index(0), k.index_div(k.index_add(n, block - 1), k.index(block))) as i:
@@ -192,12 +193,12 @@ def _lstm_loops(k: Any, inputs: Any, outputs: Any) -> None:
 
     def step(walk: _Walk, row: Any, before: Any, row_before: Any) -> None:
         old = c if before is h else cs
-        _copy_gates(k, walk, x, gates, row, 4)
-        walk.product(before, row_before, turned, gates, row, (k.index(0), x.shape[-1]), n)
+        walk.product(before, row_before, turned, gates, row, (k.index(0), x.shape[-1]), n, accumulate=False)
 
         def cell(i: Any, j: Any) -> None:
             at = [k.let(_at(k, gates, row, i, j, g, n)) for g in range(4)]
-            a, f, g, o = (k.let((k.tanh if m == 2 else k.sigmoid)(gates.at_flat(at[m]))) for m in range(4))
+            sums = [k.let(k.add(x.at_flat(place), gates.at_flat(place))) for place in at]
+            a, f, g, o = (k.let((k.tanh if m == 2 else k.sigmoid)(sums[m])) for m in range(4))
             new = k.let(k.add(k.mul(f, old.at_flat(_at(k, old, row_before, i, j))), k.mul(a, g)))
             for place, value in zip(at, (a, f, g, o)):
                 gates.store_flat(place, value)
@@ -205,12 +206,6 @@ def _lstm_loops(k: Any, inputs: Any, outputs: Any) -> None:
             hs.store_flat(_at(k, hs, row, i, j), k.mul(o, k.tanh(new)))
         walk.each(cell)
     _through(k, x, (h, hs), step)
-
-
-def _copy_gates(k: Any, walk: _Walk, x: Any, gates: Any, row: Any, several: int) -> None:
-    with (k.loop(k.index(0), walk.count) as i,
-          k.loop(k.index(0), k.index_mul(walk.width, several)) as j):
-        gates.store_flat(_at(k, gates, row, i, j), x.at_flat(_at(k, x, row, i, j)))
 
 
 def _lstm_back_run(w: Array, c: Array, cs: Array, gates: Array, g_hs: Array, g_cs: Array,
@@ -341,20 +336,20 @@ def _gru_loops(k: Any, inputs: Any, outputs: Any) -> None:
     two = k.index_mul(n, 2)
 
     def step(walk: _Walk, row: Any, before: Any, row_before: Any) -> None:
-        _copy_gates(k, walk, x, gates, row, 2)
-        walk.each(lambda i, j: us.store_flat(_at(k, us, row, i, j), b.at_flat(j)))
-        walk.product(before, row_before, turned, gates, row, (k.index(0), two), n)
-        walk.product(before, row_before, turned, us, row, (two, n), n)
+        walk.product(before, row_before, turned, gates, row, (k.index(0), two), n, accumulate=False)
+        walk.product(before, row_before, turned, us, row, (two, n), n, accumulate=False)
 
         def cell(i: Any, j: Any) -> None:
             at = [k.let(_at(k, gates, row, i, j, g, n)) for g in range(3)]
-            r, z = (k.let(k.sigmoid(gates.at_flat(p))) for p in at[:2])
-            u = us.at_flat(_at(k, us, row, i, j))
+            r, z = (k.let(k.sigmoid(k.add(x.at_flat(p), gates.at_flat(p)))) for p in at[:2])
+            here = k.let(_at(k, us, row, i, j))
+            u = k.let(k.add(b.at_flat(j), us.at_flat(here)))
             m = k.let(k.tanh(k.add(x.at_flat(at[2]), k.mul(r, u))))
             old = before.at_flat(_at(k, before, row_before, i, j))
             new = k.let(k.add(k.mul(k.sub(k.const(1, z.dtype), z), m), k.mul(z, old)))
             for p, value in zip(at, (r, z, m)):
                 gates.store_flat(p, value)
+            us.store_flat(here, u)
             hs.store_flat(_at(k, hs, row, i, j), new)
         walk.each(cell)
     _through(k, x, (h, hs), step)
@@ -475,12 +470,11 @@ def _rnn_loops(k: Any, inputs: Any, outputs: Any, relu: bool) -> None:
     turned, n = _turned(k, w), h.shape[-1]
 
     def step(walk: _Walk, row: Any, before: Any, row_before: Any) -> None:
-        _copy_gates(k, walk, x, hs, row, 1)
-        walk.product(before, row_before, turned, hs, row, (k.index(0), n), n)
+        walk.product(before, row_before, turned, hs, row, (k.index(0), n), n, accumulate=False)
 
         def cell(i: Any, j: Any) -> None:
             at = k.let(_at(k, hs, row, i, j))
-            y = k.let(hs.at_flat(at))
+            y = k.let(k.add(x.at_flat(at), hs.at_flat(at)))
             hs.store_flat(at, k.maximum(y, k.const(0, y.dtype)) if relu else k.tanh(y))
         walk.each(cell)
     _through(k, x, (h, hs), step)

@@ -1,4 +1,4 @@
-"""Unrolled sequences: kernels that steps share, slices read where they lie, parts written where they belong."""
+"""Unrolled sequences: kernels that steps share, slices read where they lie, parts written in their places."""
 
 from __future__ import annotations
 
