@@ -26,7 +26,7 @@ from ..static.program import FAILED, Program, toposort
 from . import cache, compile, python_target, vmath
 from . import loopir as ir
 from .executor import copy_entry
-from .fuse import Fusion, Group, fuse, is_argument, is_buffer_constant, storage_of
+from .fuse import Fusion, Group, fuse, is_argument, is_buffer_constant, is_pointwise, storage_of
 from .image import COPY_BYTES, Array, Image, Slot, Step, n_bytes
 from .lower import InPlaceConflict, Lowered, Temporary, lower_group
 from .plan import Plan
@@ -65,13 +65,8 @@ def code_form(kernel: ir.Kernel) -> tuple[ir.Kernel, tuple[str | int, ...]]:
         return e
 
     body = kernel.body
-    plain = [s for s in ir.walk_stmts(body) if not isinstance(s, ir.Note)]
-    if plain and all(isinstance(s, ir.Gemm) for s in plain):
-        def operand(o: ir.Operand) -> ir.Operand:
-            return replace(o, offset=ir.map_expr(o.offset, lift), ld=ir.map_expr(o.ld, lift))
-        body = tuple(s if not isinstance(s, ir.Gemm) else replace(
-            s, m=ir.map_expr(s.m, lift), n=ir.map_expr(s.n, lift), k=ir.map_expr(s.k, lift),
-            a=operand(s.a), b=operand(s.b), c=operand(s.c)) for s in body)
+    if kernel.any_size:
+        body = ir.map_sizes(body, lift)
     used = {e.name for e in ir.walk_exprs(body) if isinstance(e, ir.Var)}
     names = tuple(n for n in kernel.sizes if n in used)
     buffers = tuple(replace(b, size=ir.const(1)) if b.size is not None else b for b in kernel.buffers)
@@ -285,9 +280,11 @@ class Assembly:
                 continue
             taken.add(key)
             self.direct[k] = home
-            if old is not None and groups[home].kind == "map" and reads.get(id(old.node), -1) == home:
+            if old is None or reads.get(id(old.node), -1) != home:
+                continue
+            if groups[home].kind in ("map", "loops") and is_pointwise(u.value.node):
                 in_place.setdefault(home, {})[u.value] = old
-            elif old is not None and reads.get(id(old.node), -1) == home:
+            else:
                 del self.direct[k]
         out = []
         for i, g in enumerate(groups):
