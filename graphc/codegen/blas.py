@@ -28,7 +28,6 @@ from ..core.errors import CompileError
 from ..core.threads import fork_safe_lock
 from . import native
 from .simd import library, machine
-from .simd.build import panel_of
 
 _LIBRARY = {"darwin": "libscipy_openblas.dylib", "win32": "libscipy_openblas.dll"}.get(
     sys.platform, "libscipy_openblas.so")
@@ -91,7 +90,7 @@ def _install() -> Blas:
     shims = {}
     for code, letter, real in (("f4", "s", "float"), ("f8", "d", "double")):
         name = f"graphc_gemm_{code}"
-        panel = panel_of(code, machine.host())
+        panel = machine.host().panel({"f4": "float32", "f8": "float64"}[code])
         module = native.optimise(_SHIM.format(
             name=name, x=letter, real=real, code=code, panel=panel, last=panel - 1, large=LARGE_B,
             rows=MOST_ROWS, least=LEAST_TURNED, packs=PACKS))

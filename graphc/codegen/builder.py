@@ -394,6 +394,14 @@ class Builder:
         """An axis of a contraction, with its strides in the operands."""
         return ir.Axis(*(self.index(e) if isinstance(e, int) else e for e in (extent, a, b, c)))
 
+    def panel(self, dtype: str) -> int:
+        """Columns of B that register tiles multiply at once."""
+        return machine.host().panel(dtype)
+
+    def store(self, block: Block, value: Expr) -> None:
+        """The first element of a block."""
+        self.emit(ir.Store(block.buffer, block.offset, value))
+
     def vector_lanes(self, dtype: str) -> int:
         """Elements of a vector register."""
         return machine.host().lanes(dtype)
@@ -507,6 +515,10 @@ class Stored(Access):
 
     def block(self, offset: Expr, ld: Expr, transposed: bool = False) -> Block:
         return Block(self.buffer, offset, ld, transposed, self.dtype)
+
+    def rows_of(self, ld: Expr) -> Block:
+        """All of it as a matrix of ``ld`` columns."""
+        return Block(self.buffer, self.base, ld, False, self.dtype)
 
     def matrix_flat(self, i: Expr, transposed: bool = False) -> Block:
         """The i-th of the stack of matrices that the last two axes are."""

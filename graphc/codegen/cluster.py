@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
-from ..core.dims import size_of
+from ..core.dims import Shape, size_of
 from ..core.node import Node, Value
+from ..core.op import Loops, Pull
 from .schedule import SHORT, depths, is_long
 from .space import (
     FoldKind,
@@ -35,7 +36,7 @@ NEIGHBOURS = 8              # groups that read the same value are tried from the
 @dataclass(eq=False, slots=True)
 class Group:
     """One kernel to be: its nodes in order, and the values it stores."""
-    kind: str                                   # "map", "rows", "fold" (of other axes) or "loops"
+    kind: str                                   # "map", "rows", "fold" (of other axes), "loops" or "joined"
     key: tuple[object, ...]                     # what must agree for two groups to share a loop
     roots: list[Value]
     nodes: list[Node]
@@ -48,6 +49,17 @@ class Group:
 
 
 Rule = Callable[[Group, Group], "Group | str"]              # two groups as one, or why they cannot be
+
+
+def loops_of(g: Group) -> Node:
+    """The node of a group of kind "loops" that has loops of its own."""
+    return next(n for n in g.nodes if isinstance(n.op.lower, Loops))
+
+
+def matrix_space(shape: Shape) -> Space | None:
+    """A value as a matrix of its last axis, sides of 1 left out; None for a single element."""
+    sizes = [(n, k) for k, n in enumerate((size_of(shape[:-1]), *shape[-1:])) if n != 1]
+    return Space(tuple(n for n, _ in sizes), tuple(bool(k) for _, k in sizes)) if sizes else None
 
 
 class Joiner:
@@ -81,7 +93,7 @@ class Joiner:
         for other in near:
             if other in self.groups:
                 reason = self._join(other, number)
-                if reason is not None:
+                if reason:
                     self.why[other, number] = reason
 
     def _neighbours(self, number: int, direct: Iterable[int]) -> list[int]:
@@ -93,7 +105,7 @@ class Joiner:
         return list(found)
 
     def _join(self, a: int, b: int) -> str | None:
-        """Join group ``a`` into ``b``; the reason when that cannot be."""
+        """Join group ``a`` into ``b``; the reason when that cannot be ("": the rule has nothing to say)."""
         ga, gb = self.groups[a], self.groups[b]
         if ga.early != gb.early:
             return "a run-time check needs one of them first"
@@ -174,7 +186,7 @@ class LoopRule:
         self.position = position
 
     def __call__(self, a: Group, b: Group) -> Group | str:
-        if a.kind != b.kind or a.key != b.key or a.kind in ("loops", "rows"):
+        if a.kind != b.kind or a.key != b.key or a.kind in ("loops", "joined", "rows"):
             return "loops of another shape"
         makes_a, makes_b = ({id(v.node) for v in g.roots} for g in (a, b))
         if a.kind == "fold" and (a.needs & makes_b or b.needs & makes_a):
@@ -183,6 +195,47 @@ class LoopRule:
         if len(joined.nodes) > MAX_GROUP:
             return f"the kernel would have more than {MAX_GROUP} nodes"
         return joined
+
+
+class EpilogueRule:
+    """Maps of what loops write block by block: each block is finished while it is in cache."""
+
+    def __init__(self, position: dict[int, int]) -> None:
+        self.position = position
+
+    def __call__(self, a: Group, b: Group) -> Group | str:
+        if a.kind != "loops" or b.kind != "map" or not b.needs & {id(v.node) for v in a.roots}:
+            return ""
+        made = loops_of(a)
+        assert isinstance(made.op.lower, Loops)
+        if not made.op.lower.blocks:
+            return f"{made.op.name} does not write its result block by block"
+        joined = together(a, b, "loops", self.position)
+        if len(joined.nodes) > MAX_GROUP:
+            return f"the kernel would have more than {MAX_GROUP} nodes"
+        return _misplaced_behind(a, b) or joined
+
+
+def _misplaced_behind(a: Group, b: Group) -> str | None:
+    """Why the nodes of ``b`` cannot follow the loops of ``a`` element by element."""
+    made = loops_of(a)
+    space = matrix_space(made.avals[0].shape)
+    if space is None:
+        return f"{made.name} is a single element"
+    for v in b.roots:
+        if space.level(v.aval.shape) != "full":
+            return f"{v.node.name} has another shape"
+    held = {id(v.node) for v in a.roots}            # and all that depends on them
+    for n in b.nodes:
+        found = reads(space, n)
+        for v, reading in zip(n.inputs, found):
+            held_here = id(v.node) in held
+            across = isinstance(n.op.lower, Pull) and reading == "other"
+            if across or (held_here and reading != "same"):
+                return f"{n.name} reads {v.node.name} at another place than its own"
+        if any(id(v.node) in held for v in n.inputs):
+            held.add(id(n))
+    return None
 
 
 class RowRule:
@@ -203,12 +256,14 @@ class RowRule:
         return g
 
     def _may_not(self, g: Group) -> bool:
-        return g.kind == "loops" or any(id(v.node) in self.alone for v in g.roots)
+        return g.kind in ("loops", "joined") or any(id(v.node) in self.alone for v in g.roots)
 
     def __call__(self, a: Group, b: Group) -> Group | str:
-        loops = next((g for g in (a, b) if g.kind == "loops"), None)
-        if loops is not None:
-            return f"{loops.nodes[-1].op.name} has loops of its own"
+        for g in (a, b):
+            if g.kind == "loops":
+                return f"{loops_of(g).op.name} has loops of its own"
+            if g.kind == "joined":
+                return "its parts are written side by side"
         if self._may_not(a) or self._may_not(b):
             return "an update in place"
         folds = sum(is_fold(v.node) for g in (a, b) for v in g.roots)           # each fold is stored at first

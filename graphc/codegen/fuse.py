@@ -6,7 +6,7 @@ each other's later kernels share one loop. Every decision is kept with its reaso
 """
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from ..core.dims import Size
@@ -15,7 +15,7 @@ from ..core.node import Node, Value
 from ..core.op import Fold, Loops, Map, Pull
 from ..static.passes.fold import literal
 from ..static.program import Program, toposort
-from .cluster import MAX_GROUP, Group, Joiner, LoopRule, RowRule
+from .cluster import MAX_GROUP, EpilogueRule, Group, Joiner, LoopRule, RowRule, loops_of
 
 MANY_PARTS = 4              # parts from which joined values are written where they belong, not picked out
 CHEAP_RECOMPUTE = 4.0       # scalar operations per element below which each user computes a value anew
@@ -98,7 +98,7 @@ def _place_parts(program: Program, groups: Sequence[Group], stored: Set[int]) ->
     parts: dict[Value, Window] = {}
     for g in groups:
         node = g.nodes[-1]
-        if g.kind != "loops" or isinstance(node.op.lower, Loops):
+        if g.kind != "joined":
             continue
         for v, window in zip(node.inputs, parts_of(node)):
             home, at = storage_of(v, stored)
@@ -126,17 +126,20 @@ def fuse(program: Program) -> Fusion:
     stored, joined, reasons = _stored_nodes(program, nodes)
     early = {id(n) for n in toposort(c.value.node for c in program.checks)}
     position = {id(n): k for k, n in enumerate(nodes)}
+    epilogues = Joiner(EpilogueRule(position))
+    for g in _form_groups(nodes, stored, joined, early):
+        epilogues.add(g)
     rule = RowRule(position, _updated(program))
     rows = Joiner(rule)
-    for g in _form_groups(nodes, stored, joined, early):
+    for g in epilogues.result():
         rows.add(rule.prepare(g))
     loops = Joiner(LoopRule(position))
     for g in rows.result():
         loops.add(g)
     groups = loops.result()
     inside = _keep_inside(program, groups, stored)
-    why = {name: "computed in the kernel of its rows" if name in inside else how for name, how in reasons}
-    pairs = _pairs(nodes, groups, rows, why)
+    why = {**dict(reasons), **inside}
+    pairs = _pairs(nodes, groups, (epilogues, rows), why)
     parts = _place_parts(program, groups, stored)
     why |= {v.node.name: f"stored: a part of {w.value.node.name}" for v, w in parts.items()}
     return Fusion(tuple(groups), frozenset(stored), tuple(why.items()), tuple(pairs), parts)
@@ -147,30 +150,30 @@ def _updated(program: Program) -> set[int]:
     return {id(u.value.node) for u in program.updates}
 
 
-def _keep_inside(program: Program, groups: Sequence[Group], stored: set[int]) -> set[str]:
-    """Values that only their own kernel reads get no buffer after all; the names of their nodes."""
+def _keep_inside(program: Program, groups: Sequence[Group], stored: set[int]) -> dict[str, str]:
+    """Values that only their own kernel reads get no buffer after all; where they are, by their names."""
     wanted = {id(v.node) for v in program.roots}.union(*(g.needs for g in groups))
-    names: set[str] = set()
+    names: dict[str, str] = {}
     for g in groups:
-        if g.kind == "rows":
-            names |= {v.node.name for v in g.roots if id(v.node) not in wanted}
+        if g.kind == "rows" or (g.kind == "loops" and len(g.roots) > len(loops_of(g).avals)):
+            where = "computed in the kernel of its rows" if g.kind == "rows" else "written block by block"
+            names |= {v.node.name: where for v in g.roots if id(v.node) not in wanted}
             stored -= {id(v.node) for v in g.roots} - wanted
             g.roots[:] = [v for v in g.roots if id(v.node) in wanted]
     return names
 
 
-def _pairs(nodes: Sequence[Node], groups: Sequence[Group], rows: Joiner,
+_TOGETHER = {"rows": "the row stays in cache", "loops": "each block is in cache when it is written"}
+
+
+def _pairs(nodes: Sequence[Node], groups: Sequence[Group], joiners: Sequence[Joiner],
            why: dict[str, str]) -> Iterator[Pair]:
     """For each use of a value: fused or not, and the reason."""
     homes: dict[int, set[int]] = {}
     for k, g in enumerate(groups):
         for n in g.nodes:
             homes.setdefault(id(n), set()).add(k)
-    parts: dict[int, list[int]] = {}            # node -> numbers of the groups before maps were joined
-    for number, g in rows.groups.items():
-        for n in g.nodes:
-            parts.setdefault(id(n), []).append(number)
-    apart = rows.reasons()
+    apart = [_apart(j) for j in joiners]
     for n in nodes:
         for v in n.inputs:
             if id(v.node) not in homes:
@@ -178,11 +181,25 @@ def _pairs(nodes: Sequence[Node], groups: Sequence[Group], rows: Joiner,
             together = homes[id(n)] <= homes[id(v.node)]
             if together:
                 kinds = {groups[k].kind for k in homes[id(n)]}
-                reason = "the row stays in cache" if "rows" in kinds else "computed where it is used"
+                reason = next((how for kind, how in _TOGETHER.items() if kind in kinds),
+                              "computed where it is used")
             else:
-                between = ((rows.home.get(id(v.node), -1), b) for b in parts.get(id(n), ()))
-                reason = next((apart[p] for p in between if p in apart), why.get(v.node.name, ""))
+                reason = next((r for told in apart if (r := told(v.node, n))), why.get(v.node.name, ""))
             yield Pair(v.node.name, n.name, together, reason)
+
+
+def _apart(joiner: Joiner) -> Callable[[Node, Node], str | None]:
+    """Why a node's value and a user of it did not come into one group, as a joiner tells."""
+    parts: dict[int, list[int]] = {}            # node -> numbers of the groups that compute it
+    for number, g in joiner.groups.items():
+        for n in g.nodes:
+            parts.setdefault(id(n), []).append(number)
+    reasons = joiner.reasons()
+
+    def told(producer: Node, consumer: Node) -> str | None:
+        home = joiner.home.get(id(producer), -1)
+        return next((reasons[home, b] for b in parts.get(id(consumer), ()) if (home, b) in reasons), None)
+    return told
 
 
 def _stored_nodes(program: Program,
@@ -273,6 +290,8 @@ def _why_stored(n: Node, users: list[Node], roots: set[int], memory: set[int], s
         return None
     if in_memory:
         return "its users need it in memory"
+    if any(_picks(m) for m in (n, *(v.node for v in n.inputs))) and any(_reorders(u) for u in users):
+        return "its parts are read in another order"
     if "random" in n.op.traits and len(users) > 1:
         return "random numbers are drawn once"
     value = Value(n, 0)
@@ -286,6 +305,19 @@ def _why_stored(n: Node, users: list[Node], roots: set[int], memory: set[int], s
 
 def _in_memory(node: Node) -> bool:
     return is_argument(node) or is_buffer_constant(node) or not is_pointwise(node)
+
+
+def _picks(n: Node) -> bool:
+    """Whether ``n`` asks at each element which of its inputs it is from: padding, joining, gathers.
+
+    Loops in the order of its elements are cut where the answer changes; others ask it at each element.
+    """
+    return isinstance(n.op.lower, Pull) and not n.op.lower.view and bool(n.inputs)
+
+
+def _reorders(n: Node) -> bool:
+    return isinstance(n.op.lower, Pull) and n.op.lower.view and "flat" not in n.op.traits and bool(
+        n.avals[0].size == n.inputs[0].aval.size)
 
 
 def _form_groups(nodes: Sequence[Node], stored: set[int], joined: set[int],
@@ -318,7 +350,9 @@ def _form_groups(nodes: Sequence[Node], stored: set[int], joined: set[int],
 
 
 def _space(n: Node, joined: set[int]) -> tuple[str, tuple[object, ...]]:
-    if isinstance(n.op.lower, Loops) or id(n) in joined:
+    if id(n) in joined:
+        return "joined", (id(n),)
+    if isinstance(n.op.lower, Loops):
         return "loops", (id(n),)
     if isinstance(n.op.lower, Fold):
         return "fold", (n.inputs[0].aval.shape, n.attrs["axis"])

@@ -229,12 +229,14 @@ class Buffer:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
+    """``any_size``: its code takes all sizes as arguments, so loops over other sizes are the same code."""
     name: str
     buffers: tuple[Buffer, ...]
     sizes: tuple[str, ...]
     extent: Expr
     grain: Expr
     body: tuple[Stmt, ...]
+    any_size: bool = False
 
     def __str__(self) -> str:
         return print_kernel(self)
@@ -408,6 +410,16 @@ def walk_stmts(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
             yield from walk_stmts(inner)
 
 
+def operands(body: tuple[Stmt, ...]) -> tuple[set[str], set[str]]:
+    """The buffers that products, tiles and transposes read as matrices, and those that they write."""
+    read, written = set[str](), set[str]()
+    for s in walk_stmts(body):
+        if isinstance(s, (Gemm, Tile, Transpose)):
+            read |= {s.a.buffer} if isinstance(s, Transpose) else {s.a.buffer, s.b.buffer}
+            written.add(s.c.buffer)
+    return read, written
+
+
 def walk_exprs(body: tuple[Stmt, ...]) -> Iterator[Expr]:
     """Every expression of a body, each before its parts."""
     for s in walk_stmts(body):
@@ -436,6 +448,48 @@ def map_expr(e: Expr, f: Callable[[Expr], Expr]) -> Expr:
             if index is not e.index:
                 e = Load(e.buffer, index, e.dtype)
     return f(e)
+
+
+_INDEX_OPS = frozenset(("add", "sub", "mul", "floordiv", "mod", "minimum", "maximum", "ge", "lt"))
+
+
+def map_sizes(body: tuple[Stmt, ...], f: Callable[[Expr], Expr]) -> tuple[Stmt, ...]:
+    """A body without register tiles and vector loops, ``f`` applied to the constants among its sizes.
+
+    Those are the extents of loops, what matrices are given by, and what index arithmetic is done with.
+    """
+    def inner(e: Expr) -> Expr:
+        if isinstance(e, Call) and e.op in _INDEX_OPS and e.args[0].dtype == "int64":
+            return replace(e, args=tuple(f(a) for a in e.args))
+        return replace(e, index=f(e.index)) if isinstance(e, Load) else e
+
+    def whole(e: Expr) -> Expr:
+        return map_expr(f(e), inner)
+
+    def operand(o: Operand) -> Operand:
+        return replace(o, offset=whole(o.offset), ld=whole(o.ld))
+
+    def each(s: Stmt) -> Stmt:
+        match s:
+            case Let() | Set():
+                return replace(s, value=map_expr(s.value, inner))
+            case Store():
+                return replace(s, index=whole(s.index), value=map_expr(s.value, inner))
+            case For():
+                return replace(s, start=whole(s.start), stop=whole(s.stop), body=map_sizes(s.body, f))
+            case If():
+                return replace(s, cond=map_expr(s.cond, inner), then=map_sizes(s.then, f),
+                               orelse=map_sizes(s.orelse, f))
+            case Gemm():
+                return replace(s, m=whole(s.m), n=whole(s.n), k=whole(s.k), a=operand(s.a), b=operand(s.b),
+                               c=operand(s.c))
+            case Transpose():
+                return replace(s, rows=whole(s.rows), columns=whole(s.columns), a=operand(s.a),
+                               c=operand(s.c))
+            case Note():
+                return s
+        raise InternalError(f"sizes of {s!r} cannot be arguments")
+    return tuple(each(s) for s in body)
 
 
 # ---------------------------------------------------------------- verifier

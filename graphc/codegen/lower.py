@@ -7,35 +7,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..core.dims import size_of
 from ..core.errors import GraphcError
 from ..core.node import Value
-from ..core.op import Loops, Pull
+from ..core.op import Loops
 from ..static.printer import short_origin
 from . import loopir as ir
-from .builder import Builder, Stored, unsupported
+from .builder import Access, Block, Builder, Stored, unsupported
+from .cluster import loops_of, matrix_space
 from .folds import FoldWriter
 from .fuse import Fusion, Group, Window, parts_of, storage_of
 from .loopir import Expr, Kernel, Var
 from .rows import RowWriter
-from .writer import Binding, InPlaceConflict, Lowered, MapWriter, Temporary, dtype_of
+from .space import Space
+from .writer import Binding, InPlaceConflict, Lowered, MapWriter, Temporary, Writer, dtype_of
 
 
 def lower_group(group: Group, fusion: Fusion, in_place: dict[Value, Value] | None = None) -> list[Lowered]:
     """The kernels of a group; none for values joined where all of them are written in their places.
 
-    ``in_place`` maps a stored
-    value to the argument whose buffer it takes over; `InPlaceConflict` is raised when the group reads that
-    argument anywhere but at the element being written.
+    ``in_place`` maps a stored value to the argument whose buffer it takes over; `InPlaceConflict` is raised
+    when the group reads that argument anywhere but at the element being written.
     """
     stored = fusion.stored
     try:
-        if group.kind == "loops" and isinstance(group.nodes[-1].op.lower, Pull):
+        if group.kind == "joined":
             return _lower_joined(group, fusion)
         if group.kind == "loops":
-            return _lower_loops(group, stored)
+            return _lower_loops(group, stored, in_place or {})
         if group.kind == "rows":
             return RowWriter(group, stored).lower()
         if group.kind == "fold":
@@ -61,6 +63,8 @@ class OpKernels(Builder):
     in_memory: Set[int]
     variant: str = ""
     lowered: list[Lowered] = field(default_factory=list)
+    epilogue: Epilogue | None = None
+    any_size: bool = False                      # of all kernels: see `Kernel`
 
     def __post_init__(self) -> None:
         Builder.__init__(self)
@@ -90,6 +94,41 @@ class OpKernels(Builder):
             self._read_only.add(name)
         return Stored(self, name, [self.size(s) for s in shape], dtype)
 
+    def bind_in_place(self, value: Value) -> Stored:
+        """The buffer of an input that these loops write too."""
+        out = self.bind(value, "in", value.aval.shape, value.aval.dtype.name)
+        self._read_only.discard(out.buffer)
+        return out
+
+    def nowhere(self, shape: Sequence[Any], dtype: str) -> Stored:
+        """A result without a buffer, whose blocks are written elsewhere."""
+        return Stored(self, "", [self.size(s) for s in shape], dtype)
+
+    @contextmanager
+    def written(self, out: Stored, rows: tuple[Expr, Expr], columns: tuple[Expr, Expr],
+                most: tuple[int | Expr, int | Expr]) -> Iterator[Block]:
+        """The place for a block of an op's result; when it is written, what is made of it is computed too.
+
+        Parameters
+        ----------
+        out
+            The result, seen as a matrix: its last axis is the columns, all others are the rows.
+        rows, columns
+            Where the block begins, and its extent.
+        most
+            At least the extents of all blocks.
+        """
+        width = out.shape[-1]
+        at = self.let(ir.iadd(ir.imul(rows[0], width), columns[0]))
+        home = out if self.epilogue is None else self.epilogue.home(out)
+        if home is None:
+            home, width = self.scratch(out.dtype, self.product(most)), self.product(most[1:])
+            at = home.base
+        block = home.block(at, width)
+        yield block
+        if self.epilogue is not None:
+            self.epilogue.write(block, rows, columns)
+
     def temporary(self, dtype: str, size: Expr) -> Stored:
         """A buffer for results that one parallel region hands to the next."""
         t = Temporary(f"t{len(self._bindings)}", dtype, size)
@@ -107,16 +146,10 @@ class OpKernels(Builder):
         return scratch.base
 
     def _region(self, body: list[ir.Stmt], extent: Expr, grain: Expr) -> None:
-        used = {s.buffer for s in ir.walk_stmts(tuple(body)) if isinstance(s, ir.Store)}
-        read = {e.buffer for e in ir.walk_exprs(tuple(body)) if isinstance(e, ir.Load)}
-        for s in ir.walk_stmts(tuple(body)):
-            if isinstance(s, (ir.Gemm, ir.Tile)):
-                read |= {s.a.buffer, s.b.buffer}
-                used.add(s.c.buffer)
-            elif isinstance(s, ir.Transpose):
-                read.add(s.a.buffer)
-                used.add(s.c.buffer)
-        node = self.group.nodes[-1]
+        read, used = ir.operands(tuple(body))
+        used |= {s.buffer for s in ir.walk_stmts(tuple(body)) if isinstance(s, ir.Store)}
+        read |= {e.buffer for e in ir.walk_exprs(tuple(body)) if isinstance(e, ir.Load)}
+        made = self.group.nodes[-1] if self.group.kind == "joined" else loops_of(self.group)
 
         def role(buffer: str) -> ir.Role:
             if buffer not in used:
@@ -125,10 +158,13 @@ class OpKernels(Builder):
         keep = [k for k in range(len(self._bindings)) if f"p{k}" in used | read]
         buffers = [ir.Buffer(f"p{k}", dtype_of(self._bindings[k]), role(f"p{k}")) for k in keep]
         buffers += [ir.Buffer(n, d, "scratch", size) for n, d, size in self._scratch]
-        notes = [ir.Note(f"{node.name} = {node.op.name}   {short_origin(node)}")]
-        stem = f"{node.op.name}_{self.variant}" if self.variant else node.op.name
-        name = stem if not self.lowered else f"{stem}_{len(self.lowered) + 1}"
-        kernel = Kernel(name, tuple(buffers), tuple(self.sizes), extent, grain, (*notes, *body))
+        notes = [ir.Note(f"{n.name} = {n.op.name}   {short_origin(n)}")
+                 for n in self.group.nodes if n is made or n.op.name != "constant"]
+        ops = dict.fromkeys(n.op.name for n in self.group.nodes if n.inputs)
+        stem = "_".join(ops)[:48] + (f"_{self.variant}" if self.variant else "")
+        name = f"{stem}_{len(self.lowered) + 1}" if self.lowered else stem
+        kernel = Kernel(name, tuple(buffers), tuple(self.sizes), extent, grain, (*notes, *body),
+                        self.any_size)
         bindings = (*(self._bindings[k] for k in keep), *(None for _ in self._scratch))
         self.lowered.append(Lowered(ir.verify(kernel), bindings, tuple(self.group.nodes)))
         self._scratch = []
@@ -169,14 +205,107 @@ class OpKernels(Builder):
         self._region(body, self.index(1), self.index(1))
 
 
-def _lower_loops(group: Group, stored: Set[int]) -> list[Lowered]:
-    node = group.nodes[-1]
-    k = OpKernels(group, stored)
-    inputs = [k.bind(v, "in", v.aval.shape, v.aval.dtype.name) for v in node.inputs]
-    outputs = [k.bind(Value(node, i), "out", a.shape, a.dtype.name) for i, a in enumerate(node.avals)]
+class Epilogue(Writer):
+    """What is made of an op's result, element by element, each time that a block of it is written.
+
+    The op's node is the ``source`` of the group's other nodes, which read it at their own place only.
+    """
+
+    def __init__(self, k: OpKernels, group: Group, stored: Set[int], in_place: dict[Value, Value]) -> None:
+        super().__init__(group, stored, in_place)
+        self.b = self.k = k
+        self.source = Value(loops_of(group), 0)
+        self.inside.discard(id(self.source.node))
+        self.results = [v for v in group.roots if v != self.source]
+        space = matrix_space(self.source.aval.shape)
+        assert space is not None
+        self.space: Space = space
+        self.element: Expr | None = None            # of the source, where results are being computed
+        self.buffers.update({(id(v.node), v.index): k.bind_in_place(v) for v in in_place.values()})
+        for v in self.results:
+            if v not in in_place:
+                self.buffers[id(v.node), v.index] = k.bind(v, "out", v.aval.shape, v.aval.dtype.name)
+
+    def home(self, out: Stored) -> Stored | None:
+        """A buffer that has room for the source: its own, or that of a result; None where there is none."""
+        if self.source in self.group.roots:
+            return out
+        return next((self.output(v) for v in self.results
+                     if v not in self.in_place and v.aval.dtype == self.source.aval.dtype), None)
+
+    def write(self, block: Block, rows: tuple[Expr, Expr], columns: tuple[Expr, Expr]) -> None:
+        """The results for a block of the source."""
+        b = self.b
+        with b.loop(b.index(0), rows[1]) as r, b.loop(b.index(0), columns[1]) as c:
+            at = [b.let(ir.iadd(first, i)) for (first, _), i in ((rows, r), (columns, c))]
+            flat = b.flatten(at, self._matrix())
+            near = flat if block.buffer[0] == "p" else ir.iadd(block.offset, ir.iadd(ir.imul(r, block.ld), c))
+            self.element = b.let(ir.Load(block.buffer, near, block.dtype))
+            within = [i for i, n in zip(at, self._matrix()) if n != 1]
+            results = [self.compute(v, self.space.index(b, within, v.aval.shape)) for v in self.results]
+            for v, e in zip(self.results, results):
+                self.output(v).store_flat(flat, e)
+
+    def _matrix(self) -> tuple[Any, Any]:
+        shape = self.source.aval.shape
+        return size_of(shape[:-1]), shape[-1]
+
+    def stored(self, value: Value, role: str) -> Any:
+        home = storage_of(value, self.in_memory)[0] if role == "in" else value
+        if home == self.source:
+            assert self.element is not None
+            return _OneElement(self.b, [self.b.size(s) for s in value.aval.shape], self.element)
+        found = self.buffers.get((id(home.node), home.index))
+        shape, dtype = value.aval.shape, value.aval.dtype.name
+        return self.k.bind(value, "in", shape, dtype) if found is None else replace(
+            found, shape=[self.b.size(s) for s in shape])
+
+    def output(self, value: Value) -> Stored:
+        home = self.in_place.get(value, value)
+        return self.buffers[id(home.node), home.index]
+
+    def check(self, lowered: Sequence[Lowered]) -> None:
+        """InPlaceConflict where an argument is read elsewhere than where it is written."""
+        for value, source in self.in_place.items():
+            name = self.buffers[id(source.node), source.index].buffer
+            for low in lowered:
+                body = low.kernel.body
+                loads = {e.index for e in ir.walk_exprs(body) if isinstance(e, ir.Load) and e.buffer == name}
+                stores = {s.index for s in ir.walk_stmts(body)
+                          if isinstance(s, ir.Store) and s.buffer == name}
+                parts = any(isinstance(b, Window) and b.value == source for b in low.bindings)
+                if parts or not loads <= stores or name in set[str]().union(*ir.operands(body)):
+                    raise InPlaceConflict(f"{value!r} reads {source!r} elsewhere than where it writes")
+
+
+@dataclass(eq=False)
+class _OneElement(Access):
+    """The element of a value that is at hand: whoever reads it reads it at its own place."""
+    b: Builder
+    shape: list[Expr]
+    element: Expr
+
+    def at(self, index: Sequence[Expr]) -> Expr:
+        return self.element
+
+    def at_flat(self, flat: Expr) -> Expr:
+        return self.element
+
+
+def _lower_loops(group: Group, stored: Set[int], in_place: dict[Value, Value]) -> list[Lowered]:
+    node = loops_of(group)
     lower = node.op.lower
     assert isinstance(lower, Loops)
+    k = OpKernels(group, stored)
+    inputs = [k.bind(v, "in", v.aval.shape, v.aval.dtype.name) for v in node.inputs]
+    if node is not group.nodes[-1]:
+        k.epilogue = Epilogue(k, group, stored, in_place)
+    values = [Value(node, i) for i in range(len(node.avals))]
+    outputs = [k.bind(v, "out", v.aval.shape, v.aval.dtype.name) if v in group.roots
+               else k.nowhere(v.aval.shape, v.aval.dtype.name) for v in values]
     lower.build(k, inputs, outputs, **node.attrs)
+    if k.epilogue is not None:
+        k.epilogue.check(k.lowered)
     return k.lowered
 
 

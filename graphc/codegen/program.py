@@ -27,7 +27,7 @@ from ..static.program import FAILED, Program, toposort
 from . import cache, compile, python_target, vmath
 from . import loopir as ir
 from .executor import copy_entry
-from .fuse import Fusion, Group, fuse, is_argument, is_buffer_constant, storage_of
+from .fuse import Fusion, Group, fuse, is_argument, is_buffer_constant, is_pointwise, storage_of
 from .image import COPY_BYTES, Array, Image, Slot, Step, n_bytes
 from .lower import InPlaceConflict, Lowered, Temporary, Window, lower_group
 from .plan import Plan
@@ -276,9 +276,11 @@ class Assembly:
                 continue
             taken.add(key)
             self.direct[k] = home
-            if old is not None and groups[home].kind == "map" and reads.get(id(old.node), -1) == home:
+            if old is None or reads.get(id(old.node), -1) != home:
+                continue
+            if groups[home].kind in ("map", "loops") and is_pointwise(u.value.node):
                 in_place.setdefault(home, {})[u.value] = old
-            elif old is not None and reads.get(id(old.node), -1) == home:
+            else:
                 del self.direct[k]
         out = []
         for i, g in enumerate(groups):

@@ -26,8 +26,7 @@ def code_form(kernel: ir.Kernel) -> CodeForm:
     offsets = _offsets(kernel)
     body = _from_start(kernel.body, kernel.sizes, offsets)
     constants: dict[int, str] = {}
-    plain = [s for s in ir.walk_stmts(body) if not isinstance(s, ir.Note)]
-    if plain and all(isinstance(s, ir.Gemm) for s in plain):
+    if kernel.any_size:
         body = _without_constants(body, constants)
     used = {e.name for e in ir.walk_exprs(body) if isinstance(e, ir.Var)}
     names = tuple(n for n in kernel.sizes if n in used)
@@ -38,17 +37,12 @@ def code_form(kernel: ir.Kernel) -> CodeForm:
 
 
 def _without_constants(body: tuple[ir.Stmt, ...], constants: dict[int, str]) -> tuple[ir.Stmt, ...]:
-    """Products whose sizes are arguments."""
+    """Statements whose sizes are arguments."""
     def lift(e: ir.Expr) -> ir.Expr:
         if isinstance(e, ir.Const) and e.dtype == "int64" and e.value > 1:
             return ir.Var(constants.setdefault(int(e.value), f"c{len(constants)}"))
         return e
-
-    def operand(o: ir.Operand) -> ir.Operand:
-        return replace(o, offset=ir.map_expr(o.offset, lift), ld=ir.map_expr(o.ld, lift))
-    return tuple(s if not isinstance(s, ir.Gemm) else replace(
-        s, m=ir.map_expr(s.m, lift), n=ir.map_expr(s.n, lift), k=ir.map_expr(s.k, lift),
-        a=operand(s.a), b=operand(s.b), c=operand(s.c)) for s in body)
+    return ir.map_sizes(body, lift)
 
 
 # ---------------------------------------------------------------- where reading begins

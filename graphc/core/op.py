@@ -68,9 +68,12 @@ class Fold:
 class Loops:
     """A builder of loops.
 
-    ``build(k, inputs, outputs, **attrs)`` writes them with the kernel builder ``k``.
+    ``build(k, inputs, outputs, **attrs)`` writes them with the kernel builder ``k``. With ``blocks`` its one
+    result is written in blocks, each inside ``k.written(...)``: what is made of it element by element is
+    then computed block by block, and the result itself has no buffer unless something else reads it.
     """
     build: Callable[..., Any]
+    blocks: bool = False
 
 
 Lowering = Map | Pull | Fold | Loops

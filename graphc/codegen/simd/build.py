@@ -82,11 +82,6 @@ def transpose_function(module: ir.Module, name: str, code: str, machine: Machine
     return function
 
 
-def panel_of(code: str, machine: Machine) -> int:
-    """Columns that `product_function` makes at once."""
-    return machine.lanes(_NUMPY[code]) * (4 if machine.registers >= 32 else 2)
-
-
 def product_function(module: ir.Module, name: str, code: str, machine: Machine) -> ir.Function:
     """``void name(i64 m, i64 n, i64 k, ptr a, i64 row, i64 column, ptr b, i64 ld, ptr c, i64 ld, i64 add)``
 
@@ -100,7 +95,7 @@ def product_function(module: ir.Module, name: str, code: str, machine: Machine) 
     m, n, k, a, row, column, factor, ld_b, c, ld_c, add = function.args
     b = ir.IRBuilder(function.append_basic_block())
     vectors = _Vectors(b, code, machine)
-    panel = panel_of(code, machine)
+    panel = machine.panel(_NUMPY[code])
 
     def pieces(extent: ir.Value, each: int) -> ir.Value:
         return b.sdiv(b.add(extent, I64(each - 1)), I64(each))
@@ -140,7 +135,7 @@ def turned_product_function(module: ir.Module, name: str, code: str, machine: Ma
     """The same signature, for A B', ``ld`` being that of B: panels of it are turned on the stack."""
     function = ir.Function(module, product.function_type, name)
     m, n, k, a, row, column, factor, ld_b, c, ld_c, add = function.args
-    panel = panel_of(code, machine)
+    panel = machine.panel(_NUMPY[code])
     b = ir.IRBuilder(function.append_basic_block())
     turned = b.alloca(_REALS[code], I64(panel * DEPTH))
     turned.align = machine.width

@@ -17,6 +17,10 @@ class Machine:
         """Elements of a vector."""
         return self.width // np.dtype(dtype).itemsize
 
+    def panel(self, dtype: str) -> int:
+        """Columns that a register tile of a matrix product makes at once."""
+        return self.lanes(dtype) * (4 if self.registers >= 32 else 2)
+
 
 AVX512, AVX2, NEON, SSE = Machine(64, 32), Machine(32, 16), Machine(16, 32), Machine(16, 16)
 
