@@ -11,9 +11,9 @@ from typing import Literal
 
 from ..core import events
 from ..core.threads import held_across_fork
-from . import blas, cache, native
+from . import blas, cache, far, native
 from .emit import emit_source, kernel_key
-from .loopir import Gemm, Kernel, Transpose, walk_stmts
+from .loopir import Call, Gemm, Kernel, Transpose, walk_stmts
 from .simd import library
 
 
@@ -108,6 +108,8 @@ def entry_symbol(key: str) -> str:
 def callees(kernel: Kernel) -> frozenset[str]:
     """What the kernel's code calls besides itself."""
     kinds = {type(s) for s in walk_stmts(kernel.body)}
+    if far.used_in(kernel):
+        kinds.add(Call)
     return frozenset(name for kind, (name, _) in _CALLEES.items() if kind in kinds)
 
 
@@ -119,5 +121,6 @@ def install(names: Iterable[str]) -> None:
 
 
 _CALLEES: dict[type, tuple[str, Callable[[], object]]] = {
-    Gemm: ("products", blas.install), Transpose: ("transposes", library.install)}
+    Gemm: ("products", blas.install), Transpose: ("transposes", library.install),
+    Call: ("far arguments", lambda: far.install(compile_kernels))}
 CALLEES = tuple(name for name, _ in _CALLEES.values())
