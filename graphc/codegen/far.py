@@ -11,8 +11,8 @@ them makes whole turns, what is after them no last place.
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -39,6 +39,7 @@ from .vmath import (
 
 OPS = ("far_sin", "far_cos", "far_tan")
 DTYPES = {"f4": "float32", "f8": "float64"}
+_REALS = {"f4": ir.FloatType(), "f8": ir.DoubleType()}
 
 # 2/pi in words of 32 bits, the first two before its point, which is after bit 64
 _TWO_OVER_PI = int(
@@ -49,9 +50,12 @@ WORDS = tuple(_TWO_OVER_PI >> 32 * k & 0xffffffff for k in reversed(range(40)))
 _HALF_PI = FORMATS["float64"].half_pi
 
 
-def used_in(kernel: Kernel) -> bool:
-    """Whether a kernel's code calls functions of this file."""
-    return any(isinstance(e, Call) and e.op in OPS for e in walk_exprs(kernel.body))
+def names_in(kernel: Kernel) -> frozenset[str]:
+    """What a kernel's code calls of what `install` defines, before or after its maths is expanded."""
+    calls = (e for e in walk_exprs(kernel.body) if isinstance(e, Call))
+    codes = {dtype: code for code, dtype in DTYPES.items()}
+    return frozenset(f"{op}_{codes[e.dtype]}" for e in calls for op in OPS
+                     if e.op in (op, op.removeprefix("far_")))
 
 
 def far_kernel(op: str, dtype: str) -> Kernel:
@@ -149,30 +153,56 @@ def symbol(op: str, code: str, lanes: int = 1) -> str:
     return f"graphc_{op}_{code}" + (f"_v{lanes}" if lanes > 1 else "")
 
 
-def vector_function(module: ir.Module, op: str, code: str, lanes: int) -> ir.Function:
+def function(module: ir.Module, op: str, code: str) -> ir.Function:
+    """The function of one lane, which says by which ones LLVM may replace it in a vector loop."""
+    real = _REALS[code]
+    name, variants = symbol(op, code), widths(code, host())
+    found = module.globals.get(name)
+    if found is not None:
+        return found
+    one = ir.Function(module, ir.FunctionType(real, [real] * 2), name)
+    declared = [f"_ZGV_LLVM_N{n}vv_{name}({symbol(op, code, n)})" for n in variants]
+    mappings = f'"vector-function-abi-variant"="{",".join(declared)}"'
+    for attribute in ("nounwind", "readnone", "willreturn", mappings):
+        set.add(one.attributes, attribute)                          # llvmlite's own `add` knows but some
+    for n in variants:
+        _vector_function(module, op, code, n)
+    return one
+
+
+def keep(module: ir.Module) -> None:
+    """Keep the functions that only the vectoriser will use; once all of a module is written."""
+    pointer = ir.IntType(8).as_pointer()
+    names = [symbol(op, code, n) for op, code in itertools.product(OPS, DTYPES) for n in widths(code, host())]
+    kept = [module.globals[n].bitcast(pointer) for n in names if n in module.globals]
+    if kept:
+        used = ir.GlobalVariable(module, ir.ArrayType(pointer, len(kept)), "llvm.compiler.used")
+        used.linkage, used.section = "appending", "llvm.metadata"
+        used.initializer = ir.Constant(used.type.pointee, kept)
+
+
+def _vector_function(module: ir.Module, op: str, code: str, lanes: int) -> None:
     """``lanes`` results at once: a comparison, and seldom a call.
 
     To be inlined, but not before loops are vectors: else each call would keep their registers from them.
     """
-    real = {"f4": ir.FloatType(), "f8": ir.DoubleType()}[code]
-    vector, mask, pair = ir.VectorType(real, lanes), ir.VectorType(ir.IntType(1), lanes), [real] * 2
-    function = ir.Function(module, ir.FunctionType(vector, [vector] * 2), symbol(op, code, lanes))
-    function.linkage = "internal"
-    function.attributes.add("alwaysinline")
+    vector, mask = ir.VectorType(_REALS[code], lanes), ir.VectorType(ir.IntType(1), lanes)
     signature = ir.FunctionType(vector, [vector] * 2)
+    whole = ir.Function(module, signature, symbol(op, code, lanes))
+    whole.linkage = "internal"
+    whole.attributes.add("alwaysinline")
     slow = ir.Function(module, signature, symbol(op, code, lanes) + "_slow")
-    b = ir.IRBuilder(function.append_basic_block())
-    x, y = function.args
+    b = ir.IRBuilder(whole.append_basic_block())
+    x, y = whole.args
     size = b.call(_intrinsic(module, "llvm.fabs", vector, vector), [x])
-    limit = ir.Constant(vector, [real(TRIG_LIMIT[DTYPES[code]])] * lanes)
-    far = b.call(_intrinsic(module, "llvm.vector.reduce.or", ir.IntType(1), mask), [b.fcmp_ordered(">=", size, limit)])
+    beyond = b.fcmp_ordered(">=", size, ir.Constant(vector, [_REALS[code](TRIG_LIMIT[DTYPES[code]])] * lanes))
+    far = b.call(_intrinsic(module, "llvm.vector.reduce.or", ir.IntType(1), mask), [beyond])
     called, done = b.append_basic_block("far"), b.append_basic_block("near")
     b.cbranch(far, called, done).set_weights([1, 1 << 20])
     b.position_at_end(called)
     b.ret(b.call(slow, [x, y]))
     b.position_at_end(done)
     b.ret(y)
-    return function
 
 
 def _intrinsic(module: ir.Module, name: str, result: ir.Type, vector: ir.VectorType) -> ir.Function:
@@ -181,35 +211,26 @@ def _intrinsic(module: ir.Module, name: str, result: ir.Type, vector: ir.VectorT
     return module.globals.get(full) or ir.Function(module, ir.FunctionType(result, [vector]), full)
 
 
-_lock = threading.Lock()
-
-
-def install(compile_kernels: Callable[[Sequence[Kernel]], Sequence[Any]]) -> None:
-    """Define the symbols; once per process."""
-    with _lock:
-        _install(compile_kernels)
+def install(names: Collection[str], compile_kernels: Callable[[Sequence[Kernel]], Sequence[Any]]) -> None:
+    """Define the symbols of those of ``names`` that `names_in` gives; once per process."""
+    for op, code in itertools.product(OPS, DTYPES):
+        if f"{op}_{code}" in names:
+            _install(op, code, compile_kernels)
 
 
 @cache
-def _install(compile_kernels: Callable[[Sequence[Kernel]], Sequence[Any]]) -> None:
-    names = [(op, code) for op in OPS for code in DTYPES]
-    kernels = compile_kernels([far_kernel(op, DTYPES[code]) for op, code in names])
-    for (op, code), kernel in zip(names, kernels):
-        native.define_symbol(f"{symbol(op, code)}_kernel", kernel.address)
-    machine = host()
-    text = "\n".join([_HEAD, *(part for op, code in names for part in _functions(op, code, machine))])
+def _install(op: str, code: str, compile_kernels: Callable[[Sequence[Kernel]], Sequence[Any]]) -> None:
+    kernel, = compile_kernels([far_kernel(op, DTYPES[code])])
+    native.define_symbol(f"{symbol(op, code)}_kernel", kernel.address)
+    text = "\n".join([_HEAD, *_functions(op, code, host())])
     key = hashlib.sha256(text.encode()).hexdigest()
     found = disk.load(key)
     if found is None:
         found = native.emit_object(native.optimise(text, unroll=False))
         disk.store(key, found)
-    symbols = [name for op, code in names for name in _names(op, code, machine)]
+    symbols = [symbol(op, code), *(symbol(op, code, n) + "_slow" for n in (1, *widths(code, host())))]
     for name, address in zip(symbols, native.load_symbols(found, symbols)):
         native.define_symbol(name, address)
-
-
-def _names(op: str, code: str, machine: Machine) -> list[str]:
-    return [symbol(op, code), *(symbol(op, code, n) + "_slow" for n in (1, *widths(code, machine)))]
 
 
 _HEAD = f"""
@@ -251,19 +272,20 @@ define {vector} @{name}({vector} %x, {vector} %y) {{
 
 
 def _functions(op: str, code: str, machine: Machine) -> Iterator[str]:
-    """LLVM IR of `_names`: the kernel for some lanes that are on the stack."""
+    """LLVM IR of a function of one lane, and of those that run the kernel for some lanes."""
     real, bits = {"f4": ("float", 32), "f8": ("double", 64)}[code]
-    limit, kernel = f"{TRIG_LIMIT[DTYPES[code]]:e}", f"{symbol(op, code)}_kernel"
+    limit, kernel = repr(TRIG_LIMIT[DTYPES[code]]), f"{symbol(op, code)}_kernel"
     yield f"declare void @{kernel}(ptr, ptr, i64, i64, i64)"
     yield _ONE.format(real=real, bits=bits, name=symbol(op, code), limit=limit)
     pointers = "\n  ".join(
-        f"%s{k} = getelementptr ptr, ptr %slots, i64 {k}\n  %b{k} = getelementptr ptr, ptr %buffers, i64 {k}\n"
+        f"%s{k} = getelementptr ptr, ptr %slots, i64 {k}\n"
+        f"  %b{k} = getelementptr ptr, ptr %buffers, i64 {k}\n"
         f"  store ptr {what}, ptr %s{k}\n  store ptr %s{k}, ptr %b{k}"
         for k, what in enumerate(("%in", "@words", "%out")))
     for n in (1, *widths(code, machine)):
         vector, mask, suffix = (real, "i1", f"f{bits}") if n == 1 else \
             (f"<{n} x {real}>", f"<{n} x i1>", f"v{n}f{bits}")
-        if n > 1 and op == OPS[0]:
+        if n > 1:
             yield f"declare {vector} @llvm.fabs.{suffix}({vector})"
         yield _SLOW.format(
             vector=vector, mask=mask, name=symbol(op, code, n) + "_slow", kernel=kernel, lanes=n,
@@ -271,4 +293,4 @@ def _functions(op: str, code: str, machine: Machine) -> Iterator[str]:
             limit=limit if n == 1 else f"<{', '.join([f'{real} {limit}'] * n)}>")
 
 
-__all__ = ["DTYPES", "OPS", "WORDS", "far_kernel", "install", "symbol", "used_in", "vector_function", "widths"]
+__all__ = ["OPS", "WORDS", "far_kernel", "function", "install", "keep", "names_in"]

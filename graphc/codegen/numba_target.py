@@ -161,7 +161,7 @@ def _front(kernel: Kernel, key: str) -> _Lowered:
     except (numba.core.errors.NumbaError, TypeError) as e:
         raise CompileError(f"Numba rejects kernel {kernel.name}: {e}\n{source}") from e
     unroll = not any(isinstance(s, (Tile, Lanes)) for s in walk_stmts(kernel.body))
-    rounds = 2 if far.used_in(kernel) else 1
+    rounds = 2 if far.names_in(kernel) else 1
     return _Lowered(kernel.name, key, source, text, unroll, rounds, time.perf_counter() - start)
 
 
@@ -267,7 +267,7 @@ def _lower(kernel: Kernel, source: str, symbol: str) -> str:
             lower.lower()
         module = lower.module
         module.globals.pop(context.get_env_name(descriptor), None)          # an unused common symbol
-        _keep_variants(module)
+        far.keep(module)
         _add_trampoline(module, module.get_global(descriptor.llvm_func_name), kernel, symbol)
         return str(module)
 
@@ -505,36 +505,8 @@ def _call_symbol(b: Any, symbol: str, values: list[ir.Value]) -> None:
 
 def _far(op: str) -> Callable[[ir.IRBuilder, _Type, list[ir.Value]], ir.Value]:
     def build(b: ir.IRBuilder, t: _Type, args: list[ir.Value]) -> ir.Value:
-        return b.call(_far_function(b.module, op, "f4" if t == types.float32 else "f8"), args)
+        return b.call(far.function(b.module, op, "f4" if t == types.float32 else "f8"), args)
     return build
-
-
-def _far_function(module: ir.Module, op: str, code: str) -> ir.Function:
-    """The function of one lane, which says by which ones LLVM may replace it in a vector loop."""
-    real = {"f4": ir.FloatType(), "f8": ir.DoubleType()}[code]
-    name, variants = far.symbol(op, code), far.widths(code, machine.host())
-    found = module.globals.get(name)
-    if found is not None:
-        return found
-    function = ir.Function(module, ir.FunctionType(real, [real] * 2), name)
-    declared = [f"_ZGV_LLVM_N{n}vv_{name}({far.symbol(op, code, n)})" for n in variants]
-    mappings = f'"vector-function-abi-variant"="{",".join(declared)}"'
-    for attribute in ("nounwind", "readnone", "willreturn", mappings):
-        set.add(function.attributes, attribute)                     # llvmlite knows no more than it prints
-    for n in variants:
-        far.vector_function(module, op, code, n)
-    return function
-
-
-def _keep_variants(module: ir.Module) -> None:
-    """Keep the functions that only the vectoriser will use."""
-    names = [far.symbol(op, code, n) for op in far.OPS for code in far.DTYPES
-             for n in far.widths(code, machine.host())]
-    kept = [module.globals[n].bitcast(_PTR) for n in names if n in module.globals]
-    if kept:
-        used = ir.GlobalVariable(module, ir.ArrayType(_PTR, len(kept)), "llvm.compiler.used")
-        used.linkage, used.section = "appending", "llvm.metadata"
-        used.initializer = ir.Constant(used.type.pointee, kept)
 
 
 def _tile(form: TileForm) -> Any:

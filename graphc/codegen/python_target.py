@@ -187,5 +187,6 @@ NAMESPACE: dict[str, Any] = {
     "absolute": np.absolute, "floor": np.floor, "ceil": np.ceil, "trunc": np.trunc, "rint": np.rint,
     "sqrt": np.sqrt, "sign": np.sign, "isnan": np.isnan, "shl": np.left_shift, "shr": np.right_shift,
     "floordiv": np.floor_divide, "mod": np.remainder, "pfloordiv": np.floor_divide, "pmod": np.remainder,
-    **{op: _far(op) for op in far.OPS}, "gemm_f4": gemm, "gemm_f8": gemm, "tile": TileForm, "transpose_f4": transpose, "transpose_f8": transpose,
+    **{op: _far(op) for op in far.OPS},
+    "gemm_f4": gemm, "gemm_f8": gemm, "tile": TileForm, "transpose_f4": transpose, "transpose_f8": transpose,
 }

@@ -62,7 +62,7 @@ ULP_BOUND: dict[tuple[str, str], float] = {
     (name, dtype): bound
     for name, pair in _BOUNDS.items() for dtype, bound in zip(("float32", "float64"), pair, strict=True)}
 
-TRIG_LIMIT: dict[str, float] = {"float32": 2.0 ** 20, "float64": 2.0 ** 48}    # sin, cos, tan: from here on far.py's
+TRIG_LIMIT: dict[str, float] = {"float32": 2.0 ** 20, "float64": 2.0 ** 48}    # from here on far.py's
 
 
 # ---------------------------------------------------------------- formats

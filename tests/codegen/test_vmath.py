@@ -256,7 +256,7 @@ SPANS: dict[str, tuple[tuple[float, float], ...]] = {
     "cosh": ((-90, 90), (-2, 2)), "asin": ((-1, 1), (-0.6, 0.6)), "acos": ((-1, 1), (-0.6, 0.6)),
     "atan": ((-8, 8), (-1.2, 1.2)), "erf": ((-6.5, 6.5), (-1.2, 1.2)), "sigmoid": ((-105, 20), (-5, 5)),
 }
-NEAREST = {"float32": 16367173 * 2.0 ** 72, "float64": 6381956970095103 * 2.0 ** 797}    # to whole quarter turns
+NEAREST = {"float32": 16367173 * 2.0 ** 72, "float64": 6381956970095103 * 2.0 ** 797}      # to quarter turns
 WIDER = {"exp", "exp2", "expm1", "sinh", "cosh", "sigmoid"}              # tails 8 times as far in float64
 needs_longdouble = pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="no wider reference here")
 BOUNDS = [pytest.param(op, dtype, marks=needs_longdouble if dtype == "float64" else ())
