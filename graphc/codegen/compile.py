@@ -5,13 +5,13 @@ Numba (0.3 s to import and start) is loaded only when a kernel is in neither pla
 from __future__ import annotations
 
 import concurrent.futures.thread  # noqa: F401  before `building`: its lock is an inner one
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from ..core import events
 from ..core.threads import held_across_fork
-from . import blas, cache, native
+from . import blas, cache, far, native
 from .emit import emit_source, kernel_key
 from .loopir import Gemm, Kernel, Transpose, walk_stmts
 from .simd import library
@@ -79,7 +79,7 @@ def compile_kernels(kernels: Sequence[Kernel]) -> list[CompiledKernel]:
             for key, k in zip(keys, kernels)]
 
 
-def load_kernels(keys: Iterable[str], called: Iterable[str]) -> dict[str, int] | None:
+def load_kernels(keys: Iterable[str], called: Collection[str]) -> dict[str, int] | None:
     """The addresses of compiled kernels by key; None unless this process or the disk has all of them."""
     keys = tuple(keys)
     with building:
@@ -87,7 +87,7 @@ def load_kernels(keys: Iterable[str], called: Iterable[str]) -> dict[str, int] |
     return {key: _addresses[key] for key in keys} if found else None
 
 
-def _load(key: str, called: Iterable[str]) -> bool:
+def _load(key: str, called: Collection[str]) -> bool:
     code = cache.load(key)
     if code is None:
         return False
@@ -108,16 +108,18 @@ def entry_symbol(key: str) -> str:
 def callees(kernel: Kernel) -> frozenset[str]:
     """What the kernel's code calls besides itself."""
     kinds = {type(s) for s in walk_stmts(kernel.body)}
-    return frozenset(name for kind, (name, _) in _CALLEES.items() if kind in kinds)
+    return far.names_in(kernel).union(name for kind, (name, _) in _CALLEES.items() if kind in kinds)
 
 
-def install(names: Iterable[str]) -> None:
+def install(names: Collection[str]) -> None:
     """Define the symbols that code calls, before it is loaded."""
     for name, define in _CALLEES.values():
         if name in names:
             define()
+    with building:
+        far.install(names, compile_kernels)
 
 
 _CALLEES: dict[type, tuple[str, Callable[[], object]]] = {
     Gemm: ("products", blas.install), Transpose: ("transposes", library.install)}
-CALLEES = tuple(name for name, _ in _CALLEES.values())
+CALLEES = tuple(name for name, _ in _CALLEES.values())        # those that many programs call

@@ -68,7 +68,7 @@ CODES: dict[str, str] = {"float32": "f4", "float64": "f8", "bool": "b1",
 FUNCTIONS: frozenset[str] = frozenset((
     *CODES.values(), *(f"bits_{c}" for c in CODES.values()), "select", "minimum", "maximum", "absolute",
     "floor", "ceil", "trunc", "rint", "sqrt", "sign", "fma", "isnan", "floordiv", "mod", "pfloordiv", "pmod",
-    "idiv", "imod", "shl", "shr", "gemm_f4", "gemm_f8", "tile",
+    "idiv", "imod", "shl", "shr", "far_sin", "far_cos", "far_tan", "gemm_f4", "gemm_f8", "tile",
     "transpose_f4", "transpose_f8", "prefetch"))
 
 _RESERVED = FUNCTIONS | frozenset(keyword.kwlist) | {"range", "float"}
@@ -373,7 +373,7 @@ def _legal(op: str, dtype: str, result: str) -> bool:
     """Whether ``op`` means something for operands of ``dtype``."""
     if dtype not in CODES or result not in CODES:
         return False
-    if op in ("div", "sqrt", "fma"):
+    if op in ("div", "sqrt", "fma", "far_sin", "far_cos", "far_tan"):
         return dtype in _FLOATS
     if op in ("and", "or", "xor", "invert"):
         return dtype not in _FLOATS

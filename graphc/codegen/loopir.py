@@ -275,6 +275,8 @@ SCALAR_OPS: dict[str, ScalarOp] = {
     "select": ScalarOp(3),                                     # select(cond: bool, a, b)
     "cast": ScalarOp(1, "any"),                                # value conversion, C semantics
     "bitcast": ScalarOp(1, "any"),                             # same bits, same width
+    # far_sin(x, y): y where |x| is below `vmath.TRIG_LIMIT`, else sin x, see far.py
+    **dict.fromkeys(("far_sin", "far_cos", "far_tan"), ScalarOp(2)),
     # transcendentals
     **dict.fromkeys(("exp", "exp2", "expm1", "log", "log2", "log10", "log1p",
                      "sin", "cos", "tan", "tanh", "sinh", "cosh", "asin", "acos", "atan",

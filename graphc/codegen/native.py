@@ -16,10 +16,11 @@ from ..core.threads import held_across_fork
 _lock = held_across_fork()                                      # the engine and the caches below
 
 
-def optimise(llvm_ir: str, unroll: bool = True) -> ll.ModuleRef:
+def optimise(llvm_ir: str, unroll: bool = True, rounds: int = 1) -> ll.ModuleRef:
     """Parse, verify (LLVM aborts the process on IR that it does not like), optimise at O3; no fast-math.
 
-    Without ``unroll`` loops stay as they are written.
+    Without ``unroll`` loops stay as they are written. A second round inlines what the first one's vector
+    loops call.
     """
     with _lock:
         machine = host_machine()
@@ -28,8 +29,9 @@ def optimise(llvm_ir: str, unroll: bool = True) -> ll.ModuleRef:
         options = ll.create_pipeline_tuning_options(speed_level=3)
         options.slp_vectorization = True
         options.loop_unrolling = unroll
-        builder = ll.create_pass_builder(machine, options)
-        builder.getModulePassManager().run(module, builder)
+        for _ in range(rounds):
+            builder = ll.create_pass_builder(machine, options)
+            builder.getModulePassManager().run(module, builder)
         return module
 
 

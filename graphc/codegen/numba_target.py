@@ -38,7 +38,7 @@ from numba.core.targetconfig import ConfigStack
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
 from ..core.errors import CompileError
-from . import native
+from . import far, native
 from .compile import callees, entry_symbol, install
 from .emit import CODES, emit_source, kernel_key
 from .loopir import Kernel, Lanes, Tile, verify, walk_stmts
@@ -110,7 +110,7 @@ def llvm_ir(kernel: Kernel) -> str:
 def assembly(kernel: Kernel) -> str:
     """The assembly text of a kernel."""
     lowered = _front(kernel, kernel_key(kernel))
-    return native.emit_assembly(native.optimise(lowered.text, lowered.unroll))
+    return native.emit_assembly(native.optimise(lowered.text, lowered.unroll, lowered.rounds))
 
 
 @contextmanager
@@ -147,6 +147,7 @@ class _Lowered:
     source: str
     text: str
     unroll: bool
+    rounds: int
     seconds: float
 
 
@@ -160,14 +161,15 @@ def _front(kernel: Kernel, key: str) -> _Lowered:
     except (numba.core.errors.NumbaError, TypeError) as e:
         raise CompileError(f"Numba rejects kernel {kernel.name}: {e}\n{source}") from e
     unroll = not any(isinstance(s, (Tile, Lanes)) for s in walk_stmts(kernel.body))
-    return _Lowered(kernel.name, key, source, text, unroll, time.perf_counter() - start)
+    rounds = 2 if far.names_in(kernel) else 1
+    return _Lowered(kernel.name, key, source, text, unroll, rounds, time.perf_counter() - start)
 
 
 def _finish(kernel: _Lowered) -> Translated:
     """LLVM's part."""
     start = time.perf_counter()
     try:
-        module = native.optimise(kernel.text, kernel.unroll)
+        module = native.optimise(kernel.text, kernel.unroll, kernel.rounds)
     except RuntimeError as e:
         raise CompileError(f"LLVM rejects kernel {kernel.name}: {e}\n{kernel.source}") from e
     code = native.emit_object(module)
@@ -265,6 +267,7 @@ def _lower(kernel: Kernel, source: str, symbol: str) -> str:
             lower.lower()
         module = lower.module
         module.globals.pop(context.get_env_name(descriptor), None)          # an unused common symbol
+        far.keep(module)
         _add_trampoline(module, module.get_global(descriptor.llvm_func_name), kernel, symbol)
         return str(module)
 
@@ -514,6 +517,12 @@ def _call_symbol(b: Any, symbol: str, values: list[ir.Value]) -> None:
     b.call(b.module.globals.get(symbol) or ir.Function(b.module, fnty, symbol), values)
 
 
+def _far(op: str) -> Callable[[ir.IRBuilder, _Type, list[ir.Value]], ir.Value]:
+    def build(b: ir.IRBuilder, t: _Type, args: list[ir.Value]) -> ir.Value:
+        return b.call(far.function(b.module, op, "f4" if t == types.float32 else "f8"), args)
+    return build
+
+
 def _tile(form: TileForm) -> Any:
     """A register tile: places as (pointer, offset), then the integers that the form leaves open."""
     pointer = types.CPointer({"f4": types.float32, "f8": types.float64}[form.code])
@@ -567,6 +576,7 @@ _INTRINSICS: dict[str, Any] = {
     "imod": _same("imod", 2, _builder_call("urem")),
     "shl": _same("shl", 2, _shift(left=True)),
     "shr": _same("shr", 2, _shift(left=False)),
+    **{op: _same(op, 2, _far(op)) for op in far.OPS},
     "gemm_f4": _gemm("gemm_f4", types.float32),
     "gemm_f8": _gemm("gemm_f8", types.float64),
     "transpose_f4": _transpose("transpose_f4", types.float32),

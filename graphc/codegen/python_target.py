@@ -10,15 +10,18 @@ import linecache
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cache
 from types import FunctionType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from . import far
 from .emit import CODES, emit_source, kernel_key
 from .loopir import Kernel, verify
 from .simd.form import TileForm
+from .vmath import TRIG_LIMIT
 
 Array = npt.NDArray[Any]
 Scalar = Any                                                    # a NumPy scalar, or an int for int64
@@ -130,6 +133,24 @@ def _fma_f8(a: np.float64, b: np.float64, c: np.float64) -> np.float64:
         return np.float64(np.inf if exact > 0 else -np.inf)
 
 
+def _far(op: str) -> Callable[[Scalar, Scalar], Scalar]:
+    """``far_sin`` and the like, by the kernel that the native ones run too."""
+    words = np.array(far.WORDS, np.uint64)
+
+    def body(x: Scalar, y: Scalar) -> Scalar:
+        if not abs(x) >= TRIG_LIMIT[x.dtype.name]:
+            return y
+        out = np.empty(1, x.dtype)
+        _far_entry(op, x.dtype.name)([np.array([x]), words, out], [1], 0, 0, 1)
+        return out[0]
+    return body
+
+
+@cache
+def _far_entry(op: str, dtype: str) -> Entry:
+    return load(far.far_kernel(op, dtype))
+
+
 # ---------------------------------------------------------------- matrix product
 
 def _matrix(buffer: Array, offset: int, rows: int, cols: int, ld: int) -> Array:
@@ -170,6 +191,7 @@ NAMESPACE: dict[str, Any] = {
     "absolute": np.absolute, "floor": np.floor, "ceil": np.ceil, "trunc": np.trunc, "rint": np.rint,
     "sqrt": np.sqrt, "sign": np.sign, "isnan": np.isnan, "shl": np.left_shift, "shr": np.right_shift,
     "floordiv": np.floor_divide, "mod": np.remainder, "pfloordiv": np.floor_divide, "pmod": np.remainder,
+    **{op: _far(op) for op in far.OPS},
     "gemm_f4": gemm, "gemm_f8": gemm, "tile": TileForm, "transpose_f4": transpose, "transpose_f8": transpose,
     "prefetch": prefetch,
 }

@@ -7,8 +7,8 @@ operation is printed or compiled (`emit.py` and the targets).
 An expansion is branch-free (`select`, never `If`), stays in its own width (no float64 or int64 in float32
 code) and names fma where it wants one, so the plain Python, Numba and CUDA targets compute the same bits
 and LLVM vectorises the loop around it. NaN, infinities, signed zeros and denormals come out as NumPy has
-them; one exception: sin, cos and tan are NaN from `TRIG_LIMIT` on, since a reduction for all arguments
-would cost each element more than the function does, and a NaN is seen where wrong digits are not.
+them. Arguments of sin, cos and tan from `TRIG_LIMIT` on are left to `far.py`: a reduction for all of them
+would cost each element more than the function does.
 
 The polynomials are minimax fits made for these forms (Remez exchange on 50-digit values, coefficients
 rounded one after another and the rest refitted); the comment above each pair gives the form, the interval
@@ -63,7 +63,7 @@ ULP_BOUND: dict[tuple[str, str], float] = {
     (name, dtype): bound
     for name, pair in _BOUNDS.items() for dtype, bound in zip(("float32", "float64"), pair, strict=True)}
 
-TRIG_LIMIT: dict[str, float] = {"float32": 2.0 ** 20, "float64": 2.0 ** 48}    # sin, cos, tan: NaN from here
+TRIG_LIMIT: dict[str, float] = {"float32": 2.0 ** 20, "float64": 2.0 ** 48}    # from here on far.py's
 
 
 # ---------------------------------------------------------------- formats
@@ -208,59 +208,59 @@ class Value:
     expr: Expr
 
     def __add__(self, other: Number) -> Value:
-        return _call("add", self, other)
+        return call_value("add", self, other)
 
     def __radd__(self, other: Number) -> Value:
-        return _call("add", other, self)
+        return call_value("add", other, self)
 
     def __sub__(self, other: Number) -> Value:
-        return _call("sub", self, other)
+        return call_value("sub", self, other)
 
     def __rsub__(self, other: Number) -> Value:
-        return _call("sub", other, self)
+        return call_value("sub", other, self)
 
     def __mul__(self, other: Number) -> Value:
-        return _call("mul", self, other)
+        return call_value("mul", self, other)
 
     def __rmul__(self, other: Number) -> Value:
-        return _call("mul", other, self)
+        return call_value("mul", other, self)
 
     def __truediv__(self, other: Number) -> Value:
-        return _call("div", self, other)
+        return call_value("div", self, other)
 
     def __rtruediv__(self, other: Number) -> Value:
-        return _call("div", other, self)
+        return call_value("div", other, self)
 
     def __and__(self, other: Number) -> Value:
-        return _call("land" if self.expr.dtype == "bool" else "and", self, other)
+        return call_value("land" if self.expr.dtype == "bool" else "and", self, other)
 
     def __or__(self, other: Number) -> Value:
-        return _call("lor" if self.expr.dtype == "bool" else "or", self, other)
+        return call_value("lor" if self.expr.dtype == "bool" else "or", self, other)
 
     def __lshift__(self, other: Number) -> Value:
-        return _call("shl", self, other)
+        return call_value("shl", self, other)
 
     def __rshift__(self, other: Number) -> Value:
-        return _call("shr", self, other)
+        return call_value("shr", self, other)
 
     def __neg__(self) -> Value:
-        return _call("neg", self)
+        return call_value("neg", self)
 
     def __abs__(self) -> Value:
-        return _call("abs", self)
+        return call_value("abs", self)
 
     def __lt__(self, other: Number) -> Value:
-        return _call("lt", self, other)
+        return call_value("lt", self, other)
 
     def __gt__(self, other: Number) -> Value:
-        return _call("gt", self, other)
+        return call_value("gt", self, other)
 
 
 Number = Value | float | int
 Pair = tuple[Value, Value]                    # an unevaluated sum hi + lo, |lo| a last place of hi or so
 
 
-def _call(op: str, *args: Number, dtype: str | None = None) -> Value:
+def call_value(op: str, *args: Number, dtype: str | None = None) -> Value:
     """``op`` over ``args``; the first `Value` that is no condition gives the numbers their dtype."""
     operands = args[1:] if op == "select" else args
     shared = next(a.expr.dtype for a in operands if isinstance(a, Value))
@@ -273,19 +273,19 @@ def _number(value: float | int, dtype: str) -> Const:
 
 
 def fma(a: Number, b: Number, c: Number) -> Value:
-    return _call("fma", a, b, c)
+    return call_value("fma", a, b, c)
 
 
 def select(cond: Value, a: Number, b: Number) -> Value:
-    return _call("select", cond, a, b)
+    return call_value("select", cond, a, b)
 
 
 def equal(a: Value, b: Number) -> Value:
-    return _call("eq", a, b)
+    return call_value("eq", a, b)
 
 
 def differ(a: Value, b: Number) -> Value:
-    return _call("ne", a, b)
+    return call_value("ne", a, b)
 
 
 # ---------------------------------------------------------------- the builder
@@ -349,7 +349,7 @@ class Builder:
         return total
 
     def bits(self, x: Value) -> Value:
-        return _call("bitcast", x, dtype=self.format.int_dtype)
+        return call_value("bitcast", x, dtype=self.format.int_dtype)
 
     def with_sign_bit(self, x: Value, size: Value) -> Value:
         """``size``, which has no sign, with the sign of x, that of a zero too."""
@@ -357,7 +357,7 @@ class Builder:
         return self.from_bits(self.bits(size) | self.bits(x) & sign)
 
     def from_bits(self, i: Value) -> Value:
-        return _call("bitcast", i, dtype=self.format.dtype)
+        return call_value("bitcast", i, dtype=self.format.dtype)
 
     def round(self, x: Value, scale: float, offset: int = 0) -> Pair:
         """k = x*scale rounded to an integer, as a float; and k + offset as the low bits of an int."""
@@ -371,7 +371,7 @@ class Builder:
         AVX2 converts no int64, so there: 1.5*2**52 + i by its bits, less 1.5*2**52.
         """
         if self.format is _F32:
-            return _call("cast", i, dtype="float32")
+            return call_value("cast", i, dtype="float32")
         return self.from_bits(i + 0x4338000000000000) - self.format.magic
 
 
@@ -574,7 +574,7 @@ def log1p(b: Builder, x: Value) -> Value:
 
 # ---------------------------------------------------------------- powers
 
-def _sum2(b: Builder, big: Value, small: Value) -> Pair:
+def sum2(b: Builder, big: Value, small: Value) -> Pair:
     """big + small = hi + lo exactly, for |big| >= |small| or big = 0"""
     hi = b.let(big + small)
     return hi, small - (hi - big)
@@ -605,9 +605,9 @@ def _log2_pair(b: Builder, x: Value) -> Pair:
     third, third_lo = (b.number(part) for part in b.format.third_log2)
     hi, lo = _times(b, (two, two_lo), (s, s_lo))
     term, term_lo = _times(b, (third, b.let(fma(z, b.poly("pow", z), third_lo))), (cube, cube_lo))
-    hi, mid = _sum2(b, hi, term)
-    top, low = _sum2(b, k, hi)
-    top, low = _sum2(b, top, b.let(low + (mid + (lo + term_lo))))
+    hi, mid = sum2(b, hi, term)
+    top, low = sum2(b, k, hi)
+    top, low = sum2(b, top, b.let(low + (mid + (lo + term_lo))))
     return top, b.let(low)
 
 
@@ -621,10 +621,10 @@ def pow(b: Builder, x: Value, y: Value) -> Value:
     p_lo = fma(y, log_lo, fma(y, log_hi, -p))
     c = _clamp(b, p, *b.format.exp2_range)
     size = _exp2_pair(b, c, select(equal(c, p), p_lo, 0.0))
-    floor = b.let(_call("floor", y))
+    floor = b.let(call_value("floor", y))
     half = b.let(y * 0.5)
     whole = b.let(equal(floor, y))
-    odd = whole & differ(_call("floor", half), half)
+    odd = whole & differ(call_value("floor", half), half)
     one = equal(y, 0.0) | equal(x, 1.0) | (equal(a, 1.0) & whole)                # 1**nan, nan**0, (-1)**inf
     size = select(one, 1.0, size)
     size = b.let(select((x < 0.0) & finite & differ(floor, y), math.nan, size))
@@ -646,11 +646,7 @@ def _quarter_turns(b: Builder, x: Value) -> tuple[Value, Value, Value]:
     return r, b.let(fma(k, -three, fma(k, -two, rest - r))), b.let(i)
 
 
-def _within_limit(b: Builder, x: Value, y: Value) -> Value:
-    return select(abs(x) < TRIG_LIMIT[b.format.dtype], y, math.nan)
-
-
-def _sin_of_turns(b: Builder, r: Value, low: Value, i: Value) -> Value:
+def sine_of_turns(b: Builder, r: Value, low: Value, i: Value) -> Value:
     """sin(r + low + i pi/2): sin, cos, -sin, -cos of r + low for i = 0, 1, 2, 3 (mod 4)"""
     z = b.let(r * r)
     sine = b.let(r + fma(r * z, b.poly("sin", z), low))           # Lets: sin x beside cos x shares them
@@ -659,22 +655,28 @@ def _sin_of_turns(b: Builder, r: Value, low: Value, i: Value) -> Value:
     return select(equal(i & 2, 0), y, -y)
 
 
+def cosine_of_turns(b: Builder, r: Value, low: Value, i: Value) -> Value:
+    return sine_of_turns(b, r, low, b.let(i + 1))
+
+
+def tangent_of_turns(b: Builder, r: Value, low: Value, i: Value) -> Value:
+    """t = tan r + low tan' r, or -1/t after an odd number of quarter turns"""
+    z = b.let(r * r)
+    t = b.let(r + fma(r * z, b.poly("tan", z), fma(z, low, low)))
+    return select(equal(i & 1, 0), t, -1.0 / t)
+
+
 def sin(b: Builder, x: Value) -> Value:
-    y = _within_limit(b, x, _sin_of_turns(b, *_quarter_turns(b, x)))
+    y = call_value("far_sin", x, sine_of_turns(b, *_quarter_turns(b, x)))
     return select(equal(x, 0.0), x, y)                                           # -0
 
 
 def cos(b: Builder, x: Value) -> Value:
-    r, low, i = _quarter_turns(b, x)
-    return _within_limit(b, x, _sin_of_turns(b, r, low, b.let(i + 1)))
+    return call_value("far_cos", x, cosine_of_turns(b, *_quarter_turns(b, x)))
 
 
 def tan(b: Builder, x: Value) -> Value:
-    # t = tan r + low tan' r, or -1/t after an odd number of quarter turns
-    r, low, i = _quarter_turns(b, x)
-    z = b.let(r * r)
-    t = b.let(r + fma(r * z, b.poly("tan", z), fma(z, low, low)))
-    y = _within_limit(b, x, select(equal(i & 1, 0), t, -1.0 / t))
+    y = call_value("far_tan", x, tangent_of_turns(b, *_quarter_turns(b, x)))
     return select(equal(x, 0.0), x, y)                                           # -0
 
 
@@ -686,7 +688,7 @@ def _asin_parts(b: Builder, x: Value) -> tuple[Value, Value, Value]:
     a = b.let(abs(x))
     big = b.let(a > 0.5)
     z = b.let(select(big, fma(a, -0.5, 0.5), x * x))
-    s = b.let(select(big, _call("sqrt", z), x))
+    s = b.let(select(big, call_value("sqrt", z), x))
     return big, s, b.let(s * z * b.poly("asin", z))
 
 
