@@ -2,21 +2,26 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..core import events, record
 from ..core.aval import Aval
+from ..core.composed import OWN
 from ..core.config import config
 from ..core.dims import dim
 from ..core.dtypes import as_dtype
 from ..core.errors import DTypeError, ShapeError
 from ..core.node import Node, Value
-from ..core.op import Map, Op
+from ..core.op import Fold, Map, Op
 from ..core.tensor import symbol
 from ..core.threads import fork_safe_lock
 from ..static.graph import Graph, State, assign_op, placeholder_op, read_op
@@ -32,11 +37,27 @@ from .program import CompiledProgram, Optimize
 Array = np.ndarray[Any, Any]
 
 
+MAX_CALLS = 1024            # calls of folds that are known by their shapes
+
+
+class _FoldCall(NamedTuple):
+    """A fold of arrays of one shape: the program of a whole family of shapes, and how it is called.
+
+    Neighbouring axes that are all reduced, or all kept, are one axis to it.
+    """
+    program: CompiledProgram
+    shape: tuple[int, ...]
+    sizes: tuple[int, ...]
+    result: tuple[int, ...]
+
+
 class Codegen:
     """The Executor."""
 
     def __init__(self) -> None:
         self._ops: dict[Any, CompiledProgram] = {}
+        self._folds: dict[Any, _FoldCall] = {}
+        self._alike: Counter[Any] = Counter()           # programs of folds that differ in sizes alone
         self._lock = fork_safe_lock()
 
     def available(self) -> bool:
@@ -56,10 +77,13 @@ class Codegen:
     def call_op(self, op: Op, arrays: tuple[Array, ...], attrs: dict[str, Any]) -> Any:
         """Run one op on arrays through its compiled kernel.
 
-        Compiled once per shape without the batch axis; an element-wise op once for all shapes, and only
-        where they are equal and in order: NumPy runs the others.
+        Compiled once per shape without the batch axis; an element-wise op once for all shapes, a fold as
+        `_new_fold` says, and both only on arrays in order: NumPy runs the others.
         """
-        if type(op.lower) is Map:
+        lowering = type(op.lower)
+        if lowering is Fold:
+            return self._fold(op, arrays[0], attrs)
+        if lowering is Map:
             return self._element_wise(op, arrays)
         batched = op.batched
         key = (op.name, *_values(attrs),
@@ -88,6 +112,43 @@ class Codegen:
                     key, self._single(op, flat, {}, tuple(range(len(arrays)))))
         outputs, _ = compiled.run(flat, (first.size,))
         return outputs[0].reshape(shape)
+
+    def _fold(self, op: Op, x: Array, attrs: dict[str, Any]) -> Array:
+        if not x.flags.c_contiguous:
+            return np.asarray(op.run(x, **attrs))
+        key = (op, x.shape, x.dtype.num, *attrs.values())
+        call = self._folds.get(key)
+        if call is None:
+            with self._lock:
+                call = self._folds.get(key) or self._new_fold(op, x, **attrs)
+                if len(self._folds) >= MAX_CALLS:
+                    self._folds.clear()
+                self._folds[key] = call
+        program, shape, sizes, result = call
+        outputs, _ = program.run((x if x.shape == shape else x.reshape(shape),), sizes)
+        out = outputs[0]
+        return out if out.shape == result else out.reshape(result)
+
+    def _new_fold(self, op: Op, x: Array, axis: tuple[int, ...], keepdims: bool) -> _FoldCall:
+        """The first axis has a name; the others are numbers in the first programs, see `core.composed`."""
+        runs = [(reduced, math.prod(n for n, _ in run)) for reduced, run in itertools.groupby(
+            ((n, k in axis) for k, n in enumerate(x.shape) if n > 1), key=itemgetter(1))]
+        reduced, sizes = tuple(r for r, _ in runs), tuple(n for _, n in runs)
+        alike = (op, x.dtype, reduced)
+        own = (*alike, *sizes[1:])
+        if own not in self._ops and self._alike[alike] >= OWN:
+            own = alike
+        shape = tuple(n if k and own is not alike else dim(f"n{k}") for k, n in enumerate(sizes))
+        if own not in self._ops:
+            self._alike[alike] += 1
+            aval = Aval(shape, as_dtype(x.dtype))
+            attrs = {"axis": tuple(k for k, r in enumerate(reduced) if r), "keepdims": False}
+            self._ops[own] = self._program(op, [aval], attrs)
+        result = tuple(n for k, n in enumerate(x.shape) if k not in axis)
+        if keepdims:
+            result = tuple(1 if k in axis else n for k, n in enumerate(x.shape))
+        names = self._ops[own].image.size_names
+        return _FoldCall(self._ops[own], sizes, tuple(sizes[int(name[1:])] for name in names), result)
 
     def trace(self, name: str, body: Callable[..., Any], avals: Sequence[Aval], sizes: Sequence[str] = (),
               written: Sequence[int] = ()) -> Callable[..., list[Array] | None]:
@@ -127,12 +188,12 @@ class Codegen:
                 batched: tuple[int, ...]) -> CompiledProgram:
         """A program of one node."""
         batch = dim("batch")
-        arguments = []
-        for k, a in enumerate(arrays):
-            shape = (batch, *a.shape[1:]) if k in batched else a.shape
-            aval = Aval(shape, as_dtype(a.dtype))
-            arguments.append(Node(placeholder_op, (), {"aval": aval}, (aval,), f"x{k}"))
-        avals = op.infer_all((n.avals[0] for n in arguments), attrs)
+        shapes = [(batch, *a.shape[1:]) if k in batched else a.shape for k, a in enumerate(arrays)]
+        return self._program(op, [Aval(s, as_dtype(a.dtype)) for s, a in zip(shapes, arrays)], attrs)
+
+    def _program(self, op: Op, operands: Sequence[Aval], attrs: dict[str, Any]) -> CompiledProgram:
+        arguments = [Node(placeholder_op, (), {"aval": aval}, (aval,), f"x{k}") for k, aval in enumerate(operands)]
+        avals = op.infer_all(operands, attrs)
         node = Node(op, tuple(Value(n, 0) for n in arguments), attrs, avals, op.name)
         outputs = tuple(Value(node, i) for i in range(len(avals)))
         return self._eager(Program(outputs, (), (), (), tuple(arguments)), op.name)
