@@ -8,8 +8,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from operator import itemgetter
-from typing import Any, NamedTuple
+from operator import attrgetter, itemgetter
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -37,7 +37,9 @@ from .program import CompiledProgram, Optimize
 Array = np.ndarray[Any, Any]
 
 
-MAX_CALLS = 1024            # calls of folds that are known by their shapes
+MAX_CALLS = 1024            # calls that are known by their shapes
+_SHAPE, _DTYPE = attrgetter("shape"), attrgetter("dtype")
+T = TypeVar("T")
 
 
 class _FoldCall(NamedTuple):
@@ -51,11 +53,19 @@ class _FoldCall(NamedTuple):
     result: tuple[int, ...]
 
 
+def _remembered(calls: dict[Any, T], key: Any, call: T) -> T:
+    if len(calls) >= MAX_CALLS:
+        calls.clear()
+    calls[key] = call
+    return call
+
+
 class Codegen:
     """The Executor."""
 
     def __init__(self) -> None:
         self._ops: dict[Any, CompiledProgram] = {}
+        self._calls: dict[Any, tuple[CompiledProgram, tuple[int, ...]]] = {}
         self._folds: dict[Any, _FoldCall] = {}
         self._alike: Counter[Any] = Counter()           # programs of folds that differ in sizes alone
         self._lock = fork_safe_lock()
@@ -85,16 +95,20 @@ class Codegen:
             return self._fold(op, arrays[0], attrs)
         if lowering is Map:
             return self._element_wise(op, arrays)
+        key = (op, *map(_SHAPE, arrays), *map(_DTYPE, arrays), *_values(attrs))
+        compiled, sizes = self._calls.get(key) or self._new_call(key, op, arrays, attrs)
+        outputs, _ = compiled.run(arrays, sizes)
+        return outputs[0] if op.outputs == 1 else tuple(outputs)
+
+    def _new_call(self, key: Any, op: Op, arrays: tuple[Array, ...],
+                  attrs: dict[str, Any]) -> tuple[CompiledProgram, tuple[int, ...]]:
         batched = op.batched
-        key = (op.name, *_values(attrs),
+        own = (op, *_values(attrs),
                *[(a.dtype, a.shape[1:] if k in batched else a.shape) for k, a in enumerate(arrays)])
-        compiled = self._ops.get(key)
-        if compiled is None:
-            with self._lock:
-                compiled = self._ops.get(key) or self._ops.setdefault(
-                    key, self._single(op, arrays, attrs, batched))
-        outputs, _ = compiled.run(arrays, (arrays[batched[0]].shape[0],) if compiled.image.size_names else ())
-        return tuple(outputs) if op.outputs != 1 else outputs[0]
+        with self._lock:
+            compiled = self._ops.get(own) or self._ops.setdefault(own, self._single(op, arrays, attrs, batched))
+            call = compiled, (arrays[batched[0]].shape[0],) if compiled.image.size_names else ()
+            return _remembered(self._calls, key, call)
 
     def _element_wise(self, op: Op, arrays: tuple[Array, ...]) -> Array:
         first = arrays[0]
@@ -116,39 +130,36 @@ class Codegen:
     def _fold(self, op: Op, x: Array, attrs: dict[str, Any]) -> Array:
         if not x.flags.c_contiguous:
             return np.asarray(op.run(x, **attrs))
-        key = (op, x.shape, x.dtype.num, *attrs.values())
-        call = self._folds.get(key)
-        if call is None:
-            with self._lock:
-                call = self._folds.get(key) or self._new_fold(op, x, **attrs)
-                if len(self._folds) >= MAX_CALLS:
-                    self._folds.clear()
-                self._folds[key] = call
-        program, shape, sizes, result = call
+        key = (op, x.shape, x.dtype, *attrs.values())
+        program, shape, sizes, result = self._folds.get(key) or self._new_fold(key, op, x, **attrs)
         outputs, _ = program.run((x if x.shape == shape else x.reshape(shape),), sizes)
         out = outputs[0]
         return out if out.shape == result else out.reshape(result)
 
-    def _new_fold(self, op: Op, x: Array, axis: tuple[int, ...], keepdims: bool) -> _FoldCall:
+    def _new_fold(self, key: Any, op: Op, x: Array, axis: tuple[int, ...], keepdims: bool) -> _FoldCall:
         """The first axis has a name; the others are numbers in the first programs, see `core.composed`."""
-        runs = [(reduced, math.prod(n for n, _ in run)) for reduced, run in itertools.groupby(
-            ((n, k in axis) for k, n in enumerate(x.shape) if n > 1), key=itemgetter(1))]
+        long = ((n, k in axis) for k, n in enumerate(x.shape) if n > 1)
+        runs = [(reduced, math.prod(n for n, _ in run)) for reduced, run in itertools.groupby(long, itemgetter(1))]
         reduced, sizes = tuple(r for r, _ in runs), tuple(n for _, n in runs)
+        result = tuple(1 if k in axis else n for k, n in enumerate(x.shape) if keepdims or k not in axis)
         alike = (op, x.dtype, reduced)
         own = (*alike, *sizes[1:])
-        if own not in self._ops and self._alike[alike] >= OWN:
-            own = alike
-        shape = tuple(n if k and own is not alike else dim(f"n{k}") for k, n in enumerate(sizes))
-        if own not in self._ops:
-            self._alike[alike] += 1
-            aval = Aval(shape, as_dtype(x.dtype))
-            attrs = {"axis": tuple(k for k, r in enumerate(reduced) if r), "keepdims": False}
-            self._ops[own] = self._program(op, [aval], attrs)
-        result = tuple(n for k, n in enumerate(x.shape) if k not in axis)
-        if keepdims:
-            result = tuple(1 if k in axis else n for k, n in enumerate(x.shape))
-        names = self._ops[own].image.size_names
-        return _FoldCall(self._ops[own], sizes, tuple(sizes[int(name[1:])] for name in names), result)
+        with self._lock:
+            if own not in self._ops:
+                if self._alike[alike] < OWN:
+                    self._alike[alike] += 1
+                    self._ops[own] = self._merged_fold(op, x, reduced, (dim("n0"), *sizes[1:]))
+                else:
+                    own = (*alike, "all sizes")
+            if own not in self._ops:
+                self._ops[own] = self._merged_fold(op, x, reduced, tuple(dim(f"n{k}") for k in range(len(sizes))))
+            program = self._ops[own]
+            values = tuple(sizes[int(name[1:])] for name in program.image.size_names)
+            return _remembered(self._folds, key, _FoldCall(program, sizes, values, result))
+
+    def _merged_fold(self, op: Op, x: Array, reduced: tuple[bool, ...], shape: Any) -> CompiledProgram:
+        axis = tuple(k for k, r in enumerate(reduced) if r)
+        return self._program(op, [Aval(shape, as_dtype(x.dtype))], {"axis": axis, "keepdims": False})
 
     def trace(self, name: str, body: Callable[..., Any], avals: Sequence[Aval], sizes: Sequence[str] = (),
               written: Sequence[int] = ()) -> Callable[..., list[Array] | None]:
