@@ -54,6 +54,7 @@ class Plan:
         self._outputs = [(allocator(shape := self.shapes[k] or (), self.dtypes[k]), shape, self.dtypes[k])
                          for k in self.operands if image.slots[k].kind == "output"]
         self.instances: list[Instance] = []
+        self.calls: list[Any] = []                      # theirs, to be tried in turn
 
     def _count(self, slot: int) -> int:
         shape, size = self.shapes[slot], self.image.slots[slot].size
@@ -177,13 +178,14 @@ class Plan:
             Arrays of the caller's own, and what `executor.Call` returns.
         """
         outputs = [empty(shape, dtype) for empty, shape, dtype in self._outputs]
-        for instance in self.instances:
-            code = instance.call(config.num_threads, *arrays, *outputs)
+        for call in self.calls:
+            code: int = call(config.num_threads, *arrays, *outputs)
             if code != BUSY:
                 return outputs, code
         instance = Instance(self)
         code = instance.call(config.num_threads, *arrays, *outputs)
         self.instances.append(instance)
+        self.calls.append(instance.call)
         return outputs, code
 
 

@@ -2,21 +2,26 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from operator import attrgetter, itemgetter
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from ..core import events, record
 from ..core.aval import Aval
+from ..core.composed import OWN
 from ..core.config import config
 from ..core.dims import dim
 from ..core.dtypes import as_dtype
 from ..core.errors import DTypeError, ShapeError
 from ..core.node import Node, Value
-from ..core.op import Map, Op
+from ..core.op import Fold, Map, Op
 from ..core.tensor import symbol
 from ..core.threads import fork_safe_lock
 from ..static.graph import Graph, State, assign_op, placeholder_op, read_op
@@ -32,11 +37,37 @@ from .program import CompiledProgram, Optimize
 Array = np.ndarray[Any, Any]
 
 
+MAX_CALLS = 1024            # calls that are known by their shapes
+_SHAPE, _DTYPE = attrgetter("shape"), attrgetter("dtype")
+T = TypeVar("T")
+
+
+class _FoldCall(NamedTuple):
+    """A fold of arrays of one shape: the program of a whole family of shapes, and how it is called.
+
+    Neighbouring axes that are all reduced, or all kept, are one axis to it.
+    """
+    program: CompiledProgram
+    shape: tuple[int, ...]
+    sizes: tuple[int, ...]
+    result: tuple[int, ...]
+
+
+def _remembered(calls: dict[Any, T], key: Any, call: T) -> T:
+    if len(calls) >= MAX_CALLS:
+        calls.clear()
+    calls[key] = call
+    return call
+
+
 class Codegen:
     """The Executor."""
 
     def __init__(self) -> None:
         self._ops: dict[Any, CompiledProgram] = {}
+        self._calls: dict[Any, tuple[CompiledProgram, tuple[int, ...]]] = {}
+        self._folds: dict[Any, _FoldCall] = {}
+        self._alike: Counter[Any] = Counter()           # programs of folds that differ in sizes alone
         self._lock = fork_safe_lock()
 
     def available(self) -> bool:
@@ -56,21 +87,28 @@ class Codegen:
     def call_op(self, op: Op, arrays: tuple[Array, ...], attrs: dict[str, Any]) -> Any:
         """Run one op on arrays through its compiled kernel.
 
-        Compiled once per shape without the batch axis; an element-wise op once for all shapes, and only
-        where they are equal and in order: NumPy runs the others.
+        Compiled once per shape without the batch axis; an element-wise op once for all shapes, a fold as
+        `_new_fold` says, and both only on arrays in order: NumPy runs the others.
         """
-        if type(op.lower) is Map:
+        lowering = type(op.lower)
+        if lowering is Fold:
+            return self._fold(op, arrays[0], attrs)
+        if lowering is Map:
             return self._element_wise(op, arrays)
+        key = (op, *map(_SHAPE, arrays), *map(_DTYPE, arrays), *_values(attrs))
+        compiled, sizes = self._calls.get(key) or self._new_call(key, op, arrays, attrs)
+        outputs, _ = compiled.run(arrays, sizes)
+        return outputs[0] if op.outputs == 1 else tuple(outputs)
+
+    def _new_call(self, key: Any, op: Op, arrays: tuple[Array, ...],
+                  attrs: dict[str, Any]) -> tuple[CompiledProgram, tuple[int, ...]]:
         batched = op.batched
-        key = (op.name, *_values(attrs),
+        own = (op, *_values(attrs),
                *[(a.dtype, a.shape[1:] if k in batched else a.shape) for k, a in enumerate(arrays)])
-        compiled = self._ops.get(key)
-        if compiled is None:
-            with self._lock:
-                compiled = self._ops.get(key) or self._ops.setdefault(
-                    key, self._single(op, arrays, attrs, batched))
-        outputs, _ = compiled.run(arrays, (arrays[batched[0]].shape[0],) if compiled.image.size_names else ())
-        return tuple(outputs) if op.outputs != 1 else outputs[0]
+        with self._lock:
+            compiled = self._ops.get(own) or self._ops.setdefault(own, self._single(op, arrays, attrs, batched))
+            call = compiled, (arrays[batched[0]].shape[0],) if compiled.image.size_names else ()
+            return _remembered(self._calls, key, call)
 
     def _element_wise(self, op: Op, arrays: tuple[Array, ...]) -> Array:
         first = arrays[0]
@@ -88,6 +126,40 @@ class Codegen:
                     key, self._single(op, flat, {}, tuple(range(len(arrays)))))
         outputs, _ = compiled.run(flat, (first.size,))
         return outputs[0].reshape(shape)
+
+    def _fold(self, op: Op, x: Array, attrs: dict[str, Any]) -> Array:
+        if not x.flags.c_contiguous:
+            return np.asarray(op.run(x, **attrs))
+        key = (op, x.shape, x.dtype, *attrs.values())
+        program, shape, sizes, result = self._folds.get(key) or self._new_fold(key, op, x, **attrs)
+        outputs, _ = program.run((x if x.shape == shape else x.reshape(shape),), sizes)
+        out = outputs[0]
+        return out if out.shape == result else out.reshape(result)
+
+    def _new_fold(self, key: Any, op: Op, x: Array, axis: tuple[int, ...], keepdims: bool) -> _FoldCall:
+        """The first axis has a name; the others are numbers in the first programs, see `core.composed`."""
+        long = ((n, k in axis) for k, n in enumerate(x.shape) if n > 1)
+        runs = [(reduced, math.prod(n for n, _ in run)) for reduced, run in itertools.groupby(long, itemgetter(1))]
+        reduced, sizes = tuple(r for r, _ in runs), tuple(n for _, n in runs)
+        result = tuple(1 if k in axis else n for k, n in enumerate(x.shape) if keepdims or k not in axis)
+        alike = (op, x.dtype, reduced)
+        own = (*alike, *sizes[1:])
+        with self._lock:
+            if own not in self._ops:
+                if self._alike[alike] < OWN:
+                    self._alike[alike] += 1
+                    self._ops[own] = self._merged_fold(op, x, reduced, (dim("n0"), *sizes[1:]))
+                else:
+                    own = (*alike, "all sizes")
+            if own not in self._ops:
+                self._ops[own] = self._merged_fold(op, x, reduced, tuple(dim(f"n{k}") for k in range(len(sizes))))
+            program = self._ops[own]
+            values = tuple(sizes[int(name[1:])] for name in program.image.size_names)
+            return _remembered(self._folds, key, _FoldCall(program, sizes, values, result))
+
+    def _merged_fold(self, op: Op, x: Array, reduced: tuple[bool, ...], shape: Any) -> CompiledProgram:
+        axis = tuple(k for k, r in enumerate(reduced) if r)
+        return self._program(op, [Aval(shape, as_dtype(x.dtype))], {"axis": axis, "keepdims": False})
 
     def trace(self, name: str, body: Callable[..., Any], avals: Sequence[Aval], sizes: Sequence[str] = (),
               written: Sequence[int] = ()) -> Callable[..., list[Array] | None]:
@@ -127,12 +199,12 @@ class Codegen:
                 batched: tuple[int, ...]) -> CompiledProgram:
         """A program of one node."""
         batch = dim("batch")
-        arguments = []
-        for k, a in enumerate(arrays):
-            shape = (batch, *a.shape[1:]) if k in batched else a.shape
-            aval = Aval(shape, as_dtype(a.dtype))
-            arguments.append(Node(placeholder_op, (), {"aval": aval}, (aval,), f"x{k}"))
-        avals = op.infer_all((n.avals[0] for n in arguments), attrs)
+        shapes = [(batch, *a.shape[1:]) if k in batched else a.shape for k, a in enumerate(arrays)]
+        return self._program(op, [Aval(s, as_dtype(a.dtype)) for s, a in zip(shapes, arrays)], attrs)
+
+    def _program(self, op: Op, operands: Sequence[Aval], attrs: dict[str, Any]) -> CompiledProgram:
+        arguments = [Node(placeholder_op, (), {"aval": aval}, (aval,), f"x{k}") for k, aval in enumerate(operands)]
+        avals = op.infer_all(operands, attrs)
         node = Node(op, tuple(Value(n, 0) for n in arguments), attrs, avals, op.name)
         outputs = tuple(Value(node, i) for i in range(len(avals)))
         return self._eager(Program(outputs, (), (), (), tuple(arguments)), op.name)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..core import record
 from ..core.aval import Aval, normalize_axes, normalize_axis
+from ..core.composed import composed
 from ..core.dims import Shape, Size, format_shape, size_of
 from ..core.dtypes import DType, bool_, int64, to_float, uint64
 from ..core.errors import ArgumentError, DTypeError, ShapeError
@@ -21,6 +22,7 @@ from .shape import broadcast_to, reshape
 
 Array = np.ndarray[Any, Any]
 Axes = int | Sequence[int] | None
+COMPILED = 1 << 10                  # elements from which kernels beat NumPy, short rows by far
 
 
 def _reduced(shape: Shape, axis: tuple[int, ...], keepdims: bool) -> Shape:
@@ -55,14 +57,14 @@ def _reducer(ufunc: Any, wide: bool = False) -> Callable[..., Array]:
 
 def _reduction(name: str, run: Callable[..., Array], fold: Fold, vjp: Rule | None = None,
                saves: tuple[str, ...] = (), *, dtype: Callable[[DType], DType] = lambda d: d,
-               kinds: str = "biuf", empty: bool = True) -> Op:
+               kinds: str = "biuf", empty: bool = True, compiled: int = 0) -> Op:
     def infer(x: Aval, axis: tuple[int, ...], keepdims: bool) -> Aval:
         if x.dtype.kind not in kinds:
             raise DTypeError(f"{name}: does not take {x.dtype.name}")
         if not empty and 0 in [x.shape[a] for a in axis]:
             raise ShapeError(f"{name}: nothing to reduce along axis {axis} of {format_shape(x.shape)}")
         return Aval(_reduced(x.shape, axis, keepdims), dtype(x.dtype))
-    return Op(name, infer, run, (vjp,) if vjp else None, saves, fold)
+    return Op(name, infer, run, (vjp,) if vjp else None, saves, fold, compiled=compiled)
 
 
 def _lowest(b: Any, dtype: str) -> Any:
@@ -118,18 +120,18 @@ sum_op: Op = _reduction(
     "sum", _reducer(np.add, wide=True),
     _simple(lambda b, dtype: b.const(0, _sum_dtype(np.dtype(dtype)).name),
             lambda b, s, x: b.add(s, _wide(b, x))),
-    lambda g, c: _back(g, c), dtype=_sum_dtype)
+    lambda g, c: _back(g, c), dtype=_sum_dtype, compiled=COMPILED)
 prod_op: Op = _reduction(
     "prod", _reducer(np.multiply, wide=True),
     _simple(lambda b, dtype: b.const(1, _sum_dtype(np.dtype(dtype)).name),
             lambda b, s, x: b.mul(s, _wide(b, x))),
-    _prod_rule, ("x",), dtype=_sum_dtype)
+    _prod_rule, ("x",), dtype=_sum_dtype, compiled=COMPILED)
 max_op: Op = _reduction(
     "amax", _reducer(np.maximum), _simple(_lowest, _extreme("gt")),
-    _winners, ("x", "out"), empty=False)
+    _winners, ("x", "out"), empty=False, compiled=COMPILED)
 min_op: Op = _reduction(
     "amin", _reducer(np.minimum), _simple(_highest, _extreme("lt")),
-    _winners, ("x", "out"), empty=False)
+    _winners, ("x", "out"), empty=False, compiled=COMPILED)
 
 
 def _truth(b: Any, x: Any) -> Any:
@@ -264,12 +266,17 @@ def var(x: Any, dim: Axes = None, unbiased: bool = True, keepdim: bool = False, 
     over = _over("var", x, axes)
     if correction is None:
         correction = 0 if axis is not None or not unbiased else 1
+    return _variance(x, over, correction, bool(keep))
+
+
+@composed("x")
+def _variance(x: Any, over: tuple[int, ...], correction: float, keep: bool) -> Tensor:
     centred = x - mean(x, over, True)
     n = size_value(size_of(tuple(x.shape[a] for a in over)), x.dtype) - correction
     if isinstance(n, float) and n <= 0:
-        n = 0.0 if n < 0 else n
-        return _reduce(_sum, centred * centred, over, keep) / as_tensor(np.asarray(n, x.dtype))
-    return _reduce(_sum, centred * centred, over, keep) / n
+        n = as_tensor(np.zeros((), x.dtype))
+    out: Tensor = _sum(centred * centred, over, keep) / n
+    return out
 
 
 def std(x: Any, dim: Axes = None, unbiased: bool = True, keepdim: bool = False, *, axis: Axes = None,

@@ -4,6 +4,7 @@ The same values, gradients and errors as `run`.
 """
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from test_op_properties import Array, difference, several
 
 import graphc as gc
 from graphc.core import fast, record
-from graphc.core.op import Map, Op, all_ops, get_op
+from graphc.core.op import Fold, Map, Op, all_ops, get_op
 from graphc.eager import recorder
 
 RNG = np.random.default_rng(3)
@@ -97,6 +98,20 @@ def element_wise(op: Op) -> list[tuple[tuple[Array, ...], dict[str, Any]]]:
 
 
 LARGE |= {op.name: element_wise(op) for op in all_ops() if op.compiled and isinstance(op.lower, Map)}
+
+
+def folds(op: Op) -> list[tuple[tuple[Array, ...], dict[str, Any]]]:
+    """Calls of every pattern of reduced axes, of more shapes than get programs of their own, and out of order."""
+    calls = [(data(n, 70), (1,), False) for n in range(40, 43)] + [(data(50, n), (1,), True) for n in range(30, 50)]
+    x = data(3, 14, 1, 30)
+    calls += [(x, axes, k > 1) for k in range(5) for axes in itertools.combinations(range(4), k)]
+    near_1 = [(np.exp(a / 9).astype(np.float32), axis, keep) for a, axis, keep in calls]    # for products
+    others = [(near_1[0][0].T, (0,), False), (RNG.integers(1, 3, (1500, 1)), (1,), False),
+              (RNG.integers(0, 9, (4, 300)).astype(np.uint8), (0,), False)]
+    return [((a,), {"axis": axis, "keepdims": keep}) for a, axis, keep in (*near_1, *others)]
+
+
+LARGE |= {op.name: folds(op) for op in all_ops() if op.compiled and isinstance(op.lower, Fold)}
 
 
 def test_every_compiled_op_is_here() -> None:
