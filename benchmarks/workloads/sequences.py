@@ -1,4 +1,4 @@
-"""Attention, a transformer block, an LSTM."""
+"""Attention, a transformer block, an LSTM as one operation and step by step."""
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
@@ -192,9 +192,62 @@ def _lstm_data() -> Data:
     return Data((normal(_STEPS, _ROWS, _HIDDEN), normal(_STEPS, _ROWS, _HIDDEN, seed=1)), (w, u, bw, bu))
 
 
+# ---------------------------------------------------------------- LSTM, step by step
+
+def _unrolled(gc, F, p: Any, x: Any, y: Any) -> Any:
+    """As one writes a cell of one's own; nn.LSTMCell is the same."""
+    w, u, bw, bu = p
+    h = c = gc.zeros(_ROWS, _HIDDEN)
+    out = []
+    for t in range(_STEPS):
+        i, f, g, o = gc.split(F.linear(x[t], w, bw) + F.linear(h, u, bu), _HIDDEN, -1)
+        c = gc.sigmoid(f) * c + gc.sigmoid(i) * gc.tanh(g)
+        h = gc.sigmoid(o) * gc.tanh(c)
+        out.append(h)
+    return ((gc.stack(out) - y) ** 2).mean()
+
+
+def _unrolled_torch(torch, F, p: Any, x: Any, y: Any) -> Any:
+    """What nn.LSTMCell calls."""
+    h = c = torch.zeros(_ROWS, _HIDDEN)
+    out = []
+    for t in range(_STEPS):
+        h, c = torch.lstm_cell(x[t], (h, c), *p)
+        out.append(h)
+    return ((torch.stack(out) - y) ** 2).mean()
+
+
+def _unrolled_jax(jax, jnp, p: Any, x: Any, y: Any) -> Any:
+    w, u, bw, bu = p
+    h = c = jnp.zeros((_ROWS, _HIDDEN))
+    out = []
+    for t in range(_STEPS):
+        i, f, g, o = jnp.split(x[t] @ w.T + bw + h @ u.T + bu, 4, -1)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        h = jax.nn.sigmoid(o) * jnp.tanh(c)
+        out.append(h)
+    return ((jnp.stack(out) - y) ** 2).mean()
+
+
+def _unrolled_tensorflow(tf, nn, p: Any, x: Any, y: Any) -> Any:
+    w, u, bw, bu = p
+    h = c = tf.zeros((_ROWS, _HIDDEN))
+    out = []
+    for t in range(_STEPS):
+        sums = tf.matmul(x[t], w, transpose_b=True) + bw + tf.matmul(h, u, transpose_b=True) + bu
+        i, f, g, o = tf.split(sums, 4, -1)
+        c = tf.sigmoid(f) * c + tf.sigmoid(i) * tf.tanh(g)
+        h = tf.sigmoid(o) * tf.tanh(c)
+        out.append(h)
+    return tf.reduce_mean((tf.stack(out) - y) ** 2)
+
+
 _SCORES = _HEADS * _LONG * _LONG // 2                         # causal: half of them
 _PROBABILITIES = _B * _H * _T * _T
 _GATES = _STEPS * _ROWS * 4 * _HIDDEN
+# forward, gradients by weights and by states; the input wants none
+_LSTM_COST = Cost(trained(2 * 4 * _HIDDEN**2, 2 * _STEPS * _ROWS * _HIDDEN), 2 * 5 * _GATES * _HIDDEN,
+                  {"tanh": _GATES * 5 // 4})
 
 WORKLOADS = (
     Workload("attention", f"causal attention, {_HEADS} heads x {_LONG} x {_HEAD}",
@@ -217,8 +270,11 @@ WORKLOADS = (
              _lstm_data,
              {"graphc": _lstm, "torch": _lstm_torch, "jax": _lstm_jax, "tensorflow": _lstm_tensorflow,
               "pytensor": _lstm_pytensor},
-             # forward, gradients by weights and by states; the input wants none
-             Cost(trained(2 * 4 * _HIDDEN**2, 2 * _STEPS * _ROWS * _HIDDEN), 2 * 5 * _GATES * _HIDDEN,
-                  {"tanh": _GATES * 5 // 4}),
-             "train", Optimizer("sgd", 5.0), parts=("first",)),
+             _LSTM_COST, "train", Optimizer("sgd", 5.0), parts=("first",)),
+    Workload("lstm-unrolled", "LSTM step by step, 64 steps, batch 32, hidden 128, train",
+             _lstm_data,
+             {"graphc": _unrolled, "torch": _unrolled_torch,
+              "jax": _unrolled_jax, "tensorflow": _unrolled_tensorflow},
+             _LSTM_COST, "train", Optimizer("sgd", 5.0), parts=("first",),
+             without={"pytensor": "PyTensor compiles these hundreds of nodes for minutes"}),
 )

@@ -7,7 +7,7 @@ each other's later kernels share one loop. Every decision is kept with its reaso
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..core.dims import Size
 from ..core.errors import CompileError
@@ -16,6 +16,7 @@ from ..core.op import Fold, Loops, Map, Pull
 from ..static.passes.fold import literal
 from ..static.program import Program, toposort
 from .cluster import MAX_GROUP, EpilogueRule, Group, Joiner, LoopRule, RowRule, loops_of
+from .recompute import values_worth_storing
 
 MANY_PARTS = 4              # parts from which joined values are written where they belong, not picked out
 CHEAP_RECOMPUTE = 4.0       # scalar operations per element below which each user computes a value anew
@@ -123,11 +124,54 @@ def fuse(program: Program) -> Fusion:
             raise CompileError(
                 f"{n.op.name} has no lowering for compiled targets; run it with target='interpret'\n"
                 f"  made at {', '.join(n.origins)}")
-    stored, joined, reasons = _stored_nodes(program, nodes)
+    storage = _stored_nodes(program, nodes)
+    kernels = _grouped(program, nodes, storage)
+    shared = storage.shared - kernels.inside.keys()
+    kept = values_worth_storing(kernels.groups, shared) if shared else shared
+    if kept != shared:
+        fewer = _without(nodes, storage, shared - kept)
+        again = _grouped(program, nodes, fewer)
+        if len(again.groups) <= len(kernels.groups):
+            storage, kernels = fewer, again
+    stored = storage.stored - kernels.inside.keys()
+    why = {n.name: kernels.inside.get(id(n), storage.reasons[n.name]) for n in nodes}
+    pairs = _pairs(nodes, kernels, why)
+    parts = _place_parts(program, kernels.groups, stored)
+    why |= {v.node.name: f"stored: a part of {w.value.node.name}" for v, w in parts.items()}
+    return Fusion(tuple(kernels.groups), frozenset(stored), tuple(why.items()), tuple(pairs), parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Storage:
+    """Which nodes get a buffer, all by their ids, and why each does or does not, by its name."""
+    stored: set[int]
+    shared: set[int]            # of them: those that several kernels could compute as well
+    joined: set[int]            # ... whose parts are written side by side
+    memory: set[int]            # what reads its inputs in memory
+    reasons: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Kernels:
+    """Groups in order, how they were joined, and where stored values are that stay inside of them."""
+    groups: list[Group]
+    joiners: tuple[Joiner, ...]
+    inside: dict[int, str]
+
+
+def _without(nodes: Sequence[Node], storage: _Storage, dropped: set[int]) -> _Storage:
+    """The same without some stored values, as far as kernels do not become too large."""
+    stored = storage.stored - dropped
+    again = {n.name: "computed again where it is used" for n in nodes if id(n) in dropped}
+    reasons = {**storage.reasons, **again, **_bound(nodes, storage.memory, stored)}
+    return replace(storage, stored=stored, shared=storage.shared & stored, reasons=reasons)
+
+
+def _grouped(program: Program, nodes: Sequence[Node], storage: _Storage) -> _Kernels:
     early = {id(n) for n in toposort(c.value.node for c in program.checks)}
     position = {id(n): k for k, n in enumerate(nodes)}
     epilogues = Joiner(EpilogueRule(position))
-    for g in _form_groups(nodes, stored, joined, early):
+    for g in _form_groups(nodes, storage, early):
         epilogues.add(g)
     rule = RowRule(position, _updated(program))
     rows = Joiner(rule)
@@ -137,12 +181,7 @@ def fuse(program: Program) -> Fusion:
     for g in rows.result():
         loops.add(g)
     groups = loops.result()
-    inside = _keep_inside(program, groups, stored)
-    why = {**dict(reasons), **inside}
-    pairs = _pairs(nodes, groups, (epilogues, rows), why)
-    parts = _place_parts(program, groups, stored)
-    why |= {v.node.name: f"stored: a part of {w.value.node.name}" for v, w in parts.items()}
-    return Fusion(tuple(groups), frozenset(stored), tuple(why.items()), tuple(pairs), parts)
+    return _Kernels(groups, (epilogues, rows), _keep_inside(program, groups))
 
 
 def _updated(program: Program) -> set[int]:
@@ -150,30 +189,29 @@ def _updated(program: Program) -> set[int]:
     return {id(u.value.node) for u in program.updates}
 
 
-def _keep_inside(program: Program, groups: Sequence[Group], stored: set[int]) -> dict[str, str]:
-    """Values that only their own kernel reads get no buffer after all; where they are, by their names."""
+def _keep_inside(program: Program, groups: Sequence[Group]) -> dict[int, str]:
+    """Values that only their own kernel reads get no buffer after all: where they are, by the ids of nodes."""
     wanted = {id(v.node) for v in program.roots}.union(*(g.needs for g in groups))
-    names: dict[str, str] = {}
+    inside: dict[int, str] = {}
     for g in groups:
         if g.kind == "rows" or (g.kind == "loops" and len(g.roots) > len(loops_of(g).avals)):
             where = "computed in the kernel of its rows" if g.kind == "rows" else "written block by block"
-            names |= {v.node.name: where for v in g.roots if id(v.node) not in wanted}
-            stored -= {id(v.node) for v in g.roots} - wanted
+            inside |= {id(v.node): where for v in g.roots if id(v.node) not in wanted}
             g.roots[:] = [v for v in g.roots if id(v.node) in wanted]
-    return names
+    return inside
 
 
 _TOGETHER = {"rows": "the row stays in cache", "loops": "each block is in cache when it is written"}
 
 
-def _pairs(nodes: Sequence[Node], groups: Sequence[Group], joiners: Sequence[Joiner],
-           why: dict[str, str]) -> Iterator[Pair]:
+def _pairs(nodes: Sequence[Node], kernels: _Kernels, why: dict[str, str]) -> Iterator[Pair]:
     """For each use of a value: fused or not, and the reason."""
+    groups = kernels.groups
     homes: dict[int, set[int]] = {}
     for k, g in enumerate(groups):
         for n in g.nodes:
             homes.setdefault(id(n), set()).add(k)
-    apart = [_apart(j) for j in joiners]
+    apart = [_apart(j) for j in kernels.joiners]
     for n in nodes:
         for v in n.inputs:
             if id(v.node) not in homes:
@@ -202,12 +240,8 @@ def _apart(joiner: Joiner) -> Callable[[Node, Node], str | None]:
     return told
 
 
-def _stored_nodes(program: Program,
-                  nodes: Sequence[Node]) -> tuple[set[int], set[int], list[tuple[str, str]]]:
-    """Nodes that get a buffer, those of them whose parts are written side by side, and reasons.
-
-    Decided from the last to the first, each knowing what its users do.
-    """
+def _stored_nodes(program: Program, nodes: Sequence[Node]) -> _Storage:
+    """Decided from the last node to the first, each knowing what its users do."""
     users: dict[int, list[Node]] = {id(n): [] for n in nodes}
     for n in nodes:
         for v in n.inputs:
@@ -216,26 +250,30 @@ def _stored_nodes(program: Program,
     roots = {id(v.node) for v in program.roots}
     joined = _joined(program, nodes, users)
     memory = joined | {id(n) for n in nodes if isinstance(n.op.lower, Loops)}   # read what lies in memory
-    stored: set[int] = set()
+    stored, shared = set[int](), set[int]()
     kernels: dict[int, frozenset[int]] = {}             # node -> the stored nodes whose kernels compute it
-    reasons = []
+    reasons: dict[str, str] = {}
     for n in reversed(nodes):
         reason = "its parts are written side by side" if id(n) in joined else _why_stored(
-            n, users[id(n)], roots, memory, stored, kernels)
+            n, users[id(n)], roots, memory, stored)
+        if reason is None and (homes := _many_homes(n, users[id(n)], kernels)):
+            reason = f"used by {homes} kernels"
+            shared.add(id(n))
         if reason is not None:
             stored.add(id(n))
             kernels[id(n)] = frozenset((id(n),))
         else:
             kernels[id(n)] = frozenset(k for u in users[id(n)] for k in kernels[id(u)])
-        how = f"stored: {reason}" if reason else f"computed in {len(kernels[id(n)])} kernel(s)"
-        reasons.append((n.name, how))
-    return stored, joined, reasons[::-1] + _bound(nodes, memory, stored)
+        count = len(kernels[id(n)])
+        reasons[n.name] = f"stored: {reason}" if reason else f"computed in {count} kernel(s)"
+    reasons |= _bound(nodes, memory, stored)
+    return _Storage(stored, shared, joined, memory, reasons)
 
 
-def _bound(nodes: Sequence[Node], memory: set[int], stored: set[int]) -> list[tuple[str, str]]:
+def _bound(nodes: Sequence[Node], memory: set[int], stored: set[int]) -> dict[str, str]:
     """Store values in between until no kernel has more than `MAX_GROUP` nodes: long chains are cut."""
     inside: dict[int, frozenset[int]] = {}         # node -> the nodes computed where it is used, itself too
-    reasons = []
+    reasons: dict[str, str] = {}
     for n in nodes:
         sources = {} if id(n) in memory else {
             id(v.node): v.node for v in n.inputs if id(v.node) in inside and id(v.node) not in stored}
@@ -243,7 +281,7 @@ def _bound(nodes: Sequence[Node], memory: set[int], stored: set[int]) -> list[tu
         while len(within) > MAX_GROUP and sources:
             largest = max(sources, key=lambda k: len(inside[k]))
             name = sources.pop(largest).name
-            reasons.append((name, f"stored: its kernel would have more than {MAX_GROUP} nodes"))
+            reasons[name] = f"stored: its kernel would have more than {MAX_GROUP} nodes"
             stored.add(largest)
             within = frozenset((id(n),)).union(*(inside[k] for k in sources))
         inside[id(n)] = within
@@ -268,8 +306,8 @@ def _joined(program: Program, nodes: Sequence[Node], users: dict[int, list[Node]
     return found
 
 
-def _why_stored(n: Node, users: list[Node], roots: set[int], memory: set[int], stored: set[int],
-                kernels: dict[int, frozenset[int]]) -> str | None:
+def _why_stored(n: Node, users: list[Node], roots: set[int], memory: set[int],
+                stored: set[int]) -> str | None:
     """The reason to give ``n`` a buffer, or None to compute it where it is used."""
     lower = n.op.lower
     if not is_pointwise(n):
@@ -297,10 +335,17 @@ def _why_stored(n: Node, users: list[Node], roots: set[int], memory: set[int], s
     value = Value(n, 0)
     if n.op.cost > CHEAP_RECOMPUTE and any(_stretches(u, value) for u in users):
         return "each element is used many times"
-    homes = frozenset(k for u in users for k in kernels[id(u)])
-    if len(homes) > 1 and (n.op.cost > CHEAP_RECOMPUTE or len(n.inputs) > 1 or "cheap" not in n.op.traits):
-        return f"used by {len(homes)} kernels"
     return None
+
+
+def _many_homes(n: Node, users: list[Node], kernels: dict[int, frozenset[int]]) -> int:
+    """How many kernels would compute ``n``, if that is several and it may be worth storing."""
+    view = isinstance(n.op.lower, Pull) and n.op.lower.view
+    cheap = n.op.cost <= CHEAP_RECOMPUTE and len(n.inputs) <= 1 and "cheap" in n.op.traits
+    if view or cheap or (not n.inputs and literal(n) is not None):
+        return 0
+    homes = len({k for u in users for k in kernels[id(u)]})
+    return homes if homes > 1 else 0
 
 
 def _in_memory(node: Node) -> bool:
@@ -320,8 +365,8 @@ def _reorders(n: Node) -> bool:
         n.avals[0].size == n.inputs[0].aval.size)
 
 
-def _form_groups(nodes: Sequence[Node], stored: set[int], joined: set[int],
-                 early: set[int]) -> list[Group]:
+def _form_groups(nodes: Sequence[Node], storage: _Storage, early: set[int]) -> list[Group]:
+    stored = storage.stored
     groups = []
     position = {id(n): i for i, n in enumerate(nodes)}
     for n in nodes:
@@ -345,7 +390,7 @@ def _form_groups(nodes: Sequence[Node], stored: set[int], joined: set[int],
                     stack.append(source)
         order = sorted(inside.values(), key=lambda m: position[id(m)])
         roots = [Value(n, i) for i in range(len(n.avals))]
-        groups.append(Group(*_space(n, joined), roots, order, needs, id(n) in early))
+        groups.append(Group(*_space(n, storage.joined), roots, order, needs, id(n) in early))
     return groups
 
 

@@ -336,13 +336,12 @@ class Assembly:
         return self._slot((id(v.node), v.index), make)
 
     def _window_slot(self, slot: int, offset: Size, size: Size | None = None) -> int:
-        """A part of the memory of a slot, from an element on; without a size, all of the rest."""
+        """A part of the memory of a slot, from an element on; without a size, what follows."""
         whole = self.slots[slot]
         home, at = (whole.index, whole.offset + offset) if whole.kind == "window" else (slot, offset)
-        if size is None:
-            size = (whole.size if whole.shape is None else size_of(whole.shape)) - offset
-        make = partial(Slot, "window", home, whole.dtype, None, size, -1, at)
-        return self._slot(("window", home, at, size), make)
+        rest = size if size is not None else whole.size if whole.shape is None else size_of(whole.shape)
+        make = partial(Slot, "window", home, whole.dtype, None, rest, -1, at)
+        return self._slot(("window", home, at, rest), make)
 
     def _aliases(self) -> tuple[int, ...]:
         position = {id(n.attrs["state"]): i for i, n in enumerate(self.program.arguments)

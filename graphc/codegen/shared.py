@@ -67,7 +67,8 @@ def _offsets(kernel: ir.Kernel) -> dict[str, Size]:
                     found[e.buffer].append(at)
                 else:
                     del found[e.buffer]
-    return {buffer: at for buffer, starts in found.items() if (at := _common(starts)) is not None}
+    common = {buffer: _common(starts) for buffer, starts in found.items()}
+    return {buffer: start for buffer, start in common.items() if start is not None}
 
 
 def _never_negative(e: ir.Expr, positive: set[str]) -> bool:

@@ -74,9 +74,12 @@ def stack_products(program: Program) -> Program:
 def batch_products(program: Program) -> Program:
     """``A_1 @ B, A_2 @ B, ...`` = the rows of one product, where none of them needs another."""
     while (batch := _batch(program.nodes())) is not None:
-        found = {id(n): batch.result(k) for k, n in enumerate(batch.products)}
-        program = rewrite(program, lambda node, inputs, found=found: found.get(id(node)))
+        program = _replaced(program, {id(n): batch.result(k) for k, n in enumerate(batch.products)})
     return program
+
+
+def _replaced(program: Program, by: dict[int, Value]) -> Program:
+    return rewrite(program, lambda node, inputs: by.get(id(node)))
 
 
 @dataclass(frozen=True, slots=True)
