@@ -39,7 +39,8 @@ def product_loops(k: Any, inputs: Any, outputs: Any, ta: bool, tb: bool) -> None
     if one_matrix and not ta and len(out.shape) > 2:         # many rows against one matrix: one tall product
         m, batch = k.index_mul(batch, m), k.index(1)
     if not k.same(batch, k.index(1)):
-        with k.parallel(batch, work=k.estimate(m, n, depth, 2)) as i:
+        work = k.estimate(m, n, depth, 2) + k.estimate(m, n) * k.following()
+        with k.parallel(batch, work=work) as i:
             at = k.unravel(i, out.shape[:-2])
             with k.written(out, (k.index_mul(i, m), m), (k.index(0), n), (m, n)) as c:
                 k.gemm(m, n, depth, x.matrix(at, ta), y.matrix(at, tb), c)
@@ -65,7 +66,9 @@ class _Product:
     depth: Any
 
     def work(self) -> float:
-        return float(self.k.estimate(self.m, self.n, self.depth, 2))
+        """Multiplications and additions, and as many as take the time of what follows."""
+        k = self.k
+        return float(k.estimate(self.m, self.n, self.depth, 2) + k.estimate(self.m, self.n) * k.following())
 
     # ------------------------------------------------------------ chunks that are products of their own
 

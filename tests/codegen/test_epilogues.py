@@ -148,4 +148,4 @@ def test_updates_run_as_soon_as_nothing_reads_the_old_value() -> None:
     assert len(updated) == layers
     order = [any(id(v.node) in updated for v in group.roots) for group in runnable.fusion.groups]
     last = [k for k, update in enumerate(order) if not update][-1]
-    assert sum(order[:last]) == layers - 2      # the last gradient reads the second's weights, makes the first's
+    assert sum(order[:last]) == layers - 2      # the last reads the weights of one, makes those of another
