@@ -25,7 +25,6 @@ from .rows import RowWriter
 from .space import Space
 from .writer import Binding, InPlaceConflict, Lowered, MapWriter, Temporary, Writer, dtype_of
 
-
 PRODUCTS = 8.0              # multiplications and additions of a product in the time of a unit of a map's work
 
 

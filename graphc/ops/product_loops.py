@@ -11,7 +11,10 @@ from typing import Any
 
 LARGE, SMALL = 128, 48           # rows of a chunk of a product: of a large one, and at least
 CHUNK_WORK = 2e6                 # multiplications and additions that make a chunk worth another thread
+CHUNK_READ = 1 << 16             # elements read that do so too, where each is used few times
 MOST_CHUNKS = 64
+SMALL_RESULT = 1 << 12           # elements of a result that each chunk of the depth may have of its own
+LONG = 32                        # times the longer side of a result: depth that is split
 PANELS = 48                      # columns from which panels are worth it
 LEAST_WORK = 1e7                 # m*n*depth, too
 FAR_APART = 1 << 20              # elements of a B that is not turned, from which it is laid out anew
@@ -46,7 +49,10 @@ def product_loops(k: Any, inputs: Any, outputs: Any, ta: bool, tb: bool) -> None
                 k.gemm(m, n, depth, x.matrix(at, ta), y.matrix(at, tb), c)
         return
     product = _Product(k, x, y, out, ta, tb, m, n, depth)
-    if product.wants_panels():
+    chunks = _depth_chunks(k.known(m), k.known(n), k.known(depth))
+    if chunks > 1:
+        product.by_depth(chunks)
+    elif product.wants_panels():
         product.by_panels()
     else:
         product.by_blocks()
@@ -65,10 +71,11 @@ class _Product:
     n: Any
     depth: Any
 
-    def work(self) -> float:
-        """Multiplications and additions, and as many as take the time of what follows."""
+    def worth(self) -> float:
+        """How many chunks it is worth, with what follows it."""
         k = self.k
-        return float(k.estimate(self.m, self.n, self.depth, 2) + k.estimate(self.m, self.n) * k.following())
+        following = k.estimate(self.m, self.n) * k.following() / CHUNK_WORK
+        return _worth(k.estimate(self.m), k.estimate(self.n), k.estimate(self.depth)) + float(following)
 
     # ------------------------------------------------------------ chunks that are products of their own
 
@@ -77,7 +84,7 @@ class _Product:
         k, m, n, depth = self.k, self.m, self.n, self.depth
         by_rows = _by_rows(k.known(m) or LARGE, k.known(n) or LARGE, self.tb)
         longer = m if by_rows else n
-        block = _block(k.known(longer), self.work())
+        block = _block(k.known(longer), self.worth())
         zero = k.index(0)
         b = self.y.matrix_flat(zero, self.tb)
         with k.parallel_blocks(longer, block) as (start, count):
@@ -88,6 +95,23 @@ class _Product:
             else:
                 with k.written(self.out, (zero, m), (start, count), (m, block)) as c:
                     k.gemm(m, count, depth, self.x.matrix_flat(zero, self.ta), b.columns_from(start), c)
+
+    def by_depth(self, chunks: int) -> None:
+        """A product of each part of the reduced axis, which is read once and in order; then their sum."""
+        k, m, n, depth = self.k, self.m, self.n, self.depth
+        zero, grain = k.index(0), -(-k.known(depth) // chunks)
+        size = k.index_mul(m, n)
+        parts = k.temporary(self.out.dtype, k.index_mul(size, -(-k.known(depth) // grain)))
+        with k.parallel_chunks(depth, k.index(grain)) as (chunk, begin, end):
+            a = self.x.matrix_flat(zero, self.ta).columns_from(begin)
+            b = self.y.matrix_flat(zero, self.tb).rows_from(begin)
+            k.gemm(m, n, k.index_sub(end, begin), a, b, parts.block(k.index_mul(chunk, size), n))
+        with k.serial(), k.written(self.out, (zero, m), (zero, n), (m, n)) as c:
+            with k.loop(zero, size) as i:
+                k.store(c, i, parts.at_flat(i))
+            with k.loop(k.index(1), k.index(-(-k.known(depth) // grain))) as part, k.loop(zero, size) as i:
+                at = k.index_add(k.index_mul(part, size), i)
+                k.store(c, i, k.add(k.load(c, i), parts.at_flat(at)))
 
     # ------------------------------------------------------------ panels
 
@@ -108,9 +132,9 @@ class _Product:
         width = k.panel(self.out.dtype)
         panels = -(-k.known(n) // width)
         packed = self.pack(width, panels)
-        blocks, groups = _grid(k.known(m), panels, self.work())
+        blocks, groups = _grid(k.known(m), panels, self.worth())
         rows, some = -(-k.known(m) // blocks), -(-panels // groups)
-        with k.parallel(k.index(blocks * groups), work=self.work() / (blocks * groups)) as chunk:
+        with k.parallel(k.index(blocks * groups), work=CHUNK_WORK) as chunk:
             top = k.let(k.index_mul(k.index_div(chunk, groups), rows))
             count = k.let(k.minimum(k.index(rows), k.index_sub(m, top)))
             first = k.let(k.index_mul(k.index_mod(chunk, groups), some))
@@ -184,10 +208,22 @@ class _Product:
             yield p, k.minimum(k.index(deep), k.index_sub(depth, p))
 
 
-def _grid(m: int, panels: int, work: float) -> tuple[int, int]:
+def _worth(m: float, n: float, depth: float) -> float:
+    """How many chunks a product is worth: by what it computes, or reads where little is computed of that."""
+    return max(2 * m * n * depth / CHUNK_WORK, (m + n) * depth / CHUNK_READ)
+
+
+def _depth_chunks(m: int | None, n: int | None, depth: int | None) -> int:
+    """Into how many chunks to split the reduced axis: none unless the result is little and that axis long."""
+    if m is None or n is None or depth is None or m * n > SMALL_RESULT or depth < LONG * max(m, n):
+        return 0
+    return min(MOST_CHUNKS, int(_worth(m, n, depth)))
+
+
+def _grid(m: int, panels: int, worth: float) -> tuple[int, int]:
     """(blocks of rows, groups of panels) that a product by panels is cut into."""
     blocks = -(-m // TALL)
-    most = min(panels, MIDDLING // blocks, int(work / CHUNK_WORK) // blocks)
+    most = min(panels, MIDDLING // blocks, int(worth) // blocks)
     return blocks, max(-(-panels // WIDE), most, 1)
 
 
@@ -201,15 +237,15 @@ def _by_rows(m: int, n: int, tb: bool) -> bool:
     return m >= n or (not tb and m >= max(4 * LARGE, n // 2))
 
 
-def _block(size: int | None, work: float) -> int:
-    """Rows (or columns) of the longer side that make a chunk.
+def _block(size: int | None, worth: float) -> int:
+    """Rows (or columns) of the longer side that make a chunk, of which the product is ``worth`` so many.
 
     BLAS packs the other operand anew for each chunk, which costs about as much as 12 rows do: so chunks of
     `LARGE` rows, or half of what there is when that is less.
     """
     if size is None:
         return LARGE
-    chunks = min(MOST_CHUNKS, int(work / CHUNK_WORK), size // LARGE if size >= 2 * LARGE else size // SMALL)
+    chunks = min(MOST_CHUNKS, int(worth), size // LARGE if size >= 2 * LARGE else size // SMALL)
     if chunks < 2:
         return max(size, 1)
     each = -(-size // chunks)
@@ -226,4 +262,4 @@ def _integer_loops(k: Any, x: Any, y: Any, out: Any, ta: bool, tb: bool, n: Any,
                 b = y.at_broadcast([*at, j, d] if tb else [*at, d, j])
                 acc.set(k.add(acc.get(), k.mul(a, b)))
             with k.written(out, (row, k.index(1)), (j, k.index(1)), (1, 1)) as c:
-                k.store(c, acc.get())
+                k.store(c, k.index(0), acc.get())

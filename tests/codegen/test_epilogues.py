@@ -38,6 +38,8 @@ CASES: list[tuple[str, Callable[..., Any], list[Shape], list[str]]] = [
     ("turned", lambda x, w: (x @ w).T + 1.0, [(5, 4), (4, 3)], ["matmul", "add"]),
     ("a product that it is multiplied with", lambda x, w: (z := x @ w) * (gc.exp(z) @ z), [(4, 4), (4, 4)],
      ["matmul+exp", "mul"]),
+    ("a little result of a long depth", lambda x, y, b: gc.tanh(x @ y + b), [(3, 40_000), (40_000, 2), (2,)],
+     ["tanh"]),
     ("a sum", lambda x, w: (x @ w).sum(1), [(5, 4), (4, 3)], ["matmul", "sum"]),
     ("a single element", lambda x, w: gc.exp(x @ w), [(1, 4), (4, 1)], ["matmul", "exp"]),
 ]
