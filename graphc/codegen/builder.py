@@ -398,9 +398,12 @@ class Builder:
         """Columns of B that register tiles multiply at once."""
         return machine.host().panel(dtype)
 
-    def store(self, block: Block, value: Expr) -> None:
-        """The first element of a block."""
-        self.emit(ir.Store(block.buffer, block.offset, value))
+    def load(self, block: Block, i: Expr) -> Expr:
+        """The i-th element of a block whose rows lie side by side."""
+        return Load(block.buffer, ir.iadd(block.offset, i), block.dtype)
+
+    def store(self, block: Block, i: Expr, value: Expr) -> None:
+        self.emit(ir.Store(block.buffer, ir.iadd(block.offset, i), value))
 
     def vector_lanes(self, dtype: str) -> int:
         """Elements of a vector register."""

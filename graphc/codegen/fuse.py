@@ -180,7 +180,7 @@ def _grouped(program: Program, nodes: Sequence[Node], storage: _Storage) -> _Ker
     loops = Joiner(LoopRule(position))
     for g in rows.result():
         loops.add(g)
-    groups = loops.result()
+    groups = _updates_up(program, loops.result(), storage.stored)
     return _Kernels(groups, (epilogues, rows), _keep_inside(program, groups))
 
 
@@ -189,8 +189,33 @@ def _updated(program: Program) -> set[int]:
     return {id(u.value.node) for u in program.updates}
 
 
+def _updates_up(program: Program, groups: list[Group], stored: Set[int]) -> list[Group]:
+    """Products that update a state move up to where nothing in front of them is in the way.
+
+    That is behind the kernels that make what they read, and those that read the old state. Else the
+    gradients that they are made of would all be kept until the end of a train step.
+    """
+    states = {id(u.value.node): id(u.state) for u in program.updates}
+    readers: dict[int, list[Group]] = {}
+    for g in groups:
+        for source in {storage_of(v, stored)[0] for n in g.nodes for v in n.inputs}:
+            if is_argument(source.node) and "state" in source.node.attrs:
+                readers.setdefault(id(source.node.attrs["state"]), []).append(g)
+    makers = {id(v.node): g for g in groups for v in g.roots}
+    place: dict[int, tuple[float, int]] = {}
+    for k, g in enumerate(groups):
+        place[id(g)] = float(k), k
+        updated = [states[id(v.node)] for v in g.roots if id(v.node) in states]
+        if g.kind == "loops" and updated and not g.early:
+            before = [makers[m] for m in g.needs]
+            before += [r for s in updated for r in readers.get(s, ()) if r is not g]
+            if all(id(b) in place for b in before):
+                place[id(g)] = max((place[id(b)][0] for b in before), default=-1.0) + 0.5, k
+    return sorted(groups, key=lambda g: place[id(g)])
+
+
 def _keep_inside(program: Program, groups: Sequence[Group]) -> dict[int, str]:
-    """Values that only their own kernel reads get no buffer after all: where they are, by the ids of nodes."""
+    """Values that only their own kernel reads get no buffer after all: where they are, by ids."""
     wanted = {id(v.node) for v in program.roots}.union(*(g.needs for g in groups))
     inside: dict[int, str] = {}
     for g in groups:

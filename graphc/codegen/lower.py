@@ -25,6 +25,8 @@ from .rows import RowWriter
 from .space import Space
 from .writer import Binding, InPlaceConflict, Lowered, MapWriter, Temporary, Writer, dtype_of
 
+PRODUCTS = 8.0              # multiplications and additions of a product in the time of a unit of a map's work
+
 
 def lower_group(group: Group, fusion: Fusion, in_place: dict[Value, Value] | None = None) -> list[Lowered]:
     """The kernels of a group; none for values joined where all of them are written in their places.
@@ -99,6 +101,10 @@ class OpKernels(Builder):
         out = self.bind(value, "in", value.aval.shape, value.aval.dtype.name)
         self._read_only.discard(out.buffer)
         return out
+
+    def following(self) -> float:
+        """What is made of an element of a result, in multiplications and additions of a product."""
+        return 0.0 if self.epilogue is None else PRODUCTS * self.epilogue.work_of_element()
 
     def nowhere(self, shape: Sequence[Any], dtype: str) -> Stored:
         """A result without a buffer, whose blocks are written elsewhere."""

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,20 +17,11 @@ from ..core.fast import call
 from ..core.op import Loops, Op
 from ..core.tensor import Tensor
 from .basic import together
+from .product_loops import product_loops
 from .reduce import fit
 from .shape import reshape
 
 Array = np.ndarray[Any, Any]
-LARGE, SMALL = 128, 48           # rows of a chunk of a product: of a large one, and at least
-CHUNK_WORK = 2e6                 # multiplications and additions that make a chunk worth another thread
-MOST_CHUNKS = 64
-MIDDLING = 16                    # chunks that are enough, where more would be of less than `LARGE` rows
-PANELS = 48                      # columns from which panels are worth it
-LEAST_WORK = 1e7                 # m*n*k, too
-PAGE = 4096                      # bytes apart where caches put lines into the same few places
-FAR_APART = 1 << 20              # elements of a B that is not turned, from which it is laid out anew
-TALL, WIDE = 64, 16              # rows and panels of a chunk: the block stays in the second cache
-DEEP = 1024                      # rows of a panel that are multiplied at once: it stays in the second cache
 
 
 def _swap(x: Array, swap: bool) -> Array:
@@ -76,177 +66,13 @@ def _dy(g: Tensor, c: Any) -> Tensor:
     return fit(d, c.shapes[1])
 
 
-def _loops(k: Any, inputs: Any, outputs: Any, ta: bool, tb: bool) -> None:
-    """C[batch] = op(A) op(B).
-
-    Floats by blocks of rows (or columns when rows are few), through panels of B where those pay; loops for
-    integers.
-    """
-    (x, y), (out,) = inputs, outputs
-    m, n = out.shape[-2:]
-    depth = x.shape[-2] if ta else x.shape[-1]
-    batch = k.product(out.shape[:-2])
-    one_matrix = k.same(k.product(y.shape[:-2]), k.index(1))
-    if out.dtype[0] != "f":
-        _integer_loops(k, x, y, out, ta, tb, n, depth)
-        return
-    k.any_size = True
-    if one_matrix and not ta and len(out.shape) > 2:         # many rows against one matrix: one tall product
-        m, batch = k.index_mul(batch, m), k.index(1)
-    if not k.same(batch, k.index(1)):
-        _stack(k, x, y, out, ta, tb, batch, (m, n, depth))
-    elif _wants_panels(k.known(m), k.known(n), k.known(depth), tb):
-        _by_panels(k, x, y, out, ta, tb, (m, n, depth))
-    else:
-        _by_blocks(k, x, y, out, ta, tb, (m, n, depth))
-
-
-def _stack(k: Any, x: Any, y: Any, out: Any, ta: bool, tb: bool, batch: Any, sizes: Any) -> None:
-    """A matrix after the other."""
-    m, n, depth = sizes
-    with k.parallel(batch, work=k.estimate(m, n, depth, 2)) as i:
-        at = k.unravel(i, out.shape[:-2])
-        with k.written(out, (k.index_mul(i, m), m), (k.index(0), n), (m, n)) as c:
-            k.gemm(m, n, depth, x.matrix(at, ta), y.matrix(at, tb), c)
-
-
-def _by_blocks(k: Any, x: Any, y: Any, out: Any, ta: bool, tb: bool, sizes: Any) -> None:
-    """Chunks of rows, or of columns, each a product of its own."""
-    m, n, depth = sizes
-    by_rows = _by_rows(k.known(m) or LARGE, k.known(n) or LARGE, tb)
-    longer = m if by_rows else n
-    block = _block(k.known(longer), k.estimate(m, n, depth, 2))
-    zero = k.index(0)
-    b = y.matrix_flat(zero, tb)
-    with k.parallel_blocks(longer, block) as (start, count):
-        if by_rows:
-            a = _rows_of(k, x, ta, (start, count), block, sizes)
-            with k.written(out, (start, count), (zero, n), (block, n)) as c:
-                k.gemm(count, n, depth, a, b, c)
-        else:
-            with k.written(out, (zero, m), (start, count), (m, block)) as c:
-                k.gemm(m, count, depth, x.matrix_flat(zero, ta), b.columns_from(start), c)
-
-
-def _rows_of(k: Any, x: Any, ta: bool, rows: Any, most: int, sizes: Any) -> Any:
-    """Some rows of op(A). Rows of A' are turned first where its elements all fall on the same cache lines."""
-    m, n, depth = sizes
-    start, count = rows
-    a = x.matrix_flat(k.index(0), ta).rows_from(start)
-    apart = (k.known(m) or 1) * int(x.dtype[-2:]) // 8
-    if not ta or apart % PAGE or min(k.known(n) or 0, k.known(depth) or 0) < LARGE:
-        return a
-    turned = k.scratch(x.dtype, k.index_mul(k.index(most), depth)).rows_of(depth)
-    k.transpose(depth, count, replace(a, transposed=False), turned)
-    return turned
-
-
-def _wants_panels(m: int | None, n: int | None, depth: int | None, tb: bool) -> bool:
-    """Whether the columns of B are first laid out in panels, as register tiles read them.
-
-    That costs about what 10 rows of the product do; without it B' is turned for each chunk of rows, and rows
-    of a large B lie so far apart that they push each other out of the caches.
-    """
-    if m is None or n is None or depth is None or m < 2 * LARGE or n < PANELS or m * n * depth < LEAST_WORK:
-        return False
-    return tb or n * depth >= FAR_APART
-
-
-def _by_panels(k: Any, x: Any, y: Any, out: Any, ta: bool, tb: bool, sizes: Any) -> None:
-    """B laid out in panels of columns, then blocks of rows times panels."""
-    m, n, depth = sizes
-    width = k.panel(out.dtype)
-    panels = -(-k.known(n) // width)
-    each = k.index_mul(depth, width)
-    packed = k.temporary(out.dtype, k.index_mul(each, panels))
-
-    def panel(j: Any) -> tuple[Any, Any]:
-        start = k.let(k.index_mul(j, width))
-        return start, k.let(k.minimum(k.index(width), k.index_sub(n, start)))
-
-    with k.parallel(k.index(panels), work=k.estimate(depth, width)) as j:
-        start, columns = panel(j)
-        to = packed.block(k.index_mul(j, each), k.index(width))
-        if tb:
-            k.transpose(columns, depth, y.block(k.index_mul(start, depth), depth), to)
-        else:
-            with k.loop(k.index(0), depth) as p, k.loop(k.index(0), columns) as c:
-                source = k.index_add(k.index_add(k.index_mul(p, n), start), c)
-                packed.store_flat(k.index_add(k.index_add(to.offset, k.index_mul(p, width)), c),
-                                  y.at_flat(source))
-    blocks, groups = _grid(k.known(m), panels, k.estimate(m, n, depth, 2))
-    rows, some = -(-k.known(m) // blocks), -(-panels // groups)
-    with k.parallel(k.index(blocks * groups), work=k.estimate(rows, some, width, depth, 2)) as chunk:
-        top = k.let(k.index_mul(k.index_div(chunk, groups), rows))
-        count = k.let(k.minimum(k.index(rows), k.index_sub(m, top)))
-        first = k.let(k.index_mul(k.index_mod(chunk, groups), some))
-        last = k.let(k.minimum(k.index_add(first, some), k.index(panels)))
-        a = _rows_of(k, x, ta, (top, count), rows, sizes)
-        left = k.let(k.index_mul(first, width))
-        right = k.let(k.minimum(k.index_mul(last, width), n))
-        with k.written(out, (top, count), (left, k.index_sub(right, left)), (rows, some * width)) as c, \
-                k.loop(first, last) as j:
-            start, columns = panel(j)
-            for p in range(0, k.known(depth), DEEP):
-                deep = k.index(min(DEEP, k.known(depth) - p))
-                at = k.index_add(k.index_mul(j, each), p * width)
-                k.gemm(count, columns, deep, a.columns_from(k.index(p)),
-                       packed.block(at, k.index(width)), c.columns_from(k.index_sub(start, left)),
-                       accumulate=p > 0)
-
-
-def _grid(m: int, panels: int, work: float) -> tuple[int, int]:
-    """(blocks of rows, groups of panels) that a product by panels is cut into."""
-    blocks = -(-m // TALL)
-    most = min(panels, MIDDLING // blocks, int(work / CHUNK_WORK) // blocks)
-    return blocks, max(-(-panels // WIDE), most, 1)
-
-
-def _by_rows(m: int, n: int, tb: bool) -> bool:
-    """Whether chunks are blocks of rows, else of columns: of the longer side, where nothing else speaks.
-
-    Blocks of rows take B as it is through register tiles, which blocks of few columns and many rows leave to
-    BLAS: 103 against 95 GFLOP/s a core for 512x784x128. So rows, where there are enough for four chunks and
-    columns would make less than twice as many. B' would be turned anew for each chunk.
-    """
-    return m >= n or (not tb and m >= max(4 * LARGE, n // 2))
-
-
-def _block(size: int | None, work: float) -> int:
-    """Rows (or columns) of the longer side that make a chunk.
-
-    BLAS packs the other operand anew for each chunk, which costs about as much as 12 rows do: so chunks of
-    `LARGE` rows, or half of what there is when that is less.
-    """
-    if size is None:
-        return LARGE
-    chunks = min(MOST_CHUNKS, int(work / CHUNK_WORK), size // LARGE if size >= 2 * LARGE else size // SMALL)
-    if chunks < 2:
-        return max(size, 1)
-    each = -(-size // chunks)
-    return -(-each // 16) * 16
-
-
-def _integer_loops(k: Any, x: Any, y: Any, out: Any, ta: bool, tb: bool, n: Any, depth: Any) -> None:
-    with k.parallel(k.product(out.shape[:-1]), work=k.estimate(n, depth, 2)) as row:
-        *at, i = k.unravel(row, out.shape[:-1])
-        with k.loop(k.index(0), n) as j:
-            acc = k.variable(k.const(0, out.dtype))
-            with k.loop(k.index(0), depth) as d:
-                a = x.at_broadcast([*at, d, i] if ta else [*at, i, d])
-                b = y.at_broadcast([*at, j, d] if tb else [*at, d, j])
-                acc.set(k.add(acc.get(), k.mul(a, b)))
-            with k.written(out, (row, k.index(1)), (j, k.index(1)), (1, 1)) as c:
-                k.store(c, acc.get())
-
-
 matmul_op: Op = Op(
     "matmul",
     infer=_matmul_infer,
     run=_matmul_run,
     vjp=(_dx, _dy),
     saves=(("y",), ("x",)),
-    lower=Loops(_loops, blocks=True),
+    lower=Loops(product_loops, blocks=True),
     kinds="iuf",
     cost=100.0,
     compiled=2048,

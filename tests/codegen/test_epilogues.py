@@ -34,10 +34,12 @@ CASES: list[tuple[str, Callable[..., Any], list[Shape], list[str]]] = [
     ("another dtype", lambda x, w: (x @ w).to("float64") * 2.0, [(5, 4), (4, 3)], ["mul"]),
     ("as other shapes", lambda x, w, r: (x @ w).reshape(2, 5, 3) + r, [(10, 4), (4, 3), (2, 5, 3)],
      ["add"]),
-    ("a residual of two products", lambda x, w, v: x @ w + x @ v, [(5, 4), (4, 3), (4, 3)], ["matmul", "add"]),
+    ("a sum of two products", lambda x, w, v: x @ w + x @ v, [(5, 4), (4, 3), (4, 3)], ["matmul", "add"]),
     ("turned", lambda x, w: (x @ w).T + 1.0, [(5, 4), (4, 3)], ["matmul", "add"]),
     ("a product that it is multiplied with", lambda x, w: (z := x @ w) * (gc.exp(z) @ z), [(4, 4), (4, 4)],
      ["matmul+exp", "mul"]),
+    ("a little result of a long depth", lambda x, y, b: gc.tanh(x @ y + b), [(3, 40_000), (40_000, 2), (2,)],
+     ["tanh"]),
     ("a sum", lambda x, w: (x @ w).sum(1), [(5, 4), (4, 3)], ["matmul", "sum"]),
     ("a single element", lambda x, w: gc.exp(x @ w), [(1, 4), (4, 1)], ["matmul", "exp"]),
 ]
@@ -132,3 +134,20 @@ def test_bits_do_not_depend_on_threads() -> None:
     for other in found[1:]:
         for a, b in zip(found[0], other):
             np.testing.assert_array_equal(a, b)
+
+
+def test_updates_run_as_soon_as_nothing_reads_the_old_value() -> None:
+    """So the gradients of all layers are not kept until the end of a step."""
+    layers = 6
+    with gc.Graph() as g:
+        ws = [gc.Variable(np.eye(4, dtype=np.float32), name=f"w{k}") for k in range(layers)]
+        h = gc.placeholder("float32", (9, 4), name="x")
+        for w in ws:
+            h = gc.relu(h @ w)
+        step = optim.SGD(lr=0.1).minimize((h * h).mean())
+    runnable: Any = gc.Session(g, "python").prepare([step._node]).runnable
+    updated = {id(u.value.node) for u in runnable.program.updates}
+    assert len(updated) == layers
+    order = [any(id(v.node) in updated for v in group.roots) for group in runnable.fusion.groups]
+    last = [k for k, update in enumerate(order) if not update][-1]
+    assert sum(order[:last]) == layers - 2      # the last reads the weights of one, makes those of another
