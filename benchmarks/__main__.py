@@ -77,20 +77,21 @@ def everything(only: Sequence[str], engines: str | None, quick: bool, threads: i
     from . import accuracy as _accuracy
     from . import agreement as _agreement
     _compare(only, engines, quick, threads, json_file, plot_file,
-             lambda: _overhead.run(list(_overhead.OPS), *((3, 100) if quick else (200, 2000))),
+             lambda: _overhead.run(list(_overhead.ALL), *((3, 100) if quick else (200, 2000))),
              lambda: _agreement.run(data, 5 if quick else 100),
              lambda: _accuracy.run(data, ("eager", "static"), 1 if quick else _accuracy.MNIST_EPOCHS))
 
 
 @main.command()
-@click.option("--op", "ops", multiple=True, type=click.Choice(list(_overhead.OPS)),
-              default=list(_overhead.OPS), show_default=True, help="May be given several times.")
+@click.option("--op", "ops", multiple=True, type=click.Choice(list(_overhead.ALL)),
+              default=list(_overhead.ALL), show_default=True, help="May be given several times.")
 @click.option("--rounds", type=click.IntRange(min=1), default=200, show_default=True,
               help="Turns of each library.")
-@click.option("--calls", type=click.IntRange(min=1), default=2000, show_default=True, help="Calls in a turn.")
+@click.option("--calls", type=click.IntRange(min=1), default=2000, show_default=True,
+              help="Calls in a turn; a tenth of them on rows.")
 @_json
 def overhead(ops: Sequence[str], rounds: int, calls: int, json_file: Path | None) -> None:
-    """One eager op on 4 elements, without and with gradients."""
+    """One eager op on 4 elements, or on 32 rows of 100, without and with gradients."""
     _finish(json_file, lambda: _overhead.run(ops, rounds, calls))
 
 

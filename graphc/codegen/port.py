@@ -106,9 +106,11 @@ class Codegen:
         own = (op, *_values(attrs),
                *[(a.dtype, a.shape[1:] if k in batched else a.shape) for k, a in enumerate(arrays)])
         with self._lock:
-            compiled = self._ops.get(own) or self._ops.setdefault(own, self._single(op, arrays, attrs, batched))
-            call = compiled, (arrays[batched[0]].shape[0],) if compiled.image.size_names else ()
-            return _remembered(self._calls, key, call)
+            if own not in self._ops:
+                self._ops[own] = self._single(op, arrays, attrs, batched)
+            compiled = self._ops[own]
+            sizes = (arrays[batched[0]].shape[0],) if compiled.image.size_names else ()
+            return _remembered(self._calls, key, (compiled, sizes))
 
     def _element_wise(self, op: Op, arrays: tuple[Array, ...]) -> Array:
         first = arrays[0]
@@ -138,9 +140,10 @@ class Codegen:
 
     def _new_fold(self, key: Any, op: Op, x: Array, axis: tuple[int, ...], keepdims: bool) -> _FoldCall:
         """The first axis has a name; the others are numbers in the first programs, see `core.composed`."""
-        long = ((n, k in axis) for k, n in enumerate(x.shape) if n > 1)
-        runs = [(reduced, math.prod(n for n, _ in run)) for reduced, run in itertools.groupby(long, itemgetter(1))]
+        axes = ((k in axis, n) for k, n in enumerate(x.shape) if n > 1)
+        runs = [(r, math.prod(n for _, n in run)) for r, run in itertools.groupby(axes, itemgetter(0))]
         reduced, sizes = tuple(r for r, _ in runs), tuple(n for _, n in runs)
+        names = tuple(dim(f"n{k}") for k in range(len(sizes)))
         result = tuple(1 if k in axis else n for k, n in enumerate(x.shape) if keepdims or k not in axis)
         alike = (op, x.dtype, reduced)
         own = (*alike, *sizes[1:])
@@ -148,11 +151,11 @@ class Codegen:
             if own not in self._ops:
                 if self._alike[alike] < OWN:
                     self._alike[alike] += 1
-                    self._ops[own] = self._merged_fold(op, x, reduced, (dim("n0"), *sizes[1:]))
+                    self._ops[own] = self._merged_fold(op, x, reduced, (names[0], *sizes[1:]))
                 else:
                     own = (*alike, "all sizes")
             if own not in self._ops:
-                self._ops[own] = self._merged_fold(op, x, reduced, tuple(dim(f"n{k}") for k in range(len(sizes))))
+                self._ops[own] = self._merged_fold(op, x, reduced, names)
             program = self._ops[own]
             values = tuple(sizes[int(name[1:])] for name in program.image.size_names)
             return _remembered(self._folds, key, _FoldCall(program, sizes, values, result))
@@ -180,8 +183,8 @@ class Codegen:
         Returns
         -------
         callable
-            Of a sequence of arrays, and a tuple of the named sizes' values: new arrays, or None where a run-time
-            check does not hold, and nothing was written.
+            Of a sequence of arrays, and a tuple of the named sizes' values: new arrays, or None where a
+            run-time check does not hold, and nothing was written.
         """
         graph = Graph()
         nodes = [_argument(graph, k, aval, k in written) for k, aval in enumerate(avals)]
@@ -203,7 +206,8 @@ class Codegen:
         return self._program(op, [Aval(s, as_dtype(a.dtype)) for s, a in zip(shapes, arrays)], attrs)
 
     def _program(self, op: Op, operands: Sequence[Aval], attrs: dict[str, Any]) -> CompiledProgram:
-        arguments = [Node(placeholder_op, (), {"aval": aval}, (aval,), f"x{k}") for k, aval in enumerate(operands)]
+        arguments = [Node(placeholder_op, (), {"aval": aval}, (aval,), f"x{k}")
+                     for k, aval in enumerate(operands)]
         avals = op.infer_all(operands, attrs)
         node = Node(op, tuple(Value(n, 0) for n in arguments), attrs, avals, op.name)
         outputs = tuple(Value(node, i) for i in range(len(avals)))

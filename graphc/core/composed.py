@@ -121,7 +121,8 @@ def _source(parameters: Sequence[inspect.Parameter], rows: Sequence[str], others
            f"{arrays[n]} is not None and ({arrays[n]}.shape, {arrays[n]}.dtype)" for n in tensors]
     # 1, 1.0 and True are equal, and so are 0.0 and -0.0
     key += [f"{n}.__class__, {n} or {n} is None or str({n})" for n in names if n not in arrays]
-    wants = [f"{n}.requires_grad" if n in rows else f"({n} is not None and {n}.requires_grad)" for n in tensors]
+    wants = [f"{n}.requires_grad" if n in rows else f"({n} is not None and {n}.requires_grad)"
+             for n in tensors]
     lines = [f"def call({', '.join(head)}):",
              "    if record.recording_scopes or record.source_scopes:",
              f"        return in_general(({', '.join(names)},))",
@@ -188,9 +189,11 @@ class _Composition:
             if type(x) is np.ndarray:
                 x = from_numpy(x)
             data = getattr(x, "_data", None)
-            if data is None and (x is not None or name in self.rows):
-                return {}
-            if name in self.rows and data.shape[:1] != first.shape[:1]:
+            if name in self.rows:
+                fits = data is not None and data.shape[:1] == first.shape[:1]
+            else:
+                fits = data is not None or x is None
+            if not fits:
                 return {}
             if x is not None:
                 found[name] = x
@@ -237,8 +240,9 @@ class _Composition:
         """The kind of a call, and the values of its named sizes; None: op by op."""
         if record.compiler() is None:
             return None                                          # there may be one later
-        shapes = [(BATCH, *t.shape[1:]) if n in self.rows else t.shape for n, t in tensors.items()]
-        batch = next(iter(tensors.values())).shape[0]
+        given: list[tuple[int, ...]] = [t._data.shape for t in tensors.values()]
+        shapes: list[tuple[Any, ...]] = [(BATCH, *s[1:]) if n in self.rows else s
+                                         for n, s in zip(tensors, given)]
         names: dict[int, str] = {}
         named = [tuple(s if s in (BATCH, 0, 1) else names.setdefault(s, f"n{len(names)}") for s in shape)
                  for shape in shapes]
@@ -248,13 +252,12 @@ class _Composition:
             if own not in self.kinds and self.alike[alike] < OWN:
                 self.alike[alike] += 1
                 self.kinds[own] = self._traced(rest, tensors, shapes, [BATCH])
-            if own in self.kinds:
-                kind = self.kinds[own]
-                return kind and (kind, (batch,))
-            if shared not in self.kinds:
+            alone = own in self.kinds
+            if not alone and shared not in self.kinds:
                 self.kinds[shared] = self._traced(rest, tensors, named, [BATCH, *names.values()])
-            kind = self.kinds[shared]
-            return kind and (kind, (batch, *names))
+            kind = self.kinds[own if alone else shared]
+        sizes = given[0][:1] if alone else (*given[0][:1], *names)
+        return None if kind is None else (kind, sizes)
 
     def _traced(self, rest: dict[str, Any], tensors: dict[str, Tensor], shapes: Sequence[tuple[Any, ...]],
                 sizes: Sequence[str]) -> _Kind | None:
@@ -333,7 +336,8 @@ class _Kind:
         try:
             assert compiler is not None
             with record.enable_grad():
-                return compiler.trace(f"{self.name}_gradient", backward, [*self.avals, self.result], self.sizes)
+                return compiler.trace(f"{self.name}_gradient", backward, [*self.avals, self.result],
+                                      self.sizes)
         except AutogradError:
             return lambda arrays, sizes: None
 

@@ -1,6 +1,6 @@
 """Compositions: functions that are made of ops and are not ops themselves (softmax, gelu, norms, losses).
 
-On large eager arrays they run as one compiled program each, see `graphc.core.composed`.
+In eager mode all but the smallest run as one compiled program each, see `graphc.core.composed`.
 """
 from __future__ import annotations
 

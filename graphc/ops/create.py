@@ -193,7 +193,8 @@ def _drawn(numbers: Callable[..., Tensor], draws: int, shape: Shape, dtype: DTyp
     recorder = record.current_recorder()
     if recorder is not None:
         drawn = [recorder.next_draw() for _ in range(draws)]
-        return numbers(dtype, *(record.apply(random_bits_op, random.state, shape=shape, ordinal=k) for k in drawn))
+        bits = [record.apply(random_bits_op, random.state, shape=shape, ordinal=k) for k in drawn]
+        return numbers(dtype, *bits)
     # one after the other, so that one program serves all shapes
     like = wrap(np.ndarray((math.prod(shape),), np.bool_, _NOTHING, 0, (0,)))
     flat = _in_a_row(like, wrap(random.reserve(draws)), numbers, draws, dtype.type)

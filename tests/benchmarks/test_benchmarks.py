@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import compare, growth, limits, measure, result
+from benchmarks import compare, growth, limits, measure, overhead, result
 from benchmarks.__main__ import main
 from benchmarks.engines import ENGINES, Engine
 from benchmarks.measure import ChildFailed, Spread, alternate, fresh_process
@@ -128,8 +128,9 @@ def test_overhead(tmp_path: Path) -> None:
     found, shown = invoke(tmp_path, "overhead", "--rounds", "2", "--calls", "3")
     rows = found["results"][0]["rows"]
     assert [(r["op"], r["grad"]) for r in rows] == [
-        (op, grad) for grad in (False, True) for op in ("add", "mul", "exp", "sum", "matmul")]
-    assert all({"graphc", "NumPy"} - r["us"].keys() == ({"NumPy"} if r["grad"] else set()) for r in rows)
+        (op, grad) for grad in (False, True) for op in overhead.ALL]
+    assert all({"graphc", "NumPy"} - r["us"].keys() == (
+        {"NumPy"} if r["grad"] or r["op"] in overhead.ROWS else set()) for r in rows)
     assert "matmul with grad" in shown
 
 

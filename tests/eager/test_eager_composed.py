@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import graphc as gc
-from graphc.core import record
 from graphc.core import composed as module
+from graphc.core import record
 from graphc.core.composed import LEAST, OWN, composed
 from graphc.ops import compose
 
@@ -148,9 +148,8 @@ def test_small_arrays_are_not_compiled_and_large_ones_once_for_all_batches(spy: 
 def test_of_many_shapes_all_but_the_first_share_a_program(spy: Spy) -> None:
     f, w = fresh(), gc.from_numpy(W)
     for n in (*range(100, 100 + 2 * OWN), 105, 140, 1):
-        x, y = gc.from_numpy(np.resize(X, (LEAST, n))).requires_grad_(), gc.from_numpy(np.resize(X, (LEAST, n)))
+        x, y = (gc.from_numpy(np.resize(X, (LEAST, n))).requires_grad_() for _ in range(2))
         f(x, w[:n]).sum().backward()
-        y.requires_grad_()
         f.__wrapped__(y, w[:n]).sum().backward()
         np.testing.assert_allclose(x.grad.numpy(), y.grad.numpy(), rtol=1e-12, atol=1e-14)
     assert spy.traced == ["squashed", "squashed_gradient"] * (OWN + 2)          # 1 broadcasts: another kind

@@ -101,8 +101,9 @@ LARGE |= {op.name: element_wise(op) for op in all_ops() if op.compiled and isins
 
 
 def folds(op: Op) -> list[tuple[tuple[Array, ...], dict[str, Any]]]:
-    """Calls of every pattern of reduced axes, of more shapes than get programs of their own, and out of order."""
-    calls = [(data(n, 70), (1,), False) for n in range(40, 43)] + [(data(50, n), (1,), True) for n in range(30, 50)]
+    """Every pattern of reduced axes, more shapes than get programs of their own, and arrays out of order."""
+    calls = [(data(n, 70), (1,), False) for n in range(40, 43)]
+    calls += [(data(50, n), (1,), True) for n in range(30, 50)]
     x = data(3, 14, 1, 30)
     calls += [(x, axes, k > 1) for k in range(5) for axes in itertools.combinations(range(4), k)]
     near_1 = [(np.exp(a / 9).astype(np.float32), axis, keep) for a, axis, keep in calls]    # for products
