@@ -106,6 +106,10 @@ class OpKernels(Builder):
         """What is made of an element of a result, in multiplications and additions of a product."""
         return 0.0 if self.epilogue is None else PRODUCTS * self.epilogue.work_of_element()
 
+    def in_scratch(self, out: Stored) -> bool:
+        """Whether blocks of a result are written to scratch memory."""
+        return self.epilogue is not None and self.epilogue.home(out) is None
+
     def nowhere(self, shape: Sequence[Any], dtype: str) -> Stored:
         """A result without a buffer, whose blocks are written elsewhere."""
         return Stored(self, "", [self.size(s) for s in shape], dtype)

@@ -19,6 +19,7 @@ PANELS = 48                      # columns from which panels are worth it
 LEAST_WORK = 1e7                 # m*n*depth, too
 FAR_APART = 1 << 20              # elements of a B that is not turned, from which it is laid out anew
 TALL, WIDE = 64, 16              # rows and panels of a chunk: the block stays in the second cache
+NARROW = 4                       # panels of a block of rows that goes to scratch memory
 MIDDLING = 16                    # chunks that are enough, where more would have less than `WIDE` panels
 DEEP, TURNED = 1024, 256         # rows of B that are multiplied at once: by A as it is, by a turned A
 PAGE = 4096                      # bytes apart where caches put lines into the same few places
@@ -89,9 +90,12 @@ class _Product:
         b = self.y.matrix_flat(zero, self.tb)
         with k.parallel_blocks(longer, block) as (start, count):
             if by_rows:
-                with k.written(self.out, (start, count), (zero, n), (block, n)) as c:
-                    for p, deep, a in self.rows(start, count, block, None):
-                        k.gemm(count, n, deep, a, b.rows_from(p), c, accumulate=p != zero)
+                width = self.columns_at_once()
+                for left, columns in _pieces(k, n, width):
+                    with k.written(self.out, (start, count), (left, columns), (block, width or n)) as c:
+                        for p, deep, a in self.rows(start, count, block, None):
+                            k.gemm(count, columns, deep, a, b.rows_from(p).columns_from(left), c,
+                                   accumulate=p != zero)
             else:
                 with k.written(self.out, (zero, m), (start, count), (m, block)) as c:
                     k.gemm(m, count, depth, self.x.matrix_flat(zero, self.ta), b.columns_from(start), c)
@@ -112,6 +116,11 @@ class _Product:
             with k.loop(k.index(1), k.index(-(-k.known(depth) // grain))) as part, k.loop(zero, size) as i:
                 at = k.index_add(k.index_mul(part, size), i)
                 k.store(c, i, k.add(k.load(c, i), parts.at_flat(at)))
+
+    def columns_at_once(self) -> int | None:
+        """Columns of a block of rows; None for all. Else scratch memory is as large as the result."""
+        k = self.k
+        return NARROW * k.panel(self.out.dtype) if k.in_scratch(self.out) and not self.collides() else None
 
     # ------------------------------------------------------------ panels
 
@@ -182,11 +191,11 @@ class _Product:
         k = self.k
         a = self.x.matrix_flat(k.index(0), self.ta).rows_from(start)
         if not self.collides():
-            for p, extent in self.pieces(deep):
+            for p, extent in _pieces(k, self.depth, deep):
                 yield p, extent, a.columns_from(p)
             return
         turned = k.scratch(self.x.dtype, k.index(most * TURNED)).rows_of(k.index(TURNED))
-        for p, extent in self.pieces(TURNED):
+        for p, extent in _pieces(k, self.depth, TURNED):
             k.transpose(extent, count, replace(a.columns_from(p), transposed=False), turned)
             yield p, extent, turned
 
@@ -195,17 +204,17 @@ class _Product:
         apart = (self.k.known(self.m) or 1) * int(self.x.dtype[-2:]) // 8
         return bool(self.ta and apart % PAGE == 0 and min(n or 0, depth or 0) >= LARGE)
 
-    def pieces(self, deep: int | None) -> Iterator[tuple[Any, Any]]:
-        """(where a piece of the depth begins, its extent): the first by itself, then a loop over others."""
-        k, depth = self.k, self.depth
-        known = k.known(depth)
-        if deep is None or known is None or known <= deep:
-            yield k.index(0), depth
-            return
-        yield k.index(0), k.index(deep)
-        with k.loop(k.index(1), k.index(-(-known // deep))) as q:
-            p = k.let(k.index_mul(q, deep))
-            yield p, k.minimum(k.index(deep), k.index_sub(depth, p))
+
+def _pieces(k: Any, extent: Any, each: int | None) -> Iterator[tuple[Any, Any]]:
+    """(where a piece begins, its extent): the first by itself, then a loop over others; one if not known."""
+    known = k.known(extent)
+    if each is None or known is None or known <= each:
+        yield k.index(0), extent
+        return
+    yield k.index(0), k.index(each)
+    with k.loop(k.index(1), k.index(-(-known // each))) as q:
+        start = k.let(k.index_mul(q, each))
+        yield start, k.let(k.minimum(k.index(each), k.index_sub(extent, start)))
 
 
 def _worth(m: float, n: float, depth: float) -> float:
