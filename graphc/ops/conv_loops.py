@@ -8,8 +8,10 @@ fall outside, as in the gradient of a convolution without padding, pairs of rows
 """
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ CHUNKS = 16                 # at most so many chunks, each with scratch of its o
 BLOCK_WORK = 8e6            # multiplications and additions that make a block of rows
 PACKING = 0.05              # what packing the weight costs beside the multiplications, about
 TRANSPOSING = 10.0          # vector multiplications that a result costs on its way out of vectors of channels
+SPLITTING = 3.0             # what bringing a stride's columns together costs for each vector
 ROWS = 0.3                  # vector multiplications that few rows at a time cost, for their shorter loops
 
 
@@ -158,6 +161,8 @@ class _Correlation:
         self.form = self.cheapest()
         if self.form == "rows":
             self.frame = self.low_frame()
+        if self.form == "split":
+            self.frame = self.split_frame()
 
     def span(self, axis: int, outputs: Index | None) -> Index:
         """Rows (or columns) of a frame."""
@@ -175,15 +180,15 @@ class _Correlation:
             return self.k.index_mul(self.h, self.w), self.w
         return self.k.index_mul(part.y.outputs, part.x.outputs), part.x.outputs
 
-    def by_pixels(self, part: Part) -> Any:
+    def by_pixels(self, part: Part, frame: Frame | None = None) -> Any:
         k, w, y, x = self.k, self.weight, part.y, part.x
-        plane, row = self.result_strides(part)
+        (plane, row), frame = self.result_strides(part), frame or self.frame
         return k.contraction(
             [k.axis(self.made, w.made, 0, plane)],
-            [k.axis(self.part_rows(part), 0, k.index_mul(self.frame.pitch, y.step), row)],
+            [k.axis(self.part_rows(part), 0, k.index_mul(frame.pitch, y.step), row)],
             k.axis(x.outputs, 0, x.step, 1),
-            [k.axis(self.reduced, w.reduced, self.frame.plane),
-             k.axis(y.count, y.stride * w.kw, k.index_mul(self.frame.pitch, y.dilation)),
+            [k.axis(self.reduced, w.reduced, frame.plane),
+             k.axis(y.count, y.stride * w.kw, k.index_mul(frame.pitch, y.dilation)),
              k.axis(x.count, x.stride, x.dilation)], self.source.dtype)
 
     def by_channels(self, part: Part) -> Any:
@@ -222,12 +227,29 @@ class _Correlation:
         extent = self.k.index_add(self.sh, 2 * more), self.span(1, None)
         return Frame(self.k, self.source, (self.sh, self.sw), self.reduced, (-more, self.low[1]), extent)
 
+    def split_frame(self) -> Frame:
+        """A frame in whose rows what a stride reads lies side by side."""
+        extent = self.span(0, self.rows), self.span(1, None)
+        return Frame(self.k, self.source, (self.sh, self.sw), self.reduced, self.low, extent,
+                     self.parts[0].x.step)
+
+    def split_parts(self, frame: Frame) -> list[tuple[Index, Part]]:
+        """(where a row of the frame has what it meets, taps that lie in one phase of the stride)."""
+        part = self.parts[0]
+        x = part.x
+        return [(at, replace(part, x=replace(x, count=count, step=1, dilation=apart,
+                                             first=x.first + first * x.stride, stride=every * x.stride)))
+                for at, first, count, every, apart in frame.taps(x.count, x.dilation)]
+
     def cheapest(self) -> str:
         k = self.k
         channels = sum(p.taps * (k.cost(self.by_channels(p)) + PACKING) + TRANSPOSING / self.reduced
                        for p in self.live)
         if any(p.x.step > 1 for p in self.live):                # vectors of pixels would have gaps
-            return "channels"
+            frame, part = self.split_frame(), self.parts[0]
+            split = sum(p.taps * k.cost(self.by_pixels(p, frame)) for _, p in self.split_parts(frame))
+            copied = SPLITTING * part.x.step * part.y.step / self.made
+            return "split" if split + copied < channels else "channels"
         costs = {"channels": channels, "pixels": sum(p.taps * k.cost(self.by_pixels(p)) for p in self.live)}
         sh, h = k.known(self.sh), k.known(self.h)
         if len(self.parts) == self.blocks == 1 and sh is not None and h is not None and self.live:
@@ -253,7 +275,9 @@ class _Correlation:
         fewest = k.index_div(k.index_add(items, CHUNKS - 1), CHUNKS)
         with k.parallel_chunks(items, k.maximum(k.grain(self.work / self.blocks), fewest)) as (_, begin, end):
             self.frame.begin()
-            compact = None if len(self.parts) == 1 else k.scratch(self.out.dtype, self.largest_part())
+            compact, largest = None, self.largest_part()
+            if len(self.parts) > 1:
+                compact = k.scratch(self.out.dtype, k.index_mul(largest, self.stride[1]))
             with k.loop(begin, end) as item:
                 image, group, block = k.unravel(item, (n, self.groups, self.blocks))
                 unit = k.let(k.index_add(k.index_mul(image, self.groups), group))
@@ -261,13 +285,16 @@ class _Correlation:
                 top = k.let(k.index_mul(first, self.parts[0].y.step))
                 place = self.frame.enter(k.index_mul(unit, self.reduced), top, self.blocks == 1)
                 base = k.let(k.index_mul(unit, k.product((self.made, self.h, self.w))))
-                for part in self.parts:
+                if compact is None:
                     to = self.out, k.index_add(base, k.index_mul(first, self.w))
-                    to = to if compact is None else (compact, k.index(0))
-                    if part.taps:
-                        self.correlate(part, place, packed, group, to)
-                    if compact is not None:
-                        self.interleave(part, compact, base)
+                    self.correlate(self.parts[0], place, packed, group, to)
+                else:
+                    for phase in range(0, len(self.parts), self.stride[1]):
+                        some = self.parts[phase:phase + self.stride[1]]
+                        for n, part in enumerate(some):
+                            if part.taps:
+                                self.correlate(part, place, packed, group, (compact, k.index_mul(largest, n)))
+                        self.interleave(some, compact, largest, base)
 
     def correlate(self, part: Part, place: Any, packed: Any, group: Index, to: Any) -> None:
         k, w = self.k, self.weight
@@ -276,6 +303,12 @@ class _Correlation:
             self.correlate_rows(source, at, group, to)
             return
         at = self.frame.place(at, part.y.start, part.x.start)
+        if self.form == "split":
+            for n, (column, some) in enumerate(self.split_parts(self.frame)):
+                weight = k.index_add(k.index_mul(group, w.group), some.y.first * w.kw + some.x.first)
+                k.contract(self.by_pixels(some), (w.access, weight), (source, k.index_add(at, column)), to,
+                           accumulate=n > 0)
+            return
         if packed is None:
             weight = k.index_add(k.index_mul(group, w.group), part.y.first * w.kw + part.x.first)
             k.contract(self.by_pixels(part), (w.access, weight), (source, at), to)
@@ -347,15 +380,27 @@ class _Correlation:
             out = k.maximum(out, k.product((self.made, p.y.outputs, p.x.outputs)))
         return out
 
-    def interleave(self, part: Part, compact: Any, base: Index) -> None:
-        """A part's results to every ``stride``-th place of the output."""
-        k, dtype = self.k, self.out.dtype
-        plane, row = self.result_strides(part)
-        with k.loop(k.index(0), k.index(self.made)) as q, k.loop(k.index(0), part.y.outputs) as u:
-            here = k.let(k.index_add(k.index_mul(q, plane), k.index_mul(u, row)))
-            y = k.index_add(k.index_mul(u, self.stride[0]), part.phase[0])
-            line = k.index_add(k.index_mul(q, k.index_mul(self.h, self.w)), k.index_mul(y, self.w))
-            there = k.let(k.index_add(base, k.index_add(line, part.phase[1])))
-            with k.loop(k.index(0), part.x.outputs) as v:
-                value = compact.at_flat(k.index_add(here, v)) if part.taps else k.const(0, dtype)
-                self.out.store_flat(k.index_add(there, k.index_mul(v, self.stride[1])), value)
+    def interleave(self, parts: Sequence[Part], compact: Any, apart: Index, base: Index) -> None:
+        """Results of some rows, ``apart`` in ``compact`` by columns modulo the stride, to their places."""
+        k, shape = self.k, (self.made, self.h, self.w)
+        least = functools.reduce(k.minimum, (p.x.outputs for p in parts))
+
+        def value(n: int, here: Index, v: Index) -> Any:
+            return compact.at_flat(k.index_add(here, v)) if parts[n].taps else k.const(0, self.out.dtype)
+
+        with k.loop(k.index(0), k.index(self.made)) as q, k.loop(k.index(0), parts[0].y.outputs) as u:
+            rows = []
+            for n, part in enumerate(parts):
+                plane, row = self.result_strides(part)
+                at = k.index_add(k.index_mul(q, plane), k.index_mul(u, row))
+                rows.append(k.let(k.index_add(k.index_mul(apart, n), at)))
+            y = k.index_add(k.index_mul(u, self.stride[0]), parts[0].phase[0])
+            there = k.let(k.index_add(base, k.flatten((q, y, k.index(0)), shape)))
+            with k.lanes(least) as v:
+                for n, here in enumerate(rows):
+                    place = k.index_add(k.index_add(there, k.index_mul(v, self.stride[1])), n)
+                    self.out.store_flat(place, value(n, here, v))
+            for n, (part, here) in enumerate(zip(parts, rows)):         # a row may end within a stride
+                with k.loop(least, part.x.outputs) as v:
+                    place = k.index_add(k.index_add(there, k.index_mul(v, self.stride[1])), n)
+                    self.out.store_flat(place, value(n, here, v))

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .conv_loops import BLOCK_WORK, count_blocks, one_row
+from .conv_loops import BLOCK_WORK, SPLITTING, count_blocks, one_row
 from .frame import FRAME_BYTES, Frame, Index, fill
 from .window import Pair
 from .winograd import WinogradWeight
@@ -49,6 +49,9 @@ class _WeightGradient:
                  for count, n, s, d in zip((self.rows, self.ow), kernel, stride, dilation)]
         framed = padding != (0, 0)
         self.frame = Frame(k, x, size, self.cg, low, (spans[0], spans[1]) if framed else None)
+        self.pixels = self.frame                    # for vectors of pixels
+        if stride[1] > 1:
+            self.pixels = Frame(k, x, size, self.cg, low, (spans[0], spans[1]), stride[1])
         tall = k.index_add(k.index_mul(k.index_sub(self.oh, 1), stride[0]), dilation[0] * (kernel[0] - 1) + 1)
         self.whole_frame = Frame(k, x, size, self.cg, low, (tall, spans[1]) if framed else None)
 
@@ -65,16 +68,20 @@ class _WeightGradient:
             [k.axis(self.rows, k.index_mul(f.pitch, self.stride[0]), k.index_mul(self.ow, self.og)),
              k.axis(self.ow, self.stride[1], self.og)], self.x.dtype)
 
-    def straight(self, lanes: Index, blocks: Index) -> Any:
-        """Lanes are pixels of a row, ``blocks`` times ``lanes`` of them: C is [o][c][i][j][lane]."""
-        k, f, (kh, kw) = self.k, self.frame, self.kernel
-        return k.contraction(
+    def straight(self, lanes: Index, blocks: Index) -> list[tuple[Index, int, Any]]:
+        """Lanes are pixels of a row, ``blocks`` times ``lanes`` of them: C is [o][c][i][j][lane].
+
+        For each phase of the stride: where a row of the source has it, its first tap, and the contraction.
+        """
+        k, f, (kh, kw) = self.k, self.pixels, self.kernel
+        return [(at, first, k.contraction(
             [k.axis(self.og, k.index_mul(self.oh, self.ow), 0, self.depth * self.lanes)],
             [k.axis(self.cg, 0, f.plane, kh * kw * self.lanes),
              k.axis(kh, 0, k.index_mul(f.pitch, self.dilation[0]), kw * self.lanes),
-             k.axis(kw, 0, self.dilation[1], self.lanes)], k.axis(lanes, 1, 1, 1),
+             k.axis(count, 0, apart, every * self.lanes)], k.axis(lanes, 1, 1, 1),
             [k.axis(self.rows, self.ow, k.index_mul(f.pitch, self.stride[0])),
-             k.axis(blocks, self.lanes, self.lanes)], self.x.dtype)
+             k.axis(blocks, self.lanes, self.lanes)], self.x.dtype))
+            for at, first, count, every, apart in f.taps(kw, self.dilation[1])]
 
     def pieces(self) -> list[tuple[Index, Index, Index]]:
         """(first pixel, lanes, blocks) of a row's whole vectors and of the rest."""
@@ -92,14 +99,15 @@ class _WeightGradient:
 
     def prefers_turned(self) -> bool:
         k, kept = self.k, self.og * self.depth * self.lanes * np.dtype(self.x.dtype).itemsize
-        if self.stride[1] > 1:
-            return True
         if kept > FRAME_BYTES:
             return True
         turned = self.turned_cost()
         ow = k.estimate(self.ow)
-        straight = sum(k.cost(self.straight(lanes, blocks)) * k.estimate(lanes, blocks)
-                       * self.lanes / k.estimate(lanes) / ow for _, lanes, blocks in self.pieces())
+        straight = SPLITTING / self.og if self.pixels.split > 1 else 0.0
+        for _, lanes, blocks in self.pieces():
+            phases = self.straight(lanes, blocks)
+            mean = sum(k.cost(what) for *_, what in phases) / len(phases)
+            straight += mean * k.estimate(blocks) * self.lanes / ow
         moved = 2 * self.lanes / k.estimate(self.rows, self.ow)         # sums, out of memory and back
         return bool(turned < straight + moved * (1 if kept <= NEAR_BYTES else FAR))
 
@@ -184,7 +192,7 @@ class _WeightGradient:
     def add_pixels(self, turned: bool, begin: Index, end: Index, to: Any, each: int) -> None:
         """The sums over some images, pixel by pixel."""
         k, (partial, first) = self.k, to
-        self.frame.begin()
+        (self.frame if turned else self.pixels).begin()
         across = k.scratch(self.g.dtype, k.product((self.rows, self.ow, self.og))) if turned else None
         fill(k, partial, first, k.index(each))
         with k.loop(begin, end) as image, k.loop(k.index(0), k.index(self.groups)) as group:
@@ -196,18 +204,22 @@ class _WeightGradient:
     def add(self, across: Any, unit: Index, row: Index, to: Any) -> None:
         """The sums over some rows of one image and group."""
         k, pixels = self.k, self.k.index_mul(self.oh, self.ow)
-        source, at = self.frame.enter(k.index_mul(unit, self.cg), k.let(k.index_mul(row, self.stride[0])),
-                                      self.blocks == 1)
-        at = self.frame.place(at, -self.padding[0], -self.padding[1])
+        frame = self.pixels if across is None else self.frame
+        source, at = frame.enter(k.index_mul(unit, self.cg), k.let(k.index_mul(row, self.stride[0])),
+                                 self.blocks == 1)
+        at = frame.place(at, -self.padding[0], -self.padding[1])
         rows = k.let(k.index_add(k.index_mul(unit, k.index_mul(pixels, self.og)), k.index_mul(row, self.ow)))
         if across is not None:
             k.transpose(k.index(self.og), k.index_mul(self.rows, self.ow), self.g.block(rows, pixels),
                         across.block(across.base, k.index(self.og)))
             k.contract(self.turned(), (source, at), (across, k.index(0)), to, accumulate=True)
             return
+        sums, first = to
         for start, lanes, blocks in self.pieces():
-            k.contract(self.straight(lanes, blocks), (self.g, k.index_add(rows, start)),
-                       (source, k.index_add(at, start)), to, accumulate=True)
+            for column, tap, what in self.straight(lanes, blocks):
+                k.contract(what, (self.g, k.index_add(rows, start)),
+                           (source, k.index_add(at, k.index_add(column, start))),
+                           (sums, k.index_add(first, tap * self.lanes)), accumulate=True)
 
     def join(self, partial: Any, each: int, n: Index, grain: Index, turned: bool) -> None:
         """The partial sums (and lanes) added up, chunk after chunk."""

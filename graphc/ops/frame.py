@@ -1,6 +1,7 @@
 """What a piece of a convolution reads: rows of an image, with the zeros around them."""
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from .window import Pair
@@ -15,14 +16,20 @@ class Frame:
 
     Where nothing around them is read they stay where they are; else they are copied into scratch, whose
     borders are zero from the start. Row 0 is source row ``top + low[0]``, column 0 source column ``low[1]``.
+    With ``split`` a row has every split-th column from the first on, then those from the second on, and so
+    forth: what a stride of ``split`` reads lies side by side.
     """
 
     def __init__(self, k: Any, source: Any, size: tuple[Index, Index], channels: int, low: Pair,
-                 extent: tuple[Index, Index] | None) -> None:
+                 extent: tuple[Index, Index] | None, split: int = 1) -> None:
         """``extent``: rows and columns with what lies around; None to leave the source where it is."""
         self.k, self.source, self.channels = k, source, channels
         (self.h, self.w), self.low, self.extent = size, low if extent is not None else (0, 0), extent
         self.rows, self.pitch = size if extent is None else extent
+        self.split = split
+        if split > 1:
+            self.phase = k.index_div(k.index_add(self.pitch, split - 1), k.index(split))
+            self.pitch = k.index_mul(self.phase, split)
         self.plane = k.index_mul(self.rows, self.pitch)
         self.scratch: Any = None
 
@@ -61,11 +68,41 @@ class Frame:
                 fill(k, to, k.index_add(there, k.index_mul(stop, self.pitch)),
                      k.index_mul(k.index_sub(self.rows, stop), self.pitch))
             with k.loop(start, stop) as y:
-                row = k.let(k.index_add(there, k.index_add(k.index_mul(y, self.pitch), left)))
+                row = k.let(k.index_add(there, k.index_mul(y, self.pitch)))
                 source = k.index_add(k.index_mul(k.index_add(y, top), self.w), first)
                 source = k.let(k.index_add(here, source))
-                with k.loop(k.index(0), count) as x:
-                    to.store_flat(k.index_add(row, x), self.source.at_flat(k.index_add(source, x)))
+                self.copy_row(to, row, source, left, count)
+
+    def copy_row(self, to: Any, row: Index, source: Index, left: int, count: Index) -> None:
+        """``count`` elements from ``source`` on to columns from ``left`` on."""
+        k = self.k
+        if self.split == 1:
+            with k.loop(k.index(0), count) as x:
+                place = k.index_add(k.index_add(row, left), x)
+                to.store_flat(place, self.source.at_flat(k.index_add(source, x)))
+            return
+        for phase in range(self.split):
+            before = -(-max(0, left - phase) // self.split)             # columns of this phase in the border
+            first = before * self.split + phase - left
+            some = k.maximum(k.index_add(count, self.split - 1 - first), k.index(0))
+            start = k.let(k.index_add(row, k.index_add(k.index_mul(self.phase, phase), before)))
+            here = k.let(k.index_add(source, first))
+            with k.lanes(k.let(k.index_div(some, k.index(self.split)))) as x:
+                value = self.source.at_flat(k.index_add(here, k.index_mul(x, self.split)))
+                to.store_flat(k.index_add(start, x), value)
+
+    def taps(self, count: int, dilation: int) -> list[tuple[Index, int, int, int, int]]:
+        """Kernel columns by where a row has what they meet.
+
+        (where the first one's is, the first, how many, how far apart in the kernel, and in the row)
+        """
+        k, period = self.k, self.split // math.gcd(self.split, dilation)
+        found = []
+        for first in range(min(period, count)):
+            column, phase = divmod(first * dilation, self.split)
+            at = k.index_add(k.index_mul(self.phase, phase), column) if phase else k.index(column)
+            found.append((at, first, -(-(count - first) // period), period, period * dilation // self.split))
+        return found
 
     def place(self, at: Index, y: int, x: int) -> Index:
         """Where source row ``top + y``, column x is, ``at`` being what `enter` gave."""

@@ -275,6 +275,25 @@ def test_convolutions_of_any_shape(op: Any, seed: int, dtype: str) -> None:
         np.testing.assert_allclose(found, exact, rtol=0, atol=TOLERANCE[dtype] * scale)
 
 
+@pytest.mark.parametrize("stride, dilation, kernel", [
+    ((2, 2), (1, 1), 3), ((1, 3), (2, 2), 3), ((2, 2), (2, 2), 2), ((3, 2), (1, 3), 4), ((2, 5), (1, 1), 3)])
+@pytest.mark.parametrize("op", [conv2d_op, conv2d_dx_op, conv2d_dw_op], ids=lambda op: str(op.name))
+def test_strides_of_single_channels(op: Any, stride: tuple[int, int], dilation: tuple[int, int],
+                                    kernel: int) -> None:
+    """Vectors are pixels, a stride's columns side by side; rows end within a stride."""
+    rng = np.random.default_rng(1)
+    attributes: dict[str, Any] = {"stride": stride, "padding": (1, 2), "dilation": dilation, "groups": 5}
+    x = rng.standard_normal((3, 5, 18, 45)).astype("f4")
+    w = rng.standard_normal((5, 1, kernel, kernel)).astype("f4")
+    g = rng.standard_normal(conv2d_op.run(x, w, **attributes).shape).astype("f4")
+    arrays, more = {"conv2d": ([x, w], {}), "conv2d_dx": ([g, w], {"size": (18, 45)}),
+                    "conv2d_dw": ([x, g], {"kernel": (kernel, kernel)})}[op.name]
+    exact = op.run(*(a.astype(np.float64) for a in arrays), **attributes, **more)
+    for target in ("python", "cpu"):
+        found, = _evaluate(op, arrays, attributes | more, target)
+        np.testing.assert_allclose(found, exact, rtol=0, atol=2e-6 * np.abs(exact).max())
+
+
 @pytest.mark.parametrize("op", [conv2d_op, conv2d_dx_op, conv2d_dw_op], ids=lambda op: str(op.name))
 def test_convolutions_are_the_same_on_any_number_of_threads(op: Any) -> None:
     attributes = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
