@@ -36,7 +36,7 @@ CASES: list[tuple[str, Callable[..., Any], list[str]]] = [
     ("silu", F.silu, ["sigmoid"]),
     ("erf", lambda h: F.gelu(h), ["add"]),
     ("cheap all the way", lambda h: (h + 1.0) * (h - 1.0) * h, []),
-    ("dear all the way", lambda h: gc.exp(gc.tanh(gc.exp(h * 0.1))), ["exp", "tanh"]),     # the last is a factor
+    ("dear all the way", lambda h: gc.exp(gc.tanh(gc.exp(h * 0.1))), ["exp", "tanh"]),
 ]
 
 
