@@ -369,6 +369,10 @@ class Builder:
         """``c[j, i] = a[i, j]``"""
         self.emit(ir.Transpose(rows, columns, _operand(a), _operand(c), a.dtype))
 
+    def prefetch(self, buffer: str, index: Expr) -> None:
+        """The element will be wanted soon."""
+        self.emit(ir.Prefetch(buffer, index))
+
     def axis(self, extent: Expr | int, a: Expr | int = 0, b: Expr | int = 0, c: Expr | int = 0) -> ir.Axis:
         """An axis of a contraction, with its strides in the operands."""
         return ir.Axis(*(self.index(e) if isinstance(e, int) else e for e in (extent, a, b, c)))

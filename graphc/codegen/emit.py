@@ -47,6 +47,7 @@ from .loopir import (
     Load,
     Note,
     Operand,
+    Prefetch,
     Set,
     Stmt,
     Store,
@@ -68,7 +69,7 @@ FUNCTIONS: frozenset[str] = frozenset((
     *CODES.values(), *(f"bits_{c}" for c in CODES.values()), "select", "minimum", "maximum", "absolute",
     "floor", "ceil", "trunc", "rint", "sqrt", "sign", "fma", "isnan", "floordiv", "mod", "pfloordiv", "pmod",
     "idiv", "imod", "shl", "shr", "gemm_f4", "gemm_f8", "tile",
-    "transpose_f4", "transpose_f8"))
+    "transpose_f4", "transpose_f8", "prefetch"))
 
 _RESERVED = FUNCTIONS | frozenset(keyword.kwlist) | {"range", "float"}
 _CONSTANT_NAME = re.compile(r"(f4|f8|b1|[iu][1248]|tile|lanes)_")
@@ -186,6 +187,8 @@ class _Printer:
                 yield f"{pad}{self.bind(s.name, s.value.dtype) if name is None else name} = {value}"
             case Store():
                 yield f"{pad}{self.buffers[s.buffer]}[{self.expr(s.index)}] = {self.expr(s.value)}"
+            case Prefetch():
+                yield f"{pad}prefetch({self.buffers[s.buffer]}, {self.expr(s.index)})"
             case For():
                 start, stop, index = self.expr(s.start), self.expr(s.stop), self.is_index(s.start)
                 yield f"{pad}for {self.bind(s.var, 'int64', nonneg=index)} in range({start}, {stop}):"
@@ -452,6 +455,8 @@ class _Renamer:
                 return Set(scope.get(s.name) or self.bind(s.name, scope), value)
             case Store():
                 return Store(self.buffers[s.buffer], self.expr(s.index, scope), self.expr(s.value, scope))
+            case Prefetch():
+                return Prefetch(self.buffers[s.buffer], self.expr(s.index, scope))
             case For():
                 start, stop = self.expr(s.start, scope), self.expr(s.stop, scope)
                 inner = dict(scope)

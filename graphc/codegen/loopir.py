@@ -16,6 +16,7 @@ Grammar::
            | Gemm                             one matrix product: C = op(A) op(B) (+ C)
            | Tile                             one register tile of a contraction: C = sum A B (+ C)
            | Transpose                        one matrix transposed: C = A'
+           | Prefetch buffer[Expr]            the element will be wanted soon: its line comes near
            | Note text                        a comment: the graph nodes the next lines come from
     Expr   = Const | Var | Load buffer[Expr] | Call op(Expr*)
 
@@ -200,11 +201,21 @@ class Transpose:
 
 
 @dataclass(frozen=True, slots=True)
+class Prefetch:
+    """The memory around an element is to be brought into the core's larger cache; nothing is read.
+
+    The index may lie outside of the buffer.
+    """
+    buffer: str
+    index: Expr
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     text: str
 
 
-Stmt = Union[Let, Set, Store, For, Lanes, If, Gemm, Tile, Transpose, Note]
+Stmt = Union[Let, Set, Store, For, Lanes, If, Gemm, Tile, Transpose, Prefetch, Note]
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,6 +376,8 @@ def stmt_exprs(s: Stmt) -> tuple[Expr, ...]:
             return (s.value,)
         case Store():
             return (s.index, s.value)
+        case Prefetch():
+            return (s.index,)
         case For():
             return (s.start, s.stop)
         case Lanes():
@@ -459,6 +472,9 @@ def _verify_body(kernel: Kernel, body: tuple[Stmt, ...], buffers: dict[str, Buff
                 b = buffers.get(s.buffer)
                 if b is None or b.role == "in" or b.dtype != s.value.dtype:
                     raise InternalError(f"kernel {kernel.name}: bad store {print_stmt(s)}")
+            case Prefetch():
+                if s.buffer not in buffers:
+                    raise InternalError(f"kernel {kernel.name}: bad {print_stmt(s)}")
             case For() | Lanes():
                 if s.var in scope:
                     raise InternalError(f"kernel {kernel.name}: loop variable {s.var} hides another")
@@ -550,6 +566,8 @@ def print_stmt(s: Stmt, indent: int = 0) -> str:
             return f"{pad}{s.name} := {print_expr(s.value)}"
         case Store():
             return f"{pad}{s.buffer}[{print_expr(s.index)}] = {print_expr(s.value)}"
+        case Prefetch():
+            return f"{pad}prefetch {s.buffer}[{print_expr(s.index)}]"
         case For():
             head = f"{pad}for {s.var} in {print_expr(s.start)}..{print_expr(s.stop)}:"
             return "\n".join([head, *(print_stmt(b, indent + 1) for b in s.body)])

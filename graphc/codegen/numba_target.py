@@ -495,6 +495,20 @@ def _transpose(name: str, t: _Type) -> Any:
     return _typed(name, 8, lambda *ts: signature, body)
 
 
+def _prefetch_rule(buffer: _Type, index: _Type) -> Any:
+    return types.void(buffer, types.int64)
+
+
+def _prefetch_body(context: Any, b: Any, signature: Any, args: Any) -> ir.Value:
+    """For reading, into the second-level cache: in the first one it would take this row's place."""
+    i32 = ir.IntType(32)
+    fnty = ir.FunctionType(ir.VoidType(), [_PTR, i32, i32, i32])
+    prefetch = b.module.globals.get("llvm.prefetch.p0") or ir.Function(b.module, fnty, "llvm.prefetch.p0")
+    read, near, data = i32(0), i32(2), i32(1)
+    b.call(prefetch, [b.bitcast(b.gep(args[0], [args[1]]), _PTR), read, near, data])
+    return context.get_dummy_value()
+
+
 def _call_symbol(b: Any, symbol: str, values: list[ir.Value]) -> None:
     fnty = ir.FunctionType(ir.VoidType(), [v.type for v in values])
     b.call(b.module.globals.get(symbol) or ir.Function(b.module, fnty, symbol), values)
@@ -557,4 +571,5 @@ _INTRINSICS: dict[str, Any] = {
     "gemm_f8": _gemm("gemm_f8", types.float64),
     "transpose_f4": _transpose("transpose_f4", types.float32),
     "transpose_f8": _transpose("transpose_f8", types.float64),
+    "prefetch": _typed("prefetch", 2, _prefetch_rule, _prefetch_body),
 }

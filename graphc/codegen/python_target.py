@@ -159,6 +159,10 @@ def transpose(rows: int, columns: int, a: Array, a_offset: int, lda: int, c: Arr
         _matrix(c, c_offset, columns, rows, ldc)[...] = _matrix(a, a_offset, rows, columns, lda).T
 
 
+def prefetch(buffer: Array, index: int) -> None:
+    """Says what will be read; no result depends on it."""
+
+
 NAMESPACE: dict[str, Any] = {
     **{code: _caster(dtype) for dtype, code in CODES.items()},
     **{f"bits_{code}": _bitcaster(dtype) for dtype, code in CODES.items()},
@@ -167,4 +171,5 @@ NAMESPACE: dict[str, Any] = {
     "sqrt": np.sqrt, "sign": np.sign, "isnan": np.isnan, "shl": np.left_shift, "shr": np.right_shift,
     "floordiv": np.floor_divide, "mod": np.remainder, "pfloordiv": np.floor_divide, "pmod": np.remainder,
     "gemm_f4": gemm, "gemm_f8": gemm, "tile": TileForm, "transpose_f4": transpose, "transpose_f8": transpose,
+    "prefetch": prefetch,
 }

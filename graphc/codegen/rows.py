@@ -6,13 +6,16 @@ for each place in a row or one in all, are partial results of a chunk, which a s
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
+
+import numpy as np
 
 from ..core.errors import InternalError
 from ..core.node import Node, Value
+from ..core.op import Map
 from . import loopir as ir
 from .builder import Stored
-from .fuse import Group
+from .fuse import Group, storage_of
 from .loopir import Expr, Var
 from .parts import CHUNKS, Parts, merge
 from .schedule import SHORT, SPLIT, Schedule, Sweep, is_long, schedule
@@ -21,8 +24,14 @@ from .writer import Lowered, Temporary, Writer
 
 LANES = 64                  # partial results of a cheap fold: four 512-bit registers
 FEW_LANES = 16              # of folds with much work on each element
-FEW_ROW = 128, 512          # and of rows of such a length
+ROW_LANES = (128, 64), (512, 16), (4096, 32)    # rows below such a length: joining more is too much work
 HEAVY = 16.0                # that much work
+LINE = 64                   # bytes that memory moves at once
+HALF = 1 << 14              # bytes of half of a first-level cache
+MANY = 7                    # rows at once that leave little of its eight ways
+AHEAD = 4096                # bytes from a row to the one that is prefetched meanwhile, at least
+NEAR = 1 << 18              # bytes of prefetched rows that leave the second-level cache room for all else
+FAR = 1 << 20               # bytes of all rows that are worth prefetching
 LEAST_ROWS = 16             # of a chunk that has partial results of all rows
 OUTSIDE = Var("outside")    # the index of a block of the row while no sweep is under way
 
@@ -38,6 +47,7 @@ class RowWriter(Writer):
         self.results: dict[int, Expr] = {}                                 # row fold -> its result
         self.ready: dict[int, tuple[Stored, bool]] = {}                    # full node -> its row (scratch?)
         self.plan: Schedule = schedule(self.space, group.nodes, group.roots)
+        self.ahead: list[list[Stored]] = self._choose_ahead()              # what each sweep prefetches
 
     # ------------------------------------------------------------ computing values
 
@@ -94,6 +104,61 @@ class RowWriter(Writer):
             value = Value(n, 0)
             self.compute(value, self.index(value))
 
+    # ------------------------------------------------------------ rows to come
+
+    def _choose_ahead(self) -> list[list[Stored]]:
+        """For each sweep the values whose later rows it prefetches.
+
+        The first sweep over a row reads it from memory, as fast as that goes; while others run over it in
+        cache, memory would be idle. So they prefetch, those with more work more of it. Where a row and all
+        that goes with it is little, the machine's own prefetching is as good.
+        """
+        sweeps = self.plan.sweeps
+        out: list[list[Stored]] = [[] for _ in sweeps]
+        streams = self._streams()
+        if len(sweeps) < 2 or self.space.reduced != (False, True) or not self._worth_prefetching(streams):
+            return out
+        for v, role in streams:
+            busiest = max(range(1, len(sweeps)), key=lambda k: (sweeps[k].work + 1) / (len(out[k]) + 1))
+            out[busiest].append(self.stored(v, role))
+        return out
+
+    def _streams(self) -> list[tuple[Value, str]]:
+        """Full values that are read from memory or written to it, each element at its own place."""
+        def here(n: Node, v: Value) -> bool:
+            own = isinstance(n.op.lower, Map) and v.aval.shape == n.avals[0].shape
+            return (own or is_fold(n)) and self.space.level(v.aval.shape) == "full"
+        read = {storage_of(v, self.in_memory): v for n, v in self._from_outside() if here(n, v)}
+        return [(v, "in") for v in read.values()] + [(v, "out") for s in self.plan.sweeps for v in s.stores]
+
+    def _from_outside(self) -> Iterator[tuple[Node, Value]]:
+        """What the kernel's nodes read of values that it does not make."""
+        return ((n, v) for n in self.group.nodes for v in n.inputs if id(v.node) not in self.inside)
+
+    def _worth_prefetching(self, streams: Sequence[tuple[Value, str]]) -> bool:
+        row = self.b.known(self.b.product(self.space.row))
+        rows = self.b.known(self.b.product(self.space.kept))
+        if row is None or row < LANES:
+            return False
+        each = sum(row * v.aval.dtype.itemsize for v, _ in streams)
+        beside = {storage_of(v, self.in_memory) for _, v in self._from_outside() if v.aval.size == row}
+        count = len(streams) + len(beside) + sum(len(s.columns) + len(s.keeps) for s in self.plan.sweeps)
+        crowded = count >= MANY or count * each > len(streams) * HALF
+        return crowded and each * self._rows_ahead(row) <= NEAR and (rows is None or rows * each > FAR)
+
+    @staticmethod
+    def _rows_ahead(row: int) -> int:
+        return -(-AHEAD // (4 * row))
+
+    def _prefetch(self, streams: Sequence[Stored], start: Expr, count: int) -> None:
+        """Elements of a later row: ``count`` from ``start`` on."""
+        b, row = self.b, self.b.product(self.space.row)
+        for s in streams:
+            each = LINE // np.dtype(s.dtype).itemsize
+            later = ir.iadd(self.at[0], self._rows_ahead(b.known(row) or 1))
+            with b.loop(b.index(0), b.index(-(-count // each))) as line:
+                b.prefetch(s.buffer, ir.iadd(ir.iadd(ir.imul(later, row), start), ir.imul(line, each)))
+
     # ------------------------------------------------------------ the kernels
 
     def lower(self) -> list[Lowered]:
@@ -135,7 +200,7 @@ class RowWriter(Writer):
         """All sweeps of one row."""
         self._row_values(0)
         for k, sweep in enumerate(self.plan.sweeps):
-            self._sweep(sweep, parts)
+            self._sweep(sweep, parts, self.ahead[k])
             if k + 1 < len(self.plan.rows):
                 self._row_values(k + 1)
         row = self.space.flat(self.b, self.at, "row")
@@ -151,7 +216,7 @@ class RowWriter(Writer):
             if kind == "row" or (kind is None and self.space.level(v.aval.shape) == "row"):
                 self.stored(v, "out").store_flat(row, self.compute(v, self.index(v)))
 
-    def _sweep(self, sweep: Sweep, parts: Parts) -> None:
+    def _sweep(self, sweep: Sweep, parts: Parts, ahead: Sequence[Stored]) -> None:
         folds = [*sweep.folds, *sweep.totals]
         n = self.b.size(self.space.row[-1])
         known = self.b.known(n)
@@ -170,9 +235,11 @@ class RowWriter(Writer):
 
         found: dict[int, list[Expr]] = {}
         if lanes:
-            found.update(self._fold_lanes(lanes, self.b.index(0), n, sweep.work, others))
+            found.update(self._fold_lanes(lanes, self.b.index(0), n, sweep.work, others, ahead))
         rest = [f for f in folds if id(f) not in found]
-        if rest or not lanes:
+        if not folds and ahead:
+            self._in_blocks(n, others, ahead)
+        elif rest or not lanes:
             found.update(self._fold_serial(rest, others if not lanes else lambda: None))
         for f in sweep.folds:
             self.results[id(f)] = self.b.let(fold_of(f).finish(self.b, found[id(f)]))
@@ -235,7 +302,7 @@ class RowWriter(Writer):
         return {k: [m.get() for m in mine] for k, mine in states.items()}
 
     def _fold_lanes(self, folds: Sequence[Node], start: Expr, n: Expr, work: float,
-                    others: Callable[[], None]) -> dict[int, list[Expr]]:
+                    others: Callable[[], None], ahead: Sequence[Stored] = ()) -> dict[int, list[Expr]]:
         """``n`` elements of the last block from ``start`` on, for each index of the blocks before it.
 
         Partial results lie side by side, which LLVM vectorises; they are joined in a tree fixed by shapes.
@@ -243,8 +310,8 @@ class RowWriter(Writer):
         b, last = self.b, len(self.space.sizes) - 1
         lanes = LANES if work < HEAVY and len(folds) < 5 else FEW_LANES
         known = b.known(n)
-        if known is not None and FEW_ROW[0] <= known < FEW_ROW[1]:
-            lanes = FEW_LANES                                   # joining more would be most of the work
+        if known is not None:
+            lanes = min(lanes, next((few for length, few in ROW_LANES if known < length), LANES))
         size = b.index(2 * lanes)
         partials = {id(f): [self.scratch_buffer(e.dtype, size) for e in self.init_of(f)] for f in folds}
         for f in folds:
@@ -267,6 +334,7 @@ class RowWriter(Writer):
 
         def row() -> None:
             with b.loop(b.index(0), whole) as block:
+                self._prefetch(ahead, ir.imul(block, lanes), lanes)
                 with b.loop(b.index(0), b.index(lanes)) as lane:
                     take(lane, b.let(ir.iadd(ir.imul(block, lanes), lane)))
             done = b.let(ir.imul(whole, lanes))
@@ -275,6 +343,19 @@ class RowWriter(Writer):
 
         self._nest(self._row_blocks[:-1], row)
         return self._join_lanes(folds, partials, lanes)
+
+    def _in_blocks(self, n: Expr, each: Callable[[], None], ahead: Sequence[Stored]) -> None:
+        """A sweep that folds nothing, with prefetches between blocks of elements."""
+        b, last = self.b, len(self.space.sizes) - 1
+        blocks = [(b.index(0), ir.idiv(n, LANES), LANES), (ir.imul(ir.idiv(n, LANES), LANES), n, 1)]
+        for start, stop, size in blocks:
+            with b.loop(start, stop) as block:
+                if size > 1:
+                    self._prefetch(ahead, ir.imul(block, size), size)
+                with b.loop(b.index(0), b.index(size)) as i:
+                    self.at[last] = ir.iadd(ir.imul(block, size), i)
+                    each()
+                    self.at[last] = OUTSIDE
 
     def _join_lanes(self, folds: Sequence[Node], partials: dict[int, list[Stored]],
                     lanes: int) -> dict[int, list[Expr]]:

@@ -16,7 +16,7 @@ from .space import Space, flat_source, fold_kind, is_fold
 
 SPLIT = 8192                # elements of each part of one long row
 SHORT = 32                  # elements of a row below which it is folded one by one
-KEEP = 8.0                  # scalar operations from which computing an element again costs more than a load
+KEEP = 8.0                  # operations and loads of an element that cost more than to keep it
 
 
 def is_long(space: Space) -> bool:
@@ -78,8 +78,19 @@ def schedule(space: Space, nodes: Sequence[Node], roots: Iterable[Value]) -> Sch
             out.sweeps[depth[id(v.node)]].stores.append(v)
     if not out.sweeps[-1].targets():
         del out.sweeps[-1]
+    _put_off(nodes, out.sweeps)
     _choose_kept(space, nodes, out.sweeps)
     return out
+
+
+def _put_off(nodes: Sequence[Node], sweeps: list[Sweep]) -> None:
+    """What the first sweep need not read waits for the second one: the first is as fast as memory."""
+    if len(sweeps) < 2:
+        return
+    inside = {id(n) for n in nodes}
+    wait = [c for c in sweeps[0].columns if id(c.inputs[0].node) not in inside]
+    sweeps[0].columns = [c for c in sweeps[0].columns if c not in wait]
+    sweeps[1].columns[:0] = wait
 
 
 def _choose_kept(space: Space, nodes: Sequence[Node], sweeps: list[Sweep]) -> None:
@@ -99,6 +110,19 @@ def _choose_kept(space: Space, nodes: Sequence[Node], sweeps: list[Sweep]) -> No
             stack.extend(v.node for v in n.inputs)
         return found
 
+    def loads(nodes: dict[int, Node]) -> int:
+        """Values that those nodes read an element of each time."""
+        read = {id(v.node): v for n in nodes.values() for v in n.inputs if id(v.node) not in nodes}
+        return sum(1 for v in read.values() if space.level(v.aval.shape) != "row" and v.aval.shape)
+
+    def last(n: Node, again: dict[int, Node], targets: Set[int]) -> Node:
+        """What is made of ``n`` alone, as far as an earlier sweep knows it: that is kept instead."""
+        users = [m for m in again.values() if any(v.node is n for v in m.inputs)]
+        if id(n) in targets or len(users) != 1 or id(users[0]) not in known:
+            return n
+        full = space.level(users[0].avals[0].shape) == "full"
+        return last(users[0], again, targets) if full else n
+
     known: dict[int, int] = {}                  # node -> the sweep that computes it first
     kept: set[int] = set()
     for s, sweep in enumerate(sweeps):
@@ -110,8 +134,8 @@ def _choose_kept(space: Space, nodes: Sequence[Node], sweeps: list[Sweep]) -> No
             if space.level(n.avals[0].shape) != "full":
                 continue
             mine = below([Value(n, 0)], (free | kept) - {id(n)})
-            if sum(m.op.cost for m in mine.values()) >= KEEP:
-                kept.add(id(n))
+            if sum(m.op.cost for m in mine.values()) + loads(mine) >= KEEP:
+                kept.add(id(last(n, again, {id(v.node) for v in sweep.targets()})))
         for key in again:
             known.setdefault(key, s)
     wanted: set[int] = set()

@@ -34,6 +34,7 @@ from .loopir import (
     Let,
     Load,
     Note,
+    Prefetch,
     Set,
     Stmt,
     Store,
@@ -803,7 +804,7 @@ def _expand_stmt(block: Block, s: Stmt) -> Stmt:
         case If():
             cond = _expand_expr(block, s.cond)
             return If(cond, _expand_body(block.inner(), s.then), _expand_body(block.inner(), s.orelse))
-        case Gemm() | Tile() | Transpose() | Note():
+        case Gemm() | Tile() | Transpose() | Prefetch() | Note():
             return s
     raise InternalError(f"not a statement: {s!r}")
 

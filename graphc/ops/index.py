@@ -169,15 +169,21 @@ def _place_run(g: Array, target: Array, size: int) -> Array:
     return out
 
 
+def _place_element(b: Any, index: Any, g: Any, target: Any, size: Size) -> Any:
+    at = b.wrap_index(b.cast(target.at(index[:-1]), "int64"), b.size(size))
+    place = index[-1]
+    if isinstance(size, int) and size < 2**31:               # twice as many comparisons in a vector
+        at, place = b.let(b.cast(at, "int32")), b.cast(place, "int32")
+    return b.select(b.eq(at, place), g.at(index[:-1]), b.const(0, g.dtype))
+
+
 place_op: Op = Op(
     "place",                             # the adjoint of pick: g at the target of each row, 0 elsewhere
     infer=lambda g, target, size: Aval((*g.shape, size), g.dtype),
     run=_place_run,
     vjp=(lambda g, c: pick(g, c.y), None),
     saves=("y",),
-    lower=Pull(lambda b, index, g, target, size: b.select(
-        b.eq(b.wrap_index(b.cast(target.at(index[:-1]), "int64"), b.size(size)), index[-1]),
-        g.at(index[:-1]), b.const(0, g.dtype))),
+    lower=Pull(_place_element),
 )
 
 

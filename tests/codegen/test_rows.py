@@ -11,6 +11,7 @@ import pytest
 import graphc as gc
 import graphc.nn.functional as F
 from graphc.codegen.fuse import fuse
+from graphc.codegen.loopir import Prefetch, walk_stmts
 from graphc.static.passes import optimize
 from graphc.static.program import build_program
 
@@ -270,3 +271,37 @@ def test_every_pair_has_a_reason() -> None:
     assert any(p.fused for p in f.pairs) and any(not p.fused for p in f.pairs)
     apart = next(p for (a, _), p in pairs.items() if a.startswith("matmul"))
     assert not apart.fused and apart.reason == "matmul has loops of its own"
+
+
+def prefetches(make: Make, shapes: list[tuple[Any, ...]]) -> set[tuple[str, ...]]:
+    """The buffers that each kernel prefetches."""
+    with gc.Graph() as g:
+        outs = make(*(gc.placeholder("float32", s) for s in shapes))
+    runnable: Any = gc.Session(g, "python").prepare([o._node for o in outs]).runnable
+    return {tuple(dict.fromkeys(s.buffer for s in walk_stmts(k.kernel.body) if isinstance(s, Prefetch)))
+            for k in runnable.kernels}
+
+
+def test_many_rows_at_once_are_prefetched() -> None:
+    def normed(x: Any, w: Any, b: Any) -> Any:
+        return gc.layer_norm(x, w.shape, w, b)
+    make = with_gradients(normed)
+    assert max(map(len, prefetches(make, [(700, 600), (600,), (600,)]))) == 3         # two inputs, one result
+    assert prefetches(make, [(20, 600), (600,), (600,)]) == {()}                      # all of it is in cache
+    assert prefetches(lambda x: [gc.softmax(x)], [(700, 600)]) == {()}                # few rows at once
+    arrays = inputs([(700, 600), (600,), (600,)], "float64")
+    for got, want in zip(static(make, arrays, "cpu"), eager(make, arrays), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-8)
+
+
+def test_what_is_kept_is_what_the_next_sweep_reads() -> None:
+    """Not the exponential, which it would be made of anew."""
+    def f(x: Any) -> list[Any]:
+        y = gc.exp(x) * 2.0 - 1.0
+        return [y - y.mean(1, True)]
+    with gc.Graph() as g:
+        outs = f(gc.placeholder("float32", ("n", 100)))
+    runnable: Any = gc.Session(g, "python").prepare([o._node for o in outs]).runnable
+    kernel, = (k.kernel for k in runnable.kernels)
+    last = str(kernel).split("for ")[-1]
+    assert last.count("let") == 1 and " * 2.0" not in last

@@ -13,6 +13,7 @@ import pytest
 import graphc as gc
 import graphc.nn as nn
 import graphc.optim as optim
+from graphc.core import record
 from graphc.core.config import config
 from graphc.core.node import Node, Value
 from graphc.core.op import get_op
@@ -36,6 +37,11 @@ def program(make: Callable[..., Any], *avals: tuple[str, tuple[Any, ...]]) -> Pr
         out = make(*xs)
     outs = out if isinstance(out, (list, tuple)) else [out]
     return verify(build_program(g, [g.value_of(o) for o in outs]))
+
+
+def placed(a: Any) -> Any:
+    """Each element in a row of its own."""
+    return record.apply(get_op("place"), a, gc.constant(np.arange(12) % 5), size=5)
 
 
 def ops(p: Program) -> list[str]:
@@ -101,6 +107,9 @@ HOLDS: list[tuple[str, Callable[..., Any], tuple[Any, ...], list[str]]] = [
     ("A.T @ B as one product", lambda a: a @ a.T @ a, (M,), ["matmul", "matmul"]),
     ("sum over axes of size 1 = x + 0", lambda a: a.sum(1), (("float32", (12, 1)),), ["reshape", "add"]),
     ("sum over axes of size 1 = x + 0", lambda a: a.sum(1, keepdim=True), (("int64", (12, 1)),), []),
+    ("sum of a row with one element x = x + 0", lambda a: placed(a).sum(1), (F,), ["add"]),
+    ("sum of a row with one element x = x + 0", lambda a: (-placed(a)).sum(-1, keepdim=True), (F,),
+     ["neg", "reshape", "add"]),
     ("max over axes of size 1", lambda a: a.amax(0), (("float32", (1, 12)),), ["reshape"]),
     ("min over axes of size 1", lambda a: a.amin((0, 2)), (("float32", (1, 12, 1)),), ["reshape"]),
     (
@@ -138,6 +147,7 @@ FAILS: list[tuple[str, Callable[..., Any], tuple[Any, ...]]] = [
     ("axes that are kept are not joined", lambda a: a.sum((0, 1), keepdim=True), (M,)),
     ("axes that are not neighbours", lambda a: a.sum((0, 2)), (("float32", (2, 3, 2)),)),
     ("sum over a named size", lambda a: a.sum(0), (("float32", ("n", 3)),)),
+    ("a row with one element, other axis", lambda a: placed(a).sum(0), (F,)),
     ("a mask that is not all true", lambda a: gc.where(gc.constant(np.arange(12) > 0), a, a * 2.0), (F,)),
     (
         "transposes of the batch stay",

@@ -132,11 +132,30 @@ def _sum_nothing(n: Node) -> Value | Node | None:
     x = _reduce_nothing(n)
     if x is None or n.avals[0].dtype.kind != "f":
         return x
+    return _plus_zero(n, x)
+
+
+def _plus_zero(n: Node, x: Value | Node) -> Node:
+    """What a sum of ``x`` and zeros is."""
     zero = np.zeros((), n.avals[0].dtype)
     literal = Node(get_op("constant"), (), {"value": zero}, (Aval((), zero.dtype),),
                    f"{n.name}/zero", n.origins)
     whole = x if isinstance(x, Value) else Value(replace(x, name=f"{n.name}/reshape"), 0)
     return _call(n, "add", (whole, Value(literal, 0)))
+
+
+def _sum_of_placed(n: Node) -> Node | None:
+    """A row with one element that is not 0, or the same negated."""
+    negated = _through(n, "neg")
+    placed = _through(negated or n, "place")
+    if placed is None or n.avals[0].dtype.kind != "f" or n.attrs["axis"] != (placed.avals[0].ndim - 1,):
+        return None
+    x = placed.inputs[0]
+    if negated:
+        x = Value(replace(negated, inputs=(x,), avals=(x.aval,), name=f"{n.name}/neg"), 0)
+    if x.aval == n.avals[0]:
+        return _plus_zero(n, x)
+    return _plus_zero(n, replace(_call(n, "reshape", (x,), shape=n.avals[0].shape), name=f"{n.name}/kept"))
 
 
 def _divide_by_power_of_two(n: Node) -> Node | None:
@@ -196,6 +215,7 @@ RULES: tuple[Rule, ...] = (
     Rule("A.T @ B as one product", "matmul", _absorb_transposes),
     Rule("the whole slice", "slice", _whole_slice),
     Rule("sum over axes of size 1 = x + 0", "sum", _sum_nothing),
+    Rule("sum of a row with one element x = x + 0", "sum", _sum_of_placed),
     Rule("sum over (i, i+1) = sum over one axis", "sum", _join_axes),
     Rule("max over (i, i+1) = max over one axis", "amax", _join_axes),
     Rule("max over axes of size 1", "amax", _reduce_nothing),
