@@ -204,14 +204,17 @@ class Builder:
 
     def flatten(self, index: Sequence[Expr], shape: Sequence[Any]) -> Expr:
         """The row-major flat index; ``(x // n) * n + x % n`` is ``x`` again."""
-        out: Expr = Const(0, "int64")
+        joined: list[tuple[Expr, Expr]] = []                            # (index, size)
         for i, n in zip(index, self._sizes_of(shape)):
-            high, low = self.definition(out), self.definition(i)
+            low, high = self.definition(i), self.definition(joined[-1][0]) if joined else None
             if isinstance(high, Call) and isinstance(low, Call) and (high.op, low.op) == ("floordiv", "mod") \
                     and high.args == low.args and low.args[1] == n:
-                out = low.args[0]
+                joined[-1] = low.args[0], ir.imul(joined[-1][1], n)
             else:
-                out = ir.iadd(ir.imul(out, n), i)
+                joined.append((i, n))
+        out: Expr = Const(0, "int64")
+        for i, n in joined:
+            out = ir.iadd(ir.imul(out, n), i)
         return out
 
     def definition(self, e: Expr) -> Expr:

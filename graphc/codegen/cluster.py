@@ -22,6 +22,7 @@ from .space import (
     fold_space,
     is_fold,
     map_space,
+    one_state,
     reads,
 )
 
@@ -29,6 +30,7 @@ MAX_GROUP = 48              # nodes of one kernel: compile time grows with them
 MAX_ROWS = 96               # nodes of one kernel over rows, constants and views left out
 MAX_FOLDS = 24              # folds of one kernel
 FEW_ROWS = 64               # fewer rows than this are no reason to give each chunk a partial row of its own
+WIDE = 8192                 # columns that are enough to be split over chunks themselves
 NEIGHBOURS = 8              # groups that read the same value are tried from the latest one, so many of them
 
 
@@ -198,7 +200,7 @@ class RowRule:
         """A single fold becomes a kernel over rows where that is the better form."""
         if g.kind == "fold" and not self._may_not(g):
             g.space = self.fits(g.nodes, g.roots)[0]
-            if g.space is not None and not (_few_rows(g) or _stretched(g)):
+            if g.space is not None and not (_by_columns(g) or _stretched(g)):
                 g.kind = "rows"
         return g
 
@@ -313,12 +315,12 @@ def _candidates(nodes: Sequence[Node], roots: Sequence[Value]) -> list[Space]:
     flat = list(dict.fromkeys(s for s in own if not s.kept))
     shapes = dict.fromkeys(n.avals[0].shape for n in nodes if not is_fold(n)) if flat else ()
     maps = [m for s in flat for shape in shapes if size_of(shape) == s.sizes[0] and (m := map_space(shape))]
-    simple = all(_elementwise(n) for n in nodes)
+    simple = all(elementwise(n) for n in nodes)
     rest = [*flat, *maps] if simple else [*maps, *flat]
     return list(dict.fromkeys([*rows, *columns, *rest]))
 
 
-def _elementwise(n: Node) -> bool:
+def elementwise(n: Node) -> bool:
     """Whether one flat index serves all inputs."""
     if is_fold(n) or "flat" in n.op.traits or not n.inputs:
         return True
@@ -336,12 +338,14 @@ def _too_deep(space: Space, nodes: Sequence[Node]) -> str | None:
     return None
 
 
-def _few_rows(g: Group) -> bool:
-    """Columns of a few rows are better split over chunks than the rows are."""
+def _by_columns(g: Group) -> bool:
+    """Columns of a few rows, and columns that are many, are better split over chunks than the rows are."""
     assert g.space is not None
-    columns = all(is_fold(v.node) and fold_kind(g.space, v.node) == "column" for v in g.roots)
-    rows = size_of(g.space.kept)
-    return columns and isinstance(rows, int) and rows < FEW_ROWS
+    if not all(is_fold(v.node) and fold_kind(g.space, v.node) == "column" for v in g.roots):
+        return False
+    rows, width = size_of(g.space.kept), size_of(g.space.row)
+    few = isinstance(rows, int) and rows < FEW_ROWS
+    return few or (isinstance(width, int) and width >= WIDE and all(map(one_state, g.roots)))
 
 
 def _stretched(g: Group) -> bool:

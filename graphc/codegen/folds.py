@@ -12,18 +12,17 @@ from ..core.node import Value
 from ..core.op import Fold
 from . import loopir as ir
 from .builder import Access, Builder, Stored
+from .cluster import WIDE, elementwise
 from .fuse import Group
 from .loopir import Expr, Var
-from .writer import Lowered, Writer
+from .space import fold_of, one_state
+from .writer import VECTOR, Lowered, Writer
 
 TURNED = 1 << 14            # elements of a value that is copied for each chunk to be read in another order
-
-
-def one_state(v: Value, writer: Writer) -> bool:
-    """Whether the state of a fold is one value of its result's dtype, which the result's buffer can hold."""
-    fold: Fold = v.node.op.lower
-    state = fold.init(writer.b, v.node.inputs[0].aval.dtype.name)
-    return len(state) == 1 and state[0].dtype == v.aval.dtype.name
+TOGETHER = 4                # rows that are folded at once: so many loads for one of the results so far
+MUCH = 8.0                  # scalar operations on an element from which that is not the point
+PART = 64                   # rows of a partial result: long sums of small numbers are sums of sums
+COLUMNS = 1024              # columns of a chunk where there are many: whole pages of memory
 
 
 @dataclass(eq=False)
@@ -58,7 +57,7 @@ class FoldWriter(Writer):
         shape, axis = first.inputs[0].aval.shape, first.attrs["axis"]
         kept = tuple(i for i in range(len(shape)) if i not in axis)
         width = shape[kept[-1]] if kept and axis else 1
-        if not (isinstance(width, int) and width < 4) and all(one_state(v, self) for v in self.group.roots):
+        if not (isinstance(width, int) and width < 4) and all(one_state(v) for v in self.group.roots):
             return self._columns(shape, axis, kept)
         return self._one_by_one(shape, axis, kept)
 
@@ -66,14 +65,14 @@ class FoldWriter(Writer):
         reduced = self.b.estimate(*(self.b.size(shape[a]) for a in axis))
         return reduced * self.work_of_element()
 
-    def _loops(self, axes: Sequence[int], shape: Shape, index: dict[int, Expr],
+    def loops(self, axes: Sequence[int], shape: Shape, index: dict[int, Expr],
                inside: Callable[[], None]) -> None:
         if not axes:
             inside()
             return
         with self.b.loop(self.b.index(0), self.b.size(shape[axes[0]])) as i:
             index[axes[0]] = i
-            self._loops(axes[1:], shape, index, inside)
+            self.loops(axes[1:], shape, index, inside)
 
     def _element(self, v: Value, index: dict[int, Expr], n: int) -> Expr:
         return self.access(v.node.inputs[0]).at([index[k] for k in range(n)])
@@ -98,7 +97,7 @@ class FoldWriter(Writer):
                         for m, e in zip(s, new):
                             m.set(e)
 
-                self._loops(axis, shape, index, step)
+                self.loops(axis, shape, index, step)
                 for v, f, s in zip(self.group.roots, folds, states):
                     self.stored(v, "out").store_flat(r, f.finish(b, [m.get() for m in s]))
         return self.finish(body, b.product(outer), b.grain(self._work(shape, axis)), "fold")
@@ -106,24 +105,31 @@ class FoldWriter(Writer):
     def _columns(self, shape: Shape, axis: tuple[int, ...], kept: tuple[int, ...]) -> Lowered:
         """Results of the last axis side by side: for each reduced index, one vector loop over them."""
         b = self.b
-        outer, width = tuple(shape[k] for k in kept[:-1]), b.size(shape[kept[-1]])
+        lanes = self._lanes(shape, kept)
+        outer, width = tuple(shape[k] for k in kept[:-len(lanes)]), b.product([shape[k] for k in lanes])
         rows = b.product(outer)
         n_rows = b.known(rows)
         by_columns = n_rows is not None and n_rows < 8            # few rows: split the columns over chunks
+        many = (b.known(width) or 0) >= WIDE
+        grain = b.grain(self._work(shape, axis) * max(n_rows or 1, 1), COLUMNS if many else 64)
         with b.block() as body:
             self.note()
             if not by_columns:
                 self._turn(shape, kept)
-            if by_columns:
-                with b.loop(b.index(0), rows) as r:
-                    self._column_row(r, shape, axis, kept, Var("begin"), Var("end"))
-            else:
-                with b.loop(Var("begin"), Var("end")) as r:
-                    self._column_row(r, shape, axis, kept, b.index(0), width)
-        work = self._work(shape, axis)
+            columns = (Var("begin"), Var("end"), grain) if by_columns else (b.index(0), width, width)
+            with b.loop(*((b.index(0), rows) if by_columns else (Var("begin"), Var("end")))) as r:
+                row = _ResultRow(self, shape, axis, lanes, dict(zip(kept, b.unravel(r, outer))), columns)
+                row.fold(b.let(ir.imul(r, width)))
         if by_columns:
-            return self.finish(body, width, b.grain(work * max(n_rows or 1, 1), 64), "fold_columns")
-        return self.finish(body, rows, b.grain(work * b.estimate(width)), "fold_columns")
+            return self.finish(body, width, grain, "fold_columns")
+        return self.finish(body, rows, b.grain(self._work(shape, axis) * b.estimate(width)), "fold_columns")
+
+    def _lanes(self, shape: Shape, kept: tuple[int, ...]) -> tuple[int, ...]:
+        """The axes of neighbouring results: the last, and those before it that are as good as one with it."""
+        first = len(kept) - 1
+        while all(map(elementwise, self.group.nodes)) and first and kept[first - 1] == kept[first] - 1:
+            first -= 1
+        return kept[first:]
 
     def _turn(self, shape: Shape, kept: tuple[int, ...]) -> None:
         """Copy what every row of results reads against the grain, once for each chunk."""
@@ -136,9 +142,7 @@ class FoldWriter(Writer):
             size = v.aval.size
             if not isinstance(size, int) or size > TURNED or size_of(own[lane:][1:]) == 1:
                 continue
-            name = f"s{len(self.scratch)}"
-            self.scratch.append((name, v.aval.dtype.name, b.index(size)))
-            buffer = Stored(b, name, [], v.aval.dtype.name, base=b.let(ir.imul(Var("chunk"), size)))
+            buffer = self.scratch_buffer(v.aval.dtype.name, b.index(size))
             turned = _Turned(b, buffer, [b.size(n) for n in own], v.aval.dtype.name, len(own) + lane)
             index: dict[int, Expr] = {}
 
@@ -147,32 +151,114 @@ class FoldWriter(Writer):
                 place = [index[k] for k in range(len(own))]
                 turned.buffer.store_flat(turned.place(place), self.compute(v, tuple(place)))
 
-            self._loops(range(len(own)), own, index, copy)
+            self.loops(range(len(own)), own, index, copy)
             self.turned[id(v.node), v.index] = turned
 
-    def _column_row(self, r: Expr, shape: Shape, axis: tuple[int, ...], kept: tuple[int, ...],
-                    start: Expr, stop: Expr) -> None:
+
+@dataclass(frozen=True, slots=True)
+class _States:
+    """The states of a row of results: those of column ``j`` at ``j + offset``."""
+    buffers: Sequence[Stored]
+    offset: Expr
+
+
+@dataclass(eq=False)
+class _ResultRow:
+    """A row of results, side by side in a vector loop over ``lanes``, axes which are as good as one.
+
+    ``columns`` of it: from, to, and at most so many.
+    """
+    w: FoldWriter
+    shape: Shape
+    axis: tuple[int, ...]
+    lanes: tuple[int, ...]
+    index: dict[int, Expr]                  # of the element being folded: so far, of this row
+    columns: tuple[Expr, Expr, Expr]
+
+    def __post_init__(self) -> None:
+        self.b, self.roots = self.w.b, self.w.group.roots
+        self.folds = [fold_of(v.node) for v in self.roots]
+
+    def fold(self, base: Expr) -> None:
+        """All of the row, whose results stand from ``base`` on."""
         b = self.b
-        outs = [self.stored(v, "out") for v in self.group.roots]
-        folds: list[Fold] = [v.node.op.lower for v in self.group.roots]
-        index: dict[int, Expr] = dict(zip(kept[:-1], b.unravel(r, tuple(shape[k] for k in kept[:-1]))))
-        base = b.let(ir.imul(r, b.size(shape[kept[-1]])))
-        for v, f, out in zip(self.group.roots, folds, outs):
-            with b.loop(start, stop) as j:
-                out.store_flat(ir.iadd(base, j), f.init(b, v.node.inputs[0].aval.dtype.name)[0])
+        outs = _States([self.w.stored(v, "out") for v in self.roots], base)
+        count = b.size(self.shape[self.axis[-1]])
+        self._begin(outs)
+        parts = self._partial()
 
-        def sweep() -> None:
-            position = b.flatten([index[a] for a in axis], [shape[a] for a in axis])
-            with b.loop(start, stop) as j:
-                index[kept[-1]] = j
-                for v, f, out in zip(self.group.roots, folds, outs):
-                    at = ir.iadd(base, j)
-                    state = f.step(b, [out.at_flat(at)], self._element(v, index, len(shape)), position)
-                    out.store_flat(at, state[0])
+        def rows() -> None:
+            if parts is None:
+                self._take(outs, b.index(0), count)
+                return
+            with b.loop(b.index(0), ir.idiv(ir.iadd(count, PART - 1), PART)) as part:
+                first = b.let(ir.imul(part, PART))
+                self._begin(parts)
+                self._take(parts, first, b.let(b.minimum(ir.iadd(first, PART), count)))
+                self._join(outs, parts)
 
-        self._loops(axis, shape, index, sweep)
-        for f, out in zip(folds, outs):
-            if f.finish(b, [Var("x", out.dtype)]) != Var("x", out.dtype):
-                with b.loop(start, stop) as j:
-                    at = ir.iadd(base, j)
-                    out.store_flat(at, f.finish(b, [out.at_flat(at)]))
+        self.w.loops(self.axis[:-1], self.shape, self.index, rows)
+        self._end(outs)
+
+    def _partial(self) -> _States | None:
+        """Room for partial results, where so many rows follow each other that those pay."""
+        count = self.shape[self.axis[-1]]
+        if any(f.merge is None for f in self.folds) or (isinstance(count, int) and count < 2 * PART):
+            return None
+        start, _, most = self.columns
+        buffers = [self.w.scratch_buffer(v.aval.dtype.name, most) for v in self.roots]
+        return _States(buffers, self.b.let(ir.isub(self.b.index(0), start)))
+
+    def _begin(self, states: _States) -> None:
+        b = self.b
+        for v, f, s in zip(self.roots, self.folds, states.buffers):
+            with b.loop(*self.columns[:2]) as j:
+                s.store_flat(ir.iadd(j, states.offset), f.init(b, v.node.inputs[0].aval.dtype.name)[0])
+
+    def _take(self, states: _States, first: Expr, last: Expr) -> None:
+        """Rows ``first..last`` along the last reduced axis."""
+        b, together = self.b, self._together()
+        whole = b.let(ir.idiv(ir.isub(last, first), together))
+        with b.loop(b.index(0), whole) as block:
+            start = b.let(ir.iadd(first, ir.imul(block, together)))
+            self._step(states, [ir.iadd(start, k) for k in range(together)])
+        with b.loop(b.let(ir.iadd(first, ir.imul(whole, together))), last) as i:
+            self._step(states, [i])
+
+    def _together(self) -> int:
+        count = self.shape[self.axis[-1]]
+        few = isinstance(count, int) and count < TOGETHER
+        return 1 if few or self.w.work_of_element() * VECTOR > MUCH else TOGETHER
+
+    def _step(self, states: _States, rows: Sequence[Expr]) -> None:
+        b = self.b
+        with b.loop(*self.columns[:2]) as j:
+            self.index |= zip(self.lanes, b.unravel(j, [self.shape[a] for a in self.lanes]))
+            at = ir.iadd(j, states.offset)
+            for v, f, s in zip(self.roots, self.folds, states.buffers):
+                state = s.at_flat(at)
+                for i in rows:
+                    self.index[self.axis[-1]] = i
+                    reduced = [(self.index[a], self.shape[a]) for a in self.axis]
+                    position = b.flatten(*zip(*reduced))
+                    state = b.let(f.step(b, [state], self._element(v), position)[0])
+                s.store_flat(at, state)
+
+    def _element(self, v: Value) -> Expr:
+        source = v.node.inputs[0]
+        return self.w.access(source).at([self.index[k] for k in range(len(self.shape))])
+
+    def _join(self, outs: _States, parts: _States) -> None:
+        with self.b.loop(*self.columns[:2]) as j:
+            for f, out, part in zip(self.folds, outs.buffers, parts.buffers):
+                assert f.merge is not None
+                at = ir.iadd(j, outs.offset)
+                near = part.at_flat(ir.iadd(j, parts.offset))
+                out.store_flat(at, f.merge(self.b, [out.at_flat(at)], [near])[0])
+
+    def _end(self, outs: _States) -> None:
+        for f, out in zip(self.folds, outs.buffers):
+            if f.finish(self.b, [Var("x", out.dtype)]) != Var("x", out.dtype):
+                with self.b.loop(*self.columns[:2]) as j:
+                    at = ir.iadd(j, outs.offset)
+                    out.store_flat(at, f.finish(self.b, [out.at_flat(at)]))

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 from ..core.node import Node, Value
 from . import loopir as ir
 from .builder import Builder, Mutable, Stored
-from .folds import one_state
 from .loopir import Expr, Var
-from .space import fold_kind, fold_of
+from .space import fold_kind, fold_of, one_state
 from .writer import Lowered, Temporary
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class Parts:
     @staticmethod
     def _accumulators(w: RowWriter, f: Node, size: Expr) -> list[Stored]:
         """Where the states of a column fold are: in its result, if that can hold them, else in scratch."""
-        if one_state(Value(f, 0), w):
+        if one_state(Value(f, 0)):
             return [w.stored(Value(f, 0), "out")]
         return [w.scratch_buffer(e.dtype, size) for e in w.init_of(f)]
 
@@ -107,7 +106,7 @@ class Parts:
         """Results from states, which stand from ``origin`` on; nothing to do where they are the same."""
         probe = Var("x", states[0].dtype)
         finish = fold_of(f).finish
-        if one_state(Value(f, 0), w) and finish(w.b, [probe]) == probe:
+        if one_state(Value(f, 0)) and finish(w.b, [probe]) == probe:
             return
         out = w.stored(Value(f, 0), "out")
         with w.b.loop(start, stop) as j:
@@ -144,7 +143,7 @@ class Parts:
         b = w.b
         sources = [w.temporary(t, "in") for t in self.temporaries[id(f)]]
         states = self._accumulators(w, f, grain)
-        origin = b.index(0) if one_state(Value(f, 0), w) else Var("begin")
+        origin = b.index(0) if one_state(Value(f, 0)) else Var("begin")
         stop = b.minimum(Var("end"), self.width) if self.totals else Var("end")
         with b.loop(Var("begin"), stop) as j:
             for s, e in zip(states, w.init_of(f)):

@@ -253,11 +253,6 @@ class RowWriter(Writer):
     def _scratch_row(self, value: Value) -> Stored:
         return self.scratch_buffer(value.aval.dtype.name, self.b.product(self.space.row))
 
-    def scratch_buffer(self, dtype: str, size: Expr) -> Stored:
-        name = f"s{len(self.scratch)}"
-        self.scratch.append((name, dtype, size))
-        return Stored(self.b, name, [size], dtype, base=self.b.let(ir.imul(Var("chunk"), size)))
-
     # ------------------------------------------------------------ folding one row
 
     def init_of(self, n: Node) -> list[Expr]:

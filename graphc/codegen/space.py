@@ -222,6 +222,12 @@ def fold_of(node: Node) -> Fold:
     return lower
 
 
+def one_state(v: Value) -> bool:
+    """Whether the state of a fold is one value of its result's dtype, which the result's buffer can hold."""
+    state = fold_of(v.node).init(Builder(), v.node.inputs[0].aval.dtype.name)
+    return len(state) == 1 and bool(state[0].dtype == v.aval.dtype.name)
+
+
 # ---------------------------------------------------------------- folds in a space
 
 FoldKind = Literal["row", "column", "total", "row total"]

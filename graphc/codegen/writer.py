@@ -108,6 +108,12 @@ class Writer:
             return Stored(self.b, found.buffer, [self.b.size(s) for s in value.aval.shape], found.dtype)
         return self.stored(value, "out")
 
+    def scratch_buffer(self, dtype: str, size: Expr) -> Stored:
+        """Working memory of a chunk; contents are undefined at first."""
+        name = f"s{len(self.scratch)}"
+        self.scratch.append((name, dtype, size))
+        return Stored(self.b, name, [size], dtype, base=self.b.let(ir.imul(Var("chunk"), size)))
+
     def access(self, value: Value) -> Access:
         if id(value.node) in self.inside:
             return _Inlined(self, value)
@@ -361,9 +367,7 @@ class MapWriter(Writer):
                 self.compute(v, (*front, block.row, block.column))
         height, width = (b.let(ir.isub(stop, start)) for start, stop in (rows, columns))
         for (buffer, at, step), dtype in block.wanted.items():
-            name, size = f"s{len(self.scratch)}", b.index(BLOCK * BLOCK)
-            self.scratch.append((name, dtype, size))
-            scratch = Stored(b, name, [size], dtype, base=b.let(ir.imul(Var("chunk"), size)))
+            scratch = self.scratch_buffer(dtype, b.index(BLOCK * BLOCK))
             source = Stored(b, buffer, [], dtype).block(b.let(at), b.index(step))
             b.transpose(width, height, source, scratch.block(scratch.base, b.index(BLOCK)))
             block.turned[buffer, at, step] = scratch

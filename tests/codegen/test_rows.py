@@ -200,7 +200,8 @@ def test_special_values_stay_in_their_row(name: str, m: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "shape, axis", [((7, 300), 1), ((300, 7), 0), ((100, 100), 0), ((40000,), 0), ((5, 6), 1)]
+    "shape, axis", [((7, 300), 1), ((300, 7), 0), ((100, 100), 0), ((40000,), 0), ((5, 6), 1),
+                    ((131, 8200), 0), ((131, 3, 50), 0)]
 )
 @pytest.mark.parametrize("dtype", ["float32", "int8", "bool"])
 @pytest.mark.parametrize("f", ["argmax", "argmin", "amax", "amin", "sum", "prod", "any", "all"])
@@ -217,7 +218,8 @@ def test_folds_with_ties_and_nans(f: str, dtype: str, shape: tuple[int, ...], ax
     np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize("shape, axis", [((50, 3000), 1), ((3000, 50), 0), ((200000,), 0), ((40, 9000), 1)])
+@pytest.mark.parametrize("shape, axis", [((50, 3000), 1), ((3000, 50), 0), ((200000,), 0), ((40, 9000), 1),
+                                         ((700, 8200), 0)])
 def test_sums_are_as_good_as_numpys(shape: tuple[int, ...], axis: int) -> None:
     x = (np.random.default_rng(0).standard_normal(shape) + 1).astype(np.float32)
     exact = x.astype(np.float64).sum(axis)
