@@ -378,11 +378,12 @@ class RowWriter(Writer):
     # ------------------------------------------------------------ one long row
 
     def _long_row(self) -> list[Lowered]:
-        """One row in parts of `SPLIT` elements, and a kernel that joins their results."""
+        """One row in parts of `SPLIT` elements or fewer, and a kernel that joins their results."""
         b, plan = self.b, self.plan
         sweep = plan.sweeps[0]
         n = b.product(self.space.row)
-        parts = ir.idiv(ir.iadd(n, SPLIT - 1), SPLIT)
+        split = SPLIT if sweep.work < HEAVY else SPLIT // 4
+        parts = ir.idiv(ir.iadd(n, split - 1), split)
         temporaries = {id(f): [Temporary(f"t{k}_{i}", e.dtype, parts) for i, e in enumerate(self.init_of(f))]
                        for k, f in enumerate(sweep.folds)}
         outs = {id(v.node): self.stored(v, "out") for v in sweep.stores}
@@ -399,7 +400,7 @@ class RowWriter(Writer):
             for f in sweep.folds:
                 for t, e in zip(temporaries[id(f)], found[id(f)]):
                     self.temporary(t).store_flat(Var("chunk"), e)
-        first = self.finish(body, n, b.index(SPLIT), "fold_part")
+        first = self.finish(body, n, b.index(split), "fold_part")
         second = RowWriter(self.group, self.in_memory)
         second.b.sizes.update(b.sizes)
         return [first, second._join_parts(temporaries, parts)]

@@ -24,6 +24,9 @@ Array = np.ndarray[Any, Any]
 LARGE, SMALL = 128, 48           # rows of a chunk of a product: of a large one, and at least
 CHUNK_WORK = 2e6                 # multiplications and additions that make a chunk worth another thread
 MOST_CHUNKS = 64
+CHUNK_READ = 1 << 16             # elements read that do so too, where each is used few times
+SMALL_RESULT = 1 << 12           # elements of a result that each chunk of the depth may have of its own
+DEEP = 32                        # times the longer side of a result: depth that is split
 
 
 def _swap(x: Array, swap: bool) -> Array:
@@ -88,14 +91,51 @@ def _loops(k: Any, inputs: Any, outputs: Any, ta: bool, tb: bool) -> None:
             at = k.unravel(i, out.shape[:-2])
             k.gemm(m, n, depth, x.matrix(at, ta), y.matrix(at, tb), out.matrix_flat(i))
         return
+    chunks = _depth_chunks(k.known(m), k.known(n), k.known(depth))
+    if chunks > 1:
+        _deep(k, (x, ta), (y, tb), out, depth, chunks)
+        return
     by_rows = _by_rows(k.known(m) or LARGE, k.known(n) or LARGE, tb)
     longer = m if by_rows else n
-    with k.parallel_blocks(longer, _block(k.known(longer), k.estimate(m, n, depth, 2))) as (start, count):
+    work = _chunks_worth(k.estimate(m), k.estimate(n), k.estimate(depth))
+    with k.parallel_blocks(longer, _block(k.known(longer), work)) as (start, count):
         a, b, c = x.matrix_flat(k.index(0), ta), y.matrix_flat(k.index(0), tb), out.matrix_flat(k.index(0))
         if by_rows:
             k.gemm(count, n, depth, a.rows_from(start), b, c.rows_from(start))
         else:
             k.gemm(m, count, depth, a, b.columns_from(start), c.columns_from(start))
+
+
+def _depth_chunks(m: int | None, n: int | None, depth: int | None) -> int:
+    """Into how many chunks to split the reduced axis: none unless the result is little and that axis long."""
+    if m is None or n is None or depth is None or m * n > SMALL_RESULT or depth < DEEP * max(m, n):
+        return 0
+    return min(MOST_CHUNKS, int(_chunks_worth(m, n, depth)))
+
+
+def _chunks_worth(m: float, n: float, depth: float) -> float:
+    """How many chunks a product is worth: by what it computes, or reads where little is computed of that."""
+    return max(2 * m * n * depth / CHUNK_WORK, (m + n) * depth / CHUNK_READ)
+
+
+def _deep(k: Any, x: Any, y: Any, out: Any, depth: Any, chunks: int) -> None:
+    """A product of each part of the reduced axis, which is read once and in order; then their sum."""
+    m, n = out.shape[-2:]
+    grain = -(-k.known(depth) // chunks)
+    chunks = -(-k.known(depth) // grain)
+    size = k.index_mul(m, n)
+    parts = k.temporary(out.dtype, k.index_mul(size, chunks))
+    (left, ta), (right, tb) = x, y
+    with k.parallel_chunks(depth, k.index(grain)) as (chunk, begin, end):
+        a = left.matrix_flat(k.index(0), ta).columns_from(begin)
+        b = right.matrix_flat(k.index(0), tb).rows_from(begin)
+        k.gemm(m, n, k.index_sub(end, begin), a, b, parts.block(k.index_mul(chunk, size), n))
+    with k.parallel_chunks(size, k.index(SMALL_RESULT)) as (_, begin, end):
+        with k.loop(begin, end) as i:
+            out.store_flat(i, parts.at_flat(i))
+        with k.loop(k.index(1), k.index(chunks)) as part, k.loop(begin, end) as i:
+            at = k.index_add(k.index_mul(part, size), i)
+            out.store_flat(i, k.add(out.at_flat(i), parts.at_flat(at)))
 
 
 def _by_rows(m: int, n: int, tb: bool) -> bool:
@@ -108,15 +148,15 @@ def _by_rows(m: int, n: int, tb: bool) -> bool:
     return m >= n or (not tb and m >= max(4 * LARGE, n // 2))
 
 
-def _block(size: int | None, work: float) -> int:
-    """Rows (or columns) of the longer side that make a chunk.
+def _block(size: int | None, worth: float) -> int:
+    """Rows (or columns) of the longer side that make a chunk, of which the product is ``worth`` so many.
 
     BLAS packs the other operand anew for each chunk, which costs about as much as 12 rows do: so chunks of
     `LARGE` rows, or half of what there is when that is less.
     """
     if size is None:
         return LARGE
-    chunks = min(MOST_CHUNKS, int(work / CHUNK_WORK), size // LARGE if size >= 2 * LARGE else size // SMALL)
+    chunks = min(MOST_CHUNKS, int(worth), size // LARGE if size >= 2 * LARGE else size // SMALL)
     if chunks < 2:
         return max(size, 1)
     each = -(-size // chunks)

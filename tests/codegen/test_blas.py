@@ -10,8 +10,10 @@ import threading
 import numpy as np
 import pytest
 
+import graphc as gc
 from graphc.codegen import blas, executor, python_target
 from graphc.codegen.compile import compile_kernels
+from graphc.codegen.image import evaluate_expr
 from graphc.codegen.loopir import Buffer, Gemm, Kernel, Operand, Var, const, iadd, imul, isub, verify
 from graphc.core.errors import CompileError
 
@@ -129,3 +131,27 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(CompileError, match="pip install scipy-openblas32"):
         blas._library_path()
+
+
+@pytest.mark.parametrize("transposed", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("m, n, depth", [(7, 1, 40_000), (1, 7, 40_000), (3, 2, 200_001), (1, 1, 300_000)])
+def test_a_long_reduced_axis_is_split(m: int, n: int, depth: int, transposed: tuple[bool, bool]) -> None:
+    rng = np.random.default_rng(3)
+    ta, tb = transposed
+    x = rng.standard_normal((depth, m) if ta else (m, depth))
+    y = rng.standard_normal((n, depth) if tb else (depth, n))
+    with gc.Graph() as g:
+        a, b = gc.placeholder("float64", x.shape), gc.placeholder("float64", y.shape)
+        out = (a.T if ta else a) @ (b.T if tb else b)
+    session, before = gc.Session(g, "cpu"), gc.config.num_threads
+    product, _ = session.prepare([out._node]).runnable.image.steps
+    assert evaluate_expr(product.extent, {}) == depth > 2 * evaluate_expr(product.grain, {})
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            gc.config.num_threads = threads
+            found.append(session.run(out, {a: x, b: y}))
+    finally:
+        gc.config.num_threads = before
+    np.testing.assert_allclose(found[0], (x.T if ta else x) @ (y.T if tb else y), rtol=1e-9, atol=1e-9)
+    assert all(np.array_equal(found[0], f) for f in found)
