@@ -21,6 +21,7 @@ from .basic import cast
 from .shape import reshape, slice_op
 
 Array = np.ndarray[Any, Any]
+SCATTERED = 64                   # elements side by side that are worth a thread's going through all indices
 
 
 # ---------------------------------------------------------------- integer arrays as indices
@@ -96,26 +97,31 @@ def _index_add_run(g: Array, *indices: Array, axes: tuple[int, ...], shape: tupl
 def _index_add_loops(k: Any, inputs: Any, outputs: Any, axes: tuple[int, ...], shape: Shape) -> None:
     """Zeros, then each picked element added where it came from.
 
-    In index order, so that duplicates add up the same always.
+    In index order, so that duplicates add up the same always. What lies behind the last indexed axis goes
+    along as a whole, and chunks are parts of that: no two of them write the same element.
     """
     (g, *indices), (out,) = inputs, outputs
     picked = max(len(i.shape) for i in indices)
-    total = k.product(out.shape)
-    with k.parallel(total, work=1.0) as i:
+    behind = len(out.shape) - 1 - axes[-1]
+    outer = g.shape[:len(g.shape) - behind]
+    inner = k.product(g.shape[len(g.shape) - behind:])
+    with k.parallel(k.product(out.shape), work=1.0) as i:
         out.store_flat(i, k.const(0, out.dtype))
-    with k.serial():
-        with k.loop(k.index(0), k.product(g.shape)) as flat:
-            index = [k.let(e) for e in k.unravel(flat, g.shape)]
-            where, rest = _split_index(index, axes, picked)
-            target, others = [], iter(rest)
-            for a in range(len(out.shape)):
-                if a in axes:
-                    i = k.cast(indices[axes.index(a)].at_broadcast(where), "int64")
-                    target.append(k.let(k.wrap_index(i, out.shape[a])))
-                else:
-                    target.append(next(others))
-            at = k.let(k.flatten(target, out.shape))
-            out.store_flat(at, k.add(out.at_flat(at), g.at_flat(flat)))
+    grain = k.grain(2 * k.estimate(*outer), SCATTERED)
+    with k.parallel_chunks(inner, grain) as (_, begin, end), k.loop(k.index(0), k.product(outer)) as row:
+        index = [k.let(e) for e in k.unravel(row, outer)]
+        where, rest = _split_index([*index, *[k.index(0)] * behind], axes, picked)
+        target, others = [], iter(rest)
+        for a in range(len(out.shape)):
+            if a in axes:
+                i = k.cast(indices[axes.index(a)].at_broadcast(where), "int64")
+                target.append(k.let(k.wrap_index(i, out.shape[a])))
+            else:
+                target.append(next(others))
+        to, source = k.let(k.flatten(target, out.shape)), k.let(k.index_mul(row, inner))
+        with k.loop(begin, end) as j:
+            at = k.let(k.index_add(to, j))
+            out.store_flat(at, k.add(out.at_flat(at), g.at_flat(k.index_add(source, j))))
 
 
 index_add_op: Op = Op(

@@ -105,3 +105,23 @@ def test_maps_that_read_across_walk_in_blocks(shape: tuple[int, ...]) -> None:
     expected = gc.Session(g, "interpret").run(out, feeds)
     for got, want in zip(gc.Session(g).run(out, feeds), expected, strict=True):
         np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-5)
+
+
+def test_scattered_rows_add_up_in_order() -> None:
+    """Whatever the number of threads: wide rows, hit several times each, in several chunks."""
+    draw = np.random.default_rng(0)
+    table, rows = draw.standard_normal((20, 300)).astype(np.float32), draw.integers(-20, 20, 2000)
+    with gc.Graph() as g:
+        x, i = gc.placeholder("float32", table.shape), gc.placeholder("int64", rows.shape)
+        slope, = gc.gradients(gc.sin(x[i] * gc.arange(300)).sum(), x)
+    session, before, found = gc.Session(g, "cpu"), gc.config.num_threads, []
+    try:
+        for threads in (1, 2, 5):
+            gc.config.num_threads = threads
+            found.append(session.run(slope, {x: table, i: rows}))
+    finally:
+        gc.config.num_threads = before
+    want = np.zeros((20, 300))
+    np.add.at(want, rows, np.cos(table[rows].astype(float) * np.arange(300)) * np.arange(300))
+    np.testing.assert_allclose(found[0], want, rtol=1e-3, atol=2.0)
+    assert all(np.array_equal(found[0], f) for f in found)
