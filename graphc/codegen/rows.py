@@ -6,16 +6,14 @@ for each place in a row or one in all, are partial results of a chunk, which a s
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Set
-
-import numpy as np
+from collections.abc import Callable, Sequence, Set
 
 from ..core.errors import InternalError
 from ..core.node import Node, Value
-from ..core.op import Map
 from . import loopir as ir
+from .ahead import choose_ahead, prefetch
 from .builder import Stored
-from .fuse import Group, storage_of
+from .fuse import Group
 from .loopir import Expr, Var
 from .parts import CHUNKS, Parts, merge
 from .schedule import SHORT, SPLIT, Schedule, Sweep, is_long, schedule
@@ -26,12 +24,6 @@ LANES = 64                  # partial results of a cheap fold: four 512-bit regi
 FEW_LANES = 16              # of folds with much work on each element
 ROW_LANES = (128, 64), (512, 16), (4096, 32)    # rows below such a length: joining more is too much work
 HEAVY = 16.0                # that much work
-LINE = 64                   # bytes that memory moves at once
-HALF = 1 << 14              # bytes of half of a first-level cache
-MANY = 7                    # rows at once that leave little of its eight ways
-AHEAD = 4096                # bytes from a row to the one that is prefetched meanwhile, at least
-NEAR = 1 << 18              # bytes of prefetched rows that leave the second-level cache room for all else
-FAR = 1 << 20               # bytes of all rows that are worth prefetching
 LEAST_ROWS = 16             # of a chunk that has partial results of all rows
 OUTSIDE = Var("outside")    # the index of a block of the row while no sweep is under way
 
@@ -47,7 +39,7 @@ class RowWriter(Writer):
         self.results: dict[int, Expr] = {}                                 # row fold -> its result
         self.ready: dict[int, tuple[Stored, bool]] = {}                    # full node -> its row (scratch?)
         self.plan: Schedule = schedule(self.space, group.nodes, group.roots)
-        self.ahead: list[list[Stored]] = self._choose_ahead()              # what each sweep prefetches
+        self.ahead: list[list[Stored]] = [[] for _ in self.plan.sweeps]    # what each sweep prefetches
 
     # ------------------------------------------------------------ computing values
 
@@ -104,61 +96,6 @@ class RowWriter(Writer):
             value = Value(n, 0)
             self.compute(value, self.index(value))
 
-    # ------------------------------------------------------------ rows to come
-
-    def _choose_ahead(self) -> list[list[Stored]]:
-        """For each sweep the values whose later rows it prefetches.
-
-        The first sweep over a row reads it from memory, as fast as that goes; while others run over it in
-        cache, memory would be idle. So they prefetch, those with more work more of it. Where a row and all
-        that goes with it is little, the machine's own prefetching is as good.
-        """
-        sweeps = self.plan.sweeps
-        out: list[list[Stored]] = [[] for _ in sweeps]
-        streams = self._streams()
-        if len(sweeps) < 2 or self.space.reduced != (False, True) or not self._worth_prefetching(streams):
-            return out
-        for v, role in streams:
-            busiest = max(range(1, len(sweeps)), key=lambda k: (sweeps[k].work + 1) / (len(out[k]) + 1))
-            out[busiest].append(self.stored(v, role))
-        return out
-
-    def _streams(self) -> list[tuple[Value, str]]:
-        """Full values that are read from memory or written to it, each element at its own place."""
-        def here(n: Node, v: Value) -> bool:
-            own = isinstance(n.op.lower, Map) and v.aval.shape == n.avals[0].shape
-            return (own or is_fold(n)) and self.space.level(v.aval.shape) == "full"
-        read = {storage_of(v, self.in_memory): v for n, v in self._from_outside() if here(n, v)}
-        return [(v, "in") for v in read.values()] + [(v, "out") for s in self.plan.sweeps for v in s.stores]
-
-    def _from_outside(self) -> Iterator[tuple[Node, Value]]:
-        """What the kernel's nodes read of values that it does not make."""
-        return ((n, v) for n in self.group.nodes for v in n.inputs if id(v.node) not in self.inside)
-
-    def _worth_prefetching(self, streams: Sequence[tuple[Value, str]]) -> bool:
-        row = self.b.known(self.b.product(self.space.row))
-        rows = self.b.known(self.b.product(self.space.kept))
-        if row is None or row < LANES:
-            return False
-        each = sum(row * v.aval.dtype.itemsize for v, _ in streams)
-        beside = {storage_of(v, self.in_memory) for _, v in self._from_outside() if v.aval.size == row}
-        count = len(streams) + len(beside) + sum(len(s.columns) + len(s.keeps) for s in self.plan.sweeps)
-        crowded = count >= MANY or count * each > len(streams) * HALF
-        return crowded and each * self._rows_ahead(row) <= NEAR and (rows is None or rows * each > FAR)
-
-    @staticmethod
-    def _rows_ahead(row: int) -> int:
-        return -(-AHEAD // (4 * row))
-
-    def _prefetch(self, streams: Sequence[Stored], start: Expr, count: int) -> None:
-        """Elements of a later row: ``count`` from ``start`` on."""
-        b, row = self.b, self.b.product(self.space.row)
-        for s in streams:
-            each = LINE // np.dtype(s.dtype).itemsize
-            later = ir.iadd(self.at[0], self._rows_ahead(b.known(row) or 1))
-            with b.loop(b.index(0), b.index(-(-count // each))) as line:
-                b.prefetch(s.buffer, ir.iadd(ir.iadd(ir.imul(later, row), start), ir.imul(line, each)))
-
     # ------------------------------------------------------------ the kernels
 
     def lower(self) -> list[Lowered]:
@@ -173,6 +110,7 @@ class RowWriter(Writer):
         single = n_rows is not None and n_grain is not None and 0 < n_rows <= n_grain
         chunks = ir.idiv(ir.iadd(rows, ir.isub(grain, 1)), grain) if not single else b.index(1)
         parts = Parts(self, joined, chunks, single)
+        self.ahead = choose_ahead(self)
         with b.block() as body:
             self.note()
             parts.begin()
@@ -329,7 +267,7 @@ class RowWriter(Writer):
 
         def row() -> None:
             with b.loop(b.index(0), whole) as block:
-                self._prefetch(ahead, ir.imul(block, lanes), lanes)
+                prefetch(self, ahead, ir.imul(block, lanes), lanes)
                 with b.loop(b.index(0), b.index(lanes)) as lane:
                     take(lane, b.let(ir.iadd(ir.imul(block, lanes), lane)))
             done = b.let(ir.imul(whole, lanes))
@@ -346,7 +284,7 @@ class RowWriter(Writer):
         for start, stop, size in blocks:
             with b.loop(start, stop) as block:
                 if size > 1:
-                    self._prefetch(ahead, ir.imul(block, size), size)
+                    prefetch(self, ahead, ir.imul(block, size), size)
                 with b.loop(b.index(0), b.index(size)) as i:
                     self.at[last] = ir.iadd(ir.imul(block, size), i)
                     each()
