@@ -22,6 +22,7 @@ from graphc.codegen.loopir import (
     Load,
     Note,
     Operand,
+    Prefetch,
     Set,
     Stmt,
     Store,
@@ -98,6 +99,16 @@ def test_narrow_integers_are_cut_back() -> None:
 ])
 def test_only_sizes_and_positive_constants_divide_unchecked(index: Expr, text: str) -> None:
     assert f"out[{text}] = a[i]" in emit_source(kernel(loop(Store("out", index, Load("a", I, "float32")))))
+
+
+def test_a_prefetch_may_point_beyond_the_buffer() -> None:
+    k = kernel(loop(Prefetch("a", iadd(imul(I, 16), 1 << 40)), Store("out", I, Load("a", I, "float32"))))
+    assert "prefetch(a, i * 16 + 1099511627776)" in emit_source(verify(k))
+    out = np.zeros(3, "f4")
+    python_target.load(k)([np.arange(3, dtype="f4"), out], [3], 0, 0, 3)
+    np.testing.assert_array_equal(out, [0, 1, 2])
+    with pytest.raises(InternalError, match=r"bad prefetch b\[i\]"):
+        verify(kernel(loop(Prefetch("b", I))))
 
 
 def test_names_that_would_clash() -> None:
