@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 from ..core.node import Node, Value
-from ..core.op import Fold, Map, Pull
+from ..core.op import Fold, Loops, Map, Pull
 from .builder import typical
 from .cluster import Group
 
@@ -49,7 +49,8 @@ def _read_elsewhere(g: Group) -> set[Value]:
     found: set[Value] = set()
     for n in reversed(g.nodes):
         lower = n.op.lower
-        straight = not isinstance(lower, Pull) or "flat" in n.op.traits or lower.window or lower.joins
+        straight = not isinstance(lower, (Pull, Loops)) or "flat" in n.op.traits or (
+            isinstance(lower, Pull) and (lower.window or lower.joins))
         if not straight or any(Value(n, k) in found for k in range(len(n.avals))):
             found.update(n.inputs)
         if not isinstance(lower, Fold):
@@ -61,7 +62,7 @@ def _read_elsewhere(g: Group) -> set[Value]:
 def _loads(g: Group, wanted: list[Value], read: Set[Value], makers: dict[int, Group], shared: Set[int],
            kept: set[int], cuts: dict[tuple[Edge, ...], frozenset[int]]) -> set[int]:
     """The shared nodes that a kernel should load for the values ``wanted``."""
-    if g.kind == "loops" or not wanted:         # (loops read what lies in memory)
+    if g.kind == "joined" or not wanted:        # (parts lie in memory)
         return {id(v.node) for v in wanted}
     number: dict[Any, int] = {NEEDED: 0, NOTHING: 1}
     edges = tuple((number.setdefault(start, len(number)), number.setdefault(end, len(number)), price)

@@ -32,7 +32,8 @@ def gradient(f: Callable[..., Any]) -> Callable[..., Any]:
 # (name, the function between two products, what it stores between forward and backward beside the products)
 CASES: list[tuple[str, Callable[..., Any], list[str]]] = [
     ("gelu", lambda h: F.gelu(h, approximate="tanh"), ["tanh"]),
-    ("a bias in front", lambda h: F.gelu(h * 2.0 + 1.0, approximate="tanh"), ["tanh"]),
+    ("a bias in front", lambda h: F.gelu(h * 2.0 + 1.0, approximate="tanh"),
+     ["add", "tanh"]),                                       # the sum in place of the product
     ("silu", F.silu, ["sigmoid"]),
     ("erf", lambda h: F.gelu(h), ["add"]),
     ("cheap all the way", lambda h: (h + 1.0) * (h - 1.0) * h, []),
