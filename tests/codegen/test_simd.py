@@ -295,11 +295,11 @@ def test_strides_of_single_channels(op: Any, stride: tuple[int, int], dilation: 
 
 
 @pytest.mark.parametrize("shape, stride, padding", [
-    ((3, 4, 1, 7), (2, 2), (2, 2)), ((2, 4, 7, 2), (1, 3), (0, 1)), ((2, 4, 1, 1), (4, 3), (1, 1))],
-    ids=["low", "narrow", "pixel"])
+    ((3, 4, 1, 7), (2, 2), (2, 2)), ((2, 4, 7, 2), (1, 3), (0, 1)), ((2, 4, 1, 1), (4, 3), (1, 1)),
+    ((0, 16, 8, 8), (1, 1), (1, 1))], ids=["low", "narrow", "pixel", "no-images"])
 @pytest.mark.parametrize("op", [conv2d_op, conv2d_dx_op, conv2d_dw_op], ids=lambda op: str(op.name))
-def test_images_smaller_than_a_stride(op: Any, shape: tuple[int, ...], stride: tuple[int, int],
-                                      padding: tuple[int, int]) -> None:
+def test_images_smaller_than_a_stride_and_none(op: Any, shape: tuple[int, ...], stride: tuple[int, int],
+                                               padding: tuple[int, int]) -> None:
     """Some phases of the stride have no positions."""
     rng = np.random.default_rng(1)
     attributes: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": (1, 1), "groups": 1}
