@@ -110,11 +110,12 @@ def one_row(k: Any, source: Any, out: Any) -> tuple[list[Index], list[Index]]:
 def _phase(k: Any, phase: int, kernel: int, stride: int, padding: int, dilation: int, size: Index) -> Taps:
     """The taps i that reach positions ``phase + u*stride``, from the last to the first.
 
-    Those with ``phase + padding - i*dilation`` a multiple of the stride.
+    Those with ``phase + padding - i*dilation`` a multiple of the stride; none where the output, shorter than
+    the stride, has no such positions.
     """
     outputs = k.index_div(k.index_add(size, stride - 1 - phase), stride)
     hits = [i for i in range(kernel) if (phase + padding - i * dilation) % stride == 0]
-    if not hits:
+    if not hits or k.known(outputs) == 0:
         return Taps(0, 0, 1, 1, 0, 1, outputs)
     period = stride // math.gcd(stride, dilation)
     start = (phase + padding - hits[-1] * dilation) // stride

@@ -77,7 +77,7 @@ class Winograd:
         full = 4 * self.high * self.wide / (k.known(self.h) * k.known(self.w))      # tiles over the edge
         ragged = -(-self.wide // lanes) * lanes / self.wide
         transforms = TRANSFORM * ragged * (1 / self.made + 1 / self.reduced)
-        kernels = WEIGHT * lanes / k.estimate(self.source.shape[0], self.h, self.w)
+        kernels = WEIGHT * lanes / max(k.estimate(self.source.shape[0], self.h, self.w), 1)
         return float(full * (POINTS / 4 * k.cost(self.products()) + transforms) + kernels)
 
     # ------------------------------------------------------------ regions

@@ -294,6 +294,26 @@ def test_strides_of_single_channels(op: Any, stride: tuple[int, int], dilation: 
         np.testing.assert_allclose(found, exact, rtol=0, atol=2e-6 * np.abs(exact).max())
 
 
+@pytest.mark.parametrize("shape, stride, padding", [
+    ((3, 4, 1, 7), (2, 2), (2, 2)), ((2, 4, 7, 2), (1, 3), (0, 1)), ((2, 4, 1, 1), (4, 3), (1, 1)),
+    ((0, 16, 8, 8), (1, 1), (1, 1))], ids=["low", "narrow", "pixel", "no-images"])
+@pytest.mark.parametrize("op", [conv2d_op, conv2d_dx_op, conv2d_dw_op], ids=lambda op: str(op.name))
+def test_images_smaller_than_a_stride_and_none(op: Any, shape: tuple[int, ...], stride: tuple[int, int],
+                                               padding: tuple[int, int]) -> None:
+    """Some phases of the stride have no positions."""
+    rng = np.random.default_rng(1)
+    attributes: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": (1, 1), "groups": 1}
+    x, w = (rng.standard_normal(s).astype("f4") for s in (shape, (16, shape[1], 3, 3)))
+    g = rng.standard_normal(conv2d_op.run(x, w, **attributes).shape).astype("f4")
+    arrays, more = {"conv2d": ([x, w], {}), "conv2d_dx": ([g, w], {"size": shape[2:]}),
+                    "conv2d_dw": ([x, g], {"kernel": (3, 3)})}[op.name]
+    exact = op.run(*(a.astype(np.float64) for a in arrays), **attributes, **more)
+    for target in ("python", "cpu"):
+        found, = _evaluate(op, arrays, attributes | more, target)
+        assert found.shape == exact.shape
+        np.testing.assert_allclose(found, exact, rtol=0, atol=2e-5)
+
+
 @pytest.mark.parametrize("op", [conv2d_op, conv2d_dx_op, conv2d_dw_op], ids=lambda op: str(op.name))
 def test_convolutions_are_the_same_on_any_number_of_threads(op: Any) -> None:
     attributes = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
