@@ -81,10 +81,12 @@ def sums(*terms: Any) -> Any:
     return sum(terms[1:], terms[0])
 
 
-# (name, what is recorded): sums whose terms share factors, and factors of one column
 NAMED = ("float64", (T, "n", N))
+
+# (name, what is recorded): sums whose terms share factors, and factors of one column
 FACTORS: list[tuple[str, Callable[..., Any]]] = [
-    ("one factor of several products", lambda x, w: sums(*(x[t].T @ x[t + 1] for t in range(3)), x[4].T @ x[1])),
+    ("one factor of several products", lambda x, w: sums(
+        *(x[t].T @ x[t + 1] for t in range(3)), x[4].T @ x[1])),
     ("... after others were joined", lambda x, w: [
         gc.stack([x[1] * 2.0, x[0] * 3.0]),
         sums(*((x[t] * 2.0).T @ gc.abs(x[k]) for t, k in enumerate((3, 3, 1, 3))))]),
