@@ -262,11 +262,11 @@ class Epilogue(Writer):
 
     def stored(self, value: Value, role: str) -> Any:
         home = storage_of(value, self.in_memory)[0] if role == "in" else value
+        shape, dtype = value.aval.shape, value.aval.dtype.name
         if home == self.source:
             assert self.element is not None
-            return _OneElement(self.b, [self.b.size(s) for s in value.aval.shape], self.element)
+            return _OneElement(self.b, [self.b.size(s) for s in shape], dtype, self.element)
         found = self.buffers.get((id(home.node), home.index))
-        shape, dtype = value.aval.shape, value.aval.dtype.name
         return self.k.bind(value, "in", shape, dtype) if found is None else replace(
             found, shape=[self.b.size(s) for s in shape])
 
@@ -293,6 +293,7 @@ class _OneElement(Access):
     """The element of a value that is at hand: whoever reads it reads it at its own place."""
     b: Builder
     shape: list[Expr]
+    dtype: str
     element: Expr
 
     def at(self, index: Sequence[Expr]) -> Expr:

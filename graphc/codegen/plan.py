@@ -95,11 +95,10 @@ class Plan:
     def _pieces(self) -> list[list[Piece]]:
         """The memory that each slot is: a home, in pieces wherever a window into it begins or ends."""
         image = self.image
-        home = [self.home(k) for k in range(len(image.slots))]      # what is one buffer under several slots
         argument = {s.index: k for k, s in enumerate(image.slots) if s.kind == "argument"}
-        for k, s in enumerate(image.slots):
-            if s.kind == "target" and image.aliases[s.index] >= 0:
-                home[k] = argument.get(image.aliases[s.index], k)
+        same = {k: argument[image.aliases[s.index]] for k, s in enumerate(image.slots)
+                if s.kind == "target" and image.aliases[s.index] >= 0}      # one buffer under two slots
+        home = [same.get(h, h) for h in map(self.home, range(len(image.slots)))]
         cuts: dict[int, list[int]] = {k: [0] for k in home}
         for k, at in self.windows.items():
             cuts[home[k]] += [at, at + self.counts[k]]

@@ -43,6 +43,13 @@ def keep_freed_memory(mib: int) -> bool:
     return bool(mallopt(_MMAP_THRESHOLD, _LARGEST) and mallopt(_TRIM_THRESHOLD, min(mib << 20, 2**31 - 1)))
 
 
+class _Block(np.ndarray[Any, Any]):
+    """Memory of the pool.
+
+    Blocks, leases and arrays are of three types because NumPy looks through bases of an array's own type.
+    """
+
+
 class _Pool:
     """Blocks that nobody uses now, the one that was given back last at the end."""
 
@@ -73,14 +80,11 @@ _pool = _Pool()
 os.register_at_fork(after_in_child=lambda: _pool.__init__())    # type: ignore[misc]
 
 
-class _Block(np.ndarray[Any, Any]):
-    """Memory of the pool; or a lease: a view of it, and the base of one array whose last view takes it along.
+class _Lease(np.ndarray[Any, Any]):
+    """All of a block, and the base of one array, whose last view takes it along."""
 
-    A type of its own because NumPy looks through bases of an array's own type.
-    """
-
-    def __del__(self, pool: _Pool = _pool) -> None:
-        if isinstance(self.base, type(self)):
+    def __del__(self, pool: _Pool = _pool, block: type[_Block] = _Block) -> None:
+        if isinstance(self.base, block):        # not of a view of the lease itself
             pool.give_back(self.base)
 
 
@@ -100,7 +104,7 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     if n_bytes <= _LARGEST:
         block: npt.NDArray[np.uint8] = np.empty(n_bytes + _ALIGN, np.uint8)
     else:
-        block = _pool.take(n_bytes + _ALIGN).view()
+        block = _pool.take(n_bytes + _ALIGN).view(_Lease)
     return np.ndarray(shape, dtype, block, -block.__array_interface__["data"][0] % _ALIGN)
 
 

@@ -41,6 +41,7 @@ CASES: list[tuple[str, Callable[..., Any], list[Shape], list[str]]] = [
     ("a little result of a long depth", lambda x, y, b: gc.tanh(x @ y + b), [(3, 40_000), (40_000, 2), (2,)],
      ["tanh"]),
     ("a sum", lambda x, w: (x @ w).sum(1), [(5, 4), (4, 3)], ["matmul", "sum"]),
+    ("padded by nothing", lambda x, w: gc.pad(x @ w, ((0, 0), (0, 0))) * 0.5, [(5, 4), (4, 3)], ["mul"]),
     ("a single element", lambda x, w: gc.exp(x @ w), [(1, 4), (4, 1)], ["matmul", "exp"]),
 ]
 

@@ -195,6 +195,17 @@ def overlaps(plan: Plan) -> Iterator[str]:
                 yield f"slots {r} and {s} overlap"
 
 
+def test_what_is_updated_in_place_is_read_in_a_later_wave() -> None:
+    """Also where only a part of the new value is read: the state is one buffer under two slots."""
+    with gc.Graph() as g:
+        v = gc.Variable(np.zeros((1200, 300), np.float32), name="v")
+        update = gc.assign(v, gc.tanh(v) - 1.0)
+        out = gc.exp(update[300:600])
+    c = CompiledProgram(optimize(build_program(g, [update._node, out._node])), "python")
+    (wave, *later) = c.plan({}).waves
+    assert wave == range(1) and later and c.plan({}).windows
+
+
 def compiled(seed: int, named: bool = True) -> CompiledProgram:
     g, fetches = build(Source(seed, 30), N, named)
     return CompiledProgram(optimize(build_program(g, [f._node for f in fetches])), "python")

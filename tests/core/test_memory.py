@@ -50,6 +50,17 @@ def test_memory_comes_back_with_the_last_view() -> None:
     assert address(again) == at and not memory._pool.blocks
 
 
+def test_views_of_a_base_give_nothing_back() -> None:
+    a = empty(LARGE, F32)
+    assert a.base is not None
+    view = a.base[64:]
+    del a
+    gc.collect()
+    assert not memory._pool.blocks                              # (a view of the memory is left)
+    del view
+    assert len(memory._pool.blocks) == 1
+
+
 def test_the_pool_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "keep_memory", 80)
     arrays = [empty(LARGE, F32) for _ in range(3)]

@@ -77,6 +77,32 @@ SEQUENCES: list[tuple[str, Callable[..., Any], tuple[Any, ...], dict[str, int]]]
 ]
 
 
+def sums(*terms: Any) -> Any:
+    return sum(terms[1:], terms[0])
+
+
+NAMED = ("float64", (T, "n", N))
+
+# (name, what is recorded): sums whose terms share factors, and factors of one column
+FACTORS: list[tuple[str, Callable[..., Any]]] = [
+    ("one factor of several products", lambda x, w: sums(
+        *(x[t].T @ x[t + 1] for t in range(3)), x[4].T @ x[1])),
+    ("... after others were joined", lambda x, w: [
+        gc.stack([x[1] * 2.0, x[0] * 3.0]),
+        sums(*((x[t] * 2.0).T @ gc.abs(x[k]) for t, k in enumerate((3, 3, 1, 3))))]),
+    ("... whose rows are added up", lambda x, w: [
+        sums(*((x[t] * 2.0).T @ gc.abs(x[k]) for t, k in enumerate((3, 3, 1)))),
+        sums(gc.abs(x[3]).sum(0), gc.abs(x[1]).sum(0))]),
+    ("single columns", lambda x, w: sums(*(x[0][:, t:t + 1].T @ gc.abs(x[t]) for t in range(4)))),
+]
+
+
+@pytest.mark.parametrize("name, make", FACTORS, ids=[f[0] for f in FACTORS])
+def test_sums_of_products_with_factors_of_all_kinds(name: str, make: Callable[..., Any]) -> None:
+    p = program(make, NAMED, W)
+    same_numbers(p, verify(optimize(p)), (NAMED, W))
+
+
 def same_numbers(p: Program, q: Program, avals: tuple[Any, ...]) -> None:
     """Both on small integers, which add up exactly in any order."""
     draw = np.random.default_rng(0)

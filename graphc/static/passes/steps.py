@@ -78,10 +78,10 @@ def as_range(values: Sequence[Value]) -> tuple[Value, int, int] | None:
     return first
 
 
-def rows_of_range(source: Value, axis: int, start: int, count: int, name: str) -> Value:
-    """Some indices of an axis as rows one below the other, each as long as the last axis."""
+def rows_of_range(source: Value, axis: int, start: int, count: int, shape: Shape, name: str) -> Value:
+    """Some indices of an axis, each of them a matrix or stack of ``shape``, as rows one below the other."""
     part = moved(range_of(source, axis, start, count, f"{name}/steps"), axis, 0, f"{name}/turned")
-    return reshaped(part, (size_of(part.aval.shape[:-1]), part.aval.shape[-1]), f"{name}/rows")
+    return reshaped(part, (count * size_of(shape[:-1]), shape[-1]), f"{name}/rows")
 
 
 class Joined:
@@ -146,12 +146,13 @@ class Joined:
         within = as_range(values)
         if within is not None:
             source, axis, start = within
-            return rows_of_range(source, axis, start, len(values), name)
-        if not self.holds(keys, values):
+            return rows_of_range(source, axis, start, len(values), shape, name)
+        found = self._find(keys) if self.holds(keys, values) else None
+        if found is None:                                       # (also where one is there twice)
             origins = tuple(dict.fromkeys(o for v in values for o in v.node.origins))
             parts = [reshaped(v, (each, width), f"{name}/part_{k}") for k, v in enumerate(values)]
             self.add(keys, call("concatenate", parts, f"{name}/joined", origins, axis=0))
-        home, first = self._find(keys) or (0, 0)
+        home, first = found or (len(self._whole) - 1, 0)
         whole, count = self._whole[home]
         rows = reshaped(whole, (each * count, width), f"{name}/rows")
         return range_of(rows, 0, each * first, each * len(keys), f"{name}/range")

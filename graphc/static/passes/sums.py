@@ -78,7 +78,7 @@ class _Gatherer:
         for tree in sums.values():
             for terms in self._kinds(tree).values():
                 for parts in zip(*(terms[k].parts for k in self._as_made(terms))):
-                    if terms[0].kind[0] == "products" and len(terms) >= FEW:
+                    if terms[0].kind[0] == "products" and FEW <= len(terms) == len(set(parts)):
                         self.orders.setdefault(frozenset(parts), list(parts))
 
     def change(self, node: Node, inputs: tuple[Value, ...]) -> Value | Node | None:
@@ -157,6 +157,8 @@ class _Gatherer:
     def _column_sums(self, terms: list[_Term], name: str) -> Gathered:
         """Sums of what a product wants one below the other anyway: the gradient of a bias."""
         keys = [t.parts[0] for t in terms]
+        if len(set(keys)) < len(keys):
+            return None
         order = self.joined.order(keys)
         wanted = self.orders.get(frozenset(keys)) if order is None else [keys[k] for k in order]
         if wanted is None:
