@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ CACHES = {
     "JAX_COMPILATION_CACHE_DIR": "{}/jax", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1", "PYTENSOR_FLAGS": "base_compiledir={}/pytensor",
 }
+_STOP, _CONTINUE = getattr(signal, "SIGSTOP", 0), getattr(signal, "SIGCONT", 0)      # 0: where there is none
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS",
             "GRAPHC_NUM_THREADS")
 
@@ -59,13 +61,19 @@ class EngineProcess:
             raise
 
     def ask(self, do: str, limit: float = LIMIT, **arguments: Any) -> dict[str, Any]:
-        """The answer; EngineFailed where there is none."""
+        """The answer; EngineFailed where there is none.
+
+        Between answers the process is stopped: threads that wait for work in a loop would hold a core of the
+        engine whose turn it is.
+        """
         assert self._process.stdin is not None
+        self._process.send_signal(_CONTINUE)
         try:
             self._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
         except OSError:
             raise self._died() from None
         answer: dict[str, Any] = json.loads(self._line(limit))
+        self._process.send_signal(_STOP)
         if "error" in answer:
             raise EngineFailed(answer["error"])
         return answer
@@ -110,6 +118,7 @@ class EngineProcess:
     def close(self) -> None:
         """End the process: kindly, then not."""
         assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.send_signal(_CONTINUE)
         self._process.stdin.close()
         try:
             self._process.wait(2)

@@ -82,10 +82,10 @@ ERRORS: dict[str, list[ErrorSample]] = {}
 # For ops in SPREAD the unit is that of the largest element: their sums may be taken in another order.
 ULPS = dict.fromkeys((
     "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "asin", "acos", "atan",
-    "sinh", "cosh", "tanh", "sigmoid", "erf", "pow", "atan2"), 8)
+    "sinh", "cosh", "tanh", "sigmoid", "softplus", "erf", "pow", "atan2"), 8)
 SPREAD = dict.fromkeys((
     "sum", "prod", "matmul", "conv2d", "conv2d_dx", "conv2d_dw", "avg_pool2d", "avg_unpool2d",
-    "max_unpool2d", "index_add"), 16)
+    "max_unpool2d", "index_add", "logistic_loss"), 16)
 SPREAD |= dict.fromkeys(("attention", "masked_attention", "attention_back", "masked_attention_back", "lstm",
                          "lstm_back", "gru", "gru_back", "rnn", "rnn_back"), 64)
 FINAL = {"lstm_back", "gru_back", "rnn_back"}            # whose rules are errors: first derivatives only
@@ -184,10 +184,7 @@ def calls(args: tuple[Any, ...], *attrs: dict[str, Any], **fields: Any) -> Itera
 # ---------------------------------------------------------------- one input, element by element
 
 def unary(name: str, low: float = -2.0, high: float = 2.0, kinds: str = "biuf", large: bool = False) -> None:
-    """Samples of one function of one argument.
-
-    ``large``: defined for the largest numbers too (compiled sin, cos and tan are NaN far out, see vmath).
-    """
+    """Samples of one function of one argument; ``large``: with the largest numbers too."""
     data = Data(name)
     if "f" in kinds:
         for dtype in FLOATS:
@@ -211,15 +208,15 @@ def unary(name: str, low: float = -2.0, high: float = 2.0, kinds: str = "biuf", 
 for _name in ("asin", "acos"):
     unary(_name, -0.9, 0.9, large=True)
 for _name in ("sin", "cos"):
-    unary(_name, -3.0, 3.0)
+    unary(_name, -3.0, 3.0, large=True)
 for _name in ("log", "log2", "log10", "sqrt", "rsqrt", "reciprocal"):
     unary(_name, 0.3, 4.0, large=True)
-for _name in ("atan", "sinh", "cosh", "tanh", "sigmoid", "erf", "exp", "exp2", "expm1",
+for _name in ("atan", "sinh", "cosh", "tanh", "sigmoid", "softplus", "erf", "exp", "exp2", "expm1",
               "isnan", "isinf", "isfinite", "abs"):
     unary(_name, large=True)
 for _name in ("sign", "square", "relu", "floor", "ceil", "trunc", "round", "neg"):
     unary(_name, kinds="iuf", large=True)
-unary("tan", -1.2, 1.2)
+unary("tan", -1.2, 1.2, large=True)
 unary("log1p", -0.8, 3.0, large=True)
 unary("bitwise_not", kinds="biu")
 unary("clone", large=True)
@@ -288,6 +285,7 @@ binary("sub", "iuf")
 binary("div", second=(0.4, 2.0))
 binary("floordiv", "iuf", second=(0.4, 2.0))
 binary("mod", "iuf", second=(3.1, 4.4))
+binary("logistic_loss", second=(0.0, 1.0), grid=False)
 binary("atan2", low=0.3, second=(0.4, 2.0))
 binary("pow", "iuf", 0.4, 2.0, (-1.4, 2.4), grid=False)
 for _name in ("bitwise_and", "bitwise_or", "bitwise_xor"):

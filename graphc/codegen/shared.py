@@ -5,7 +5,6 @@ recurrence reads x[t]: it is compiled for x[0], and its buffer begins further on
 """
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ..core.dims import Size, dim
@@ -47,6 +46,9 @@ def _without_constants(body: tuple[ir.Stmt, ...], constants: dict[int, str]) -> 
 
 # ---------------------------------------------------------------- where reading begins
 
+_READERS = (ir.Let, ir.Set, ir.Store, ir.For, ir.Lanes, ir.If)       # statements that `_from_start` rewrites
+
+
 def _offsets(kernel: ir.Kernel) -> dict[str, Size]:
     """For each buffer that is only read, element by element: what all its indices have in common."""
     found: dict[str, list[Size]] = {b.name: [] for b in kernel.buffers if b.role == "in"}
@@ -63,7 +65,7 @@ def _offsets(kernel: ir.Kernel) -> dict[str, Size]:
         for e in (e for x in ir.stmt_exprs(s) for e in ir.subtree(x)):
             if isinstance(e, ir.Load) and e.buffer in found:
                 rest, at = _parts(e.index, kernel.sizes)
-                if _never_negative(rest, positive):
+                if isinstance(s, _READERS) and _never_negative(rest, positive):
                     found[e.buffer].append(at)
                 else:
                     del found[e.buffer]
@@ -118,24 +120,29 @@ def _parts(e: ir.Expr, sizes: tuple[str, ...]) -> tuple[ir.Expr, Size]:
 def _from_start(body: tuple[ir.Stmt, ...], sizes: tuple[str, ...],
                 offsets: dict[str, Size]) -> tuple[ir.Stmt, ...]:
     """Statements that read buffers which begin at ``offsets``."""
+    def moved(buffer: str, index: ir.Expr) -> ir.Expr | None:
+        rest, at = _parts(index, sizes)
+        left = at - offsets[buffer]
+        return ir.iadd(rest, left) if isinstance(left, int) else None
+
     def load(e: ir.Expr) -> ir.Expr:
         if not isinstance(e, ir.Load) or e.buffer not in offsets:
             return e
-        rest, at = _parts(e.index, sizes)
-        left = at - offsets[e.buffer]
-        assert isinstance(left, int)
-        return replace(e, index=ir.iadd(rest, left))
-    return _each_expression(body, lambda e: ir.map_expr(e, load)) if offsets else body
+        index = moved(e.buffer, e.index)
+        assert index is not None
+        return replace(e, index=index)
 
+    def change(e: ir.Expr) -> ir.Expr:
+        return ir.map_expr(e, load)
 
-def _each_expression(body: tuple[ir.Stmt, ...],
-                     change: Callable[[ir.Expr], ir.Expr]) -> tuple[ir.Stmt, ...]:
     def of(s: ir.Stmt) -> ir.Stmt:
         match s:
             case ir.Let() | ir.Set():
                 return replace(s, value=change(s.value))
             case ir.Store():
                 return replace(s, index=change(s.index), value=change(s.value))
+            case ir.Prefetch() if s.buffer in offsets:
+                return replace(s, index=moved(s.buffer, s.index) or s.index)
             case ir.For():
                 return replace(s, start=change(s.start), stop=change(s.stop), body=inside(s.body))
             case ir.Lanes():
@@ -146,7 +153,7 @@ def _each_expression(body: tuple[ir.Stmt, ...],
 
     def inside(body: tuple[ir.Stmt, ...]) -> tuple[ir.Stmt, ...]:
         return tuple(map(of, body))
-    return inside(body)
+    return inside(body) if offsets else body
 
 
 __all__ = ["CodeForm", "code_form"]

@@ -14,9 +14,9 @@ from ..core.tensor import Tensor, as_tensor
 from ..ops import compose, index, shape
 from ..ops.attention import scaled_dot_product_attention
 from ..ops.basic import detach
-from ..ops.compose import dropout, elu, gelu, layer_norm, leaky_relu, log_softmax, silu, softmax, softplus
+from ..ops.compose import dropout, elu, gelu, layer_norm, leaky_relu, log_softmax, silu, softmax
 from ..ops.conv import conv2d
-from ..ops.elementwise import relu, rsqrt, sigmoid, tanh, where
+from ..ops.elementwise import relu, rsqrt, sigmoid, softplus, tanh, where
 from ..ops.index import take
 from ..ops.linalg import linear
 from ..ops.pool import avg_pool2d, max_pool2d

@@ -17,7 +17,6 @@ from .compose import (
     nll_loss,
     silu,
     softmax,
-    softplus,
 )
 from .conv import conv2d
 from .create import (
@@ -88,6 +87,7 @@ from .elementwise import (
     sign,
     sin,
     sinh,
+    softplus,
     sqrt,
     square,
     sub,

@@ -16,7 +16,7 @@ from ..core.errors import ArgumentError, DTypeError, ShapeError
 from ..core.tensor import Tensor, as_tensor
 from .basic import detach
 from .create import next_draw, random_bits_op, uniform
-from .elementwise import abs, erf, exp, expm1, isfinite, log, log1p, maximum, rsqrt, sigmoid, tanh, where
+from .elementwise import abs, erf, exp, expm1, isfinite, log, logistic_loss, rsqrt, sigmoid, tanh, where
 from .index import pick, record_checks
 from .reduce import amax, mean, sum
 
@@ -77,12 +77,6 @@ def leaky_relu(x: Any, negative_slope: float = 0.01) -> Tensor:
 def elu(x: Any, alpha: float = 1.0) -> Tensor:
     """``x`` above 0, ``alpha * (exp(x) - 1)`` below."""
     return where(x > 0, x, expm1(where(x > 0, 0.0, x)) * alpha)
-
-
-@composed("x")
-def softplus(x: Any) -> Tensor:
-    """``log(1 + exp(x))``, without overflow."""
-    return maximum(x, 0.0) + log1p(exp(-abs(x)))
 
 
 def layer_norm(x: Tensor, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None,
@@ -189,4 +183,4 @@ def l1_loss(x: Tensor, target: Any, reduction: str = "mean") -> Tensor:
 @composed("x", "target")
 def binary_cross_entropy_with_logits(x: Tensor, target: Any, reduction: str = "mean") -> Tensor:
     """``-(t log sigmoid(x) + (1-t) log(1 - sigmoid(x)))``, without overflow."""
-    return _reduce_loss(maximum(x, 0.0) - x * as_tensor(target) + log1p(exp(-abs(x))), reduction)
+    return _reduce_loss(logistic_loss(x, as_tensor(target)), reduction)

@@ -24,7 +24,7 @@ from .reduce import fit
 
 Array = np.ndarray[Any, Any]
 # Elements from which the kernels' threads beat NumPy's one: of what NumPy does slowly, of most functions, and
-# of what is a pass over memory. (Not sin, cos and tan, whose kernels stop at 2^20.)
+# of what is a pass over memory.
 SMALL, MEDIUM, LARGE = 1 << 14, 1 << 16, 1 << 19
 CHEAP: frozenset[Trait] = frozenset({"cheap"})
 Function = Callable[..., Tensor]
@@ -173,6 +173,16 @@ def _sigmoid(x: Array) -> Array:
     return np.reciprocal(np.add(e, _ONE[x.dtype]))
 
 
+def _softplus(x: Array) -> Array:
+    return np.asarray(np.maximum(x, _ZERO[x.dtype]) + np.log1p(np.exp(-np.abs(x))))
+
+
+def _softplus_template(b: Any, x: Any, less: Any = None) -> Any:
+    top = b.maximum(x, b.const(0, x.dtype))
+    tail = b.call("log1p", b.call("exp", b.neg(b.abs(x))))
+    return b.add(top if less is None else b.sub(top, less), tail)
+
+
 def _erf(x: Array) -> Array:
     return np.asarray(np.frompyfunc(math.erf, 1, 1)(x)).astype(x.dtype)
 
@@ -195,11 +205,11 @@ log10_op: Op = unary(
     "log10", np.log10, lambda g, c: g / (c.x * math.log(10)),
     ("x",), floating=True, cost=20, compiled=LARGE)
 log1p_op: Op = unary("log1p", np.log1p, lambda g, c: g / (c.x + 1), ("x",), floating=True, cost=25)
-sin_op: Op = unary("sin", np.sin, lambda g, c: g * cos(c.x), ("x",), floating=True, cost=25, compiled=0)
-cos_op: Op = unary("cos", np.cos, lambda g, c: -g * sin(c.x), ("x",), floating=True, cost=25, compiled=0)
+sin_op: Op = unary("sin", np.sin, lambda g, c: g * cos(c.x), ("x",), floating=True, cost=25, compiled=LARGE)
+cos_op: Op = unary("cos", np.cos, lambda g, c: -g * sin(c.x), ("x",), floating=True, cost=25, compiled=LARGE)
 tan_op: Op = unary(
     "tan", np.tan, lambda g, c: g * (c.out * c.out + 1),
-    ("out",), floating=True, cost=40, compiled=0)
+    ("out",), floating=True, cost=40, compiled=LARGE)
 asin_op: Op = unary("asin", np.arcsin, lambda g, c: g * rsqrt(1 - c.x * c.x), ("x",), floating=True, cost=30)
 acos_op: Op = unary("acos", np.arccos, lambda g, c: -g * rsqrt(1 - c.x * c.x), ("x",), floating=True, cost=30)
 atan_op: Op = unary("atan", np.arctan, lambda g, c: g / (c.x * c.x + 1), ("x",), floating=True, cost=30)
@@ -215,6 +225,14 @@ tanh_op: Op = unary(
 sigmoid_op: Op = unary(
     "sigmoid", _sigmoid, lambda g, c: g * c.out * (1 - c.out), ("out",),
     floating=True, cost=25, compiled=SMALL)
+softplus_op: Op = unary(         # its parts have kinks at 0, which would show in second derivatives
+    "softplus", _softplus, lambda g, c: g * sigmoid(c.x), ("x",), lower=_softplus_template,
+    floating=True, cost=50, compiled=SMALL)
+logistic_loss_op: Op = binary(   # (x, t) -> softplus(x) - t x, which does not cancel for large x
+    "logistic_loss", lambda x, t: np.maximum(x, _ZERO[x.dtype]) - x * t + np.log1p(np.exp(-np.abs(x))),
+    (lambda g, c: fit(g * (sigmoid(c.x) - c.y), c.shapes[0]), lambda g, c: fit(-g * c.x, c.shapes[1])),
+    saves=(("x", "y"), ("x",)), floating=True, cost=52, compiled=SMALL,
+    lower=lambda b, x, t: _softplus_template(b, x, b.mul(x, t)))
 erf_op: Op = unary(
     "erf", _erf, lambda g, c: g * exp(-c.x * c.x) * (2 / math.sqrt(math.pi)), ("x",),
     floating=True, cost=30, compiled=2048)
@@ -350,6 +368,9 @@ sinh: Function = _public(sinh_op, "The hyperbolic sine.")
 cosh: Function = _public(cosh_op, "The hyperbolic cosine.")
 tanh: Function = _public(tanh_op, "The hyperbolic tangent.")
 sigmoid: Function = _public(sigmoid_op, "``1 / (1 + exp(-x))``, without overflow.")
+softplus: Function = _public(softplus_op, "``log(1 + exp(x))``, without overflow.")
+logistic_loss: Function = _public(
+    logistic_loss_op, "``-(t log sigmoid(x) + (1-t) log(1 - sigmoid(x)))``, without overflow.")
 erf: Function = _public(erf_op, "The error function.")
 relu: Function = _public(relu_op, "``max(x, 0)``; its gradient at 0 is 0.")
 floor: Function = _public(floor_op, "Rounded down.")

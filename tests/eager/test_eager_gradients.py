@@ -8,11 +8,13 @@ import gc as collector
 import threading
 import tracemalloc
 import weakref
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 import graphc as gc
+import graphc.nn.functional as F
 
 
 def leaf(*values: float, dtype: str = "float64") -> gc.Tensor:
@@ -437,3 +439,13 @@ def test_steps_do_not_leak() -> None:
     finally:
         tracemalloc.stop()
     assert held[2] - held[1] < 20_000                        # one array of w a step would be 80_000
+
+
+@pytest.mark.parametrize("name, f", [
+    ("softplus", F.softplus),
+    ("logistic loss", lambda x: F.binary_cross_entropy_with_logits(x, gc.ones_like(x)))])
+def test_smooth_where_their_parts_are_not(name: str, f: Callable[[gc.Tensor], gc.Tensor]) -> None:
+    x = gc.tensor([0.0], requires_grad=True)
+    first, = gc.autograd.grad(f(x).sum(), [x], create_graph=True)
+    second, = gc.autograd.grad(first.sum(), [x])
+    assert abs(first.item()) == 0.5 and second.item() == 0.25
