@@ -1,4 +1,4 @@
-"""Puts tests/ on the path, so that any test file may `import op_samples`."""
+"""Puts tests/ on the path, so that any test file may import `op_samples` and `on_threads`."""
 from __future__ import annotations
 
 import sys

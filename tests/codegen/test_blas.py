@@ -9,6 +9,7 @@ import threading
 
 import numpy as np
 import pytest
+from on_threads import on_threads
 
 import graphc as gc
 from graphc.codegen import blas, executor, python_target
@@ -143,15 +144,9 @@ def test_a_long_reduced_axis_is_split(m: int, n: int, depth: int, transposed: tu
     with gc.Graph() as g:
         a, b = gc.placeholder("float64", x.shape), gc.placeholder("float64", y.shape)
         out = (a.T if ta else a) @ (b.T if tb else b)
-    session, before = gc.Session(g, "cpu"), gc.config.num_threads
+    session = gc.Session(g, "cpu")
     product, _ = session.prepare([out._node]).runnable.image.steps
     assert evaluate_expr(product.extent, {}) == depth > 2 * evaluate_expr(product.grain, {})
-    found = []
-    try:
-        for threads in (1, 2, 3):
-            gc.config.num_threads = threads
-            found.append(session.run(out, {a: x, b: y}))
-    finally:
-        gc.config.num_threads = before
+    found = on_threads(lambda: session.run(out, {a: x, b: y}), (1, 2, 3))
     np.testing.assert_allclose(found[0], (x.T if ta else x) @ (y.T if tb else y), rtol=1e-9, atol=1e-9)
     assert all(np.array_equal(found[0], f) for f in found)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from llvmlite import ir as ll
+from on_threads import on_threads
 
 import graphc as gc
 from graphc.codegen import compile as compiling
@@ -37,7 +38,6 @@ from graphc.codegen.loopir import (
 from graphc.codegen.simd import build, lanes, machine, tiling
 from graphc.codegen.simd.form import TileForm
 from graphc.core import record
-from graphc.core.config import config
 from graphc.core.errors import InternalError
 from graphc.ops.conv import conv2d_dw_op, conv2d_dx_op, conv2d_op
 from graphc.ops.linalg import matmul_op
@@ -322,13 +322,7 @@ def test_convolutions_are_the_same_on_any_number_of_threads(op: Any) -> None:
     w = rng.standard_normal((20, 20, 3, 3)).astype("f4")
     arrays, more = {"conv2d": ([x, w], {}), "conv2d_dx": ([g, w], {"size": (24, 24)}),
                     "conv2d_dw": ([x, g], {"kernel": (3, 3)})}[op.name]
-    results = []
-    before = config.num_threads
-    try:
-        for config.num_threads in (1, 2, 5):
-            results.append(_evaluate(op, arrays, {**attributes, **more}, "cpu")[0])
-    finally:
-        config.num_threads = before
+    results = on_threads(lambda: _evaluate(op, arrays, {**attributes, **more}, "cpu")[0])
     for other in results[1:]:
         np.testing.assert_array_equal(other, results[0])
 

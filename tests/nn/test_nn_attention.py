@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from on_threads import on_threads
 
 import graphc as gc
 import graphc.nn.functional as F
@@ -99,14 +100,7 @@ def test_same_bits_for_any_number_of_threads() -> None:
     def run() -> list[np.ndarray]:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return [np.array(t.detach()) for t in (out, *gc.autograd.grad(out, (q, k, v), seed.detach()))]
-    before = gc.get_num_threads()
-    try:
-        found = []
-        for n in (1, 2, 5):
-            gc.set_num_threads(n)
-            found.append(run())
-    finally:
-        gc.set_num_threads(before)
+    found = on_threads(run)
     for other in found[1:]:
         assert all(np.array_equal(a, b) for a, b in zip(found[0], other, strict=True))
 
