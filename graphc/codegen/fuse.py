@@ -281,6 +281,8 @@ def _stored_nodes(program: Program, nodes: Sequence[Node]) -> _Storage:
     for n in reversed(nodes):
         reason = "its parts are written side by side" if id(n) in joined else _why_stored(
             n, users[id(n)], roots, memory, stored)
+        if reason is None and "flat" in n.op.traits and any(id(u) in memory for u in users[id(n)]):
+            memory.add(id(n))                           # then what it shows is needed there
         if reason is None and (homes := _many_homes(n, users[id(n)], kernels)):
             reason = f"used by {homes} kernels"
             shared.add(id(n))
@@ -343,7 +345,6 @@ def _why_stored(n: Node, users: list[Node], roots: set[int], memory: set[int],
     if not n.inputs and ("cheap" in n.op.traits or literal(n) is not None):
         return "its users need it in memory" if in_memory else None
     if "flat" in n.op.traits:
-        memory |= {id(n)} if in_memory else set()       # then what it shows is needed there
         return None
     if isinstance(lower, Pull) and lower.view:
         if in_memory:

@@ -5,17 +5,16 @@ import importlib.util
 import itertools
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from operator import attrgetter, itemgetter
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..core import events, record
 from ..core.aval import Aval
-from ..core.composed import OWN
+from ..core.composed import Families, remember
 from ..core.config import config
 from ..core.dims import dim
 from ..core.dtypes import as_dtype
@@ -39,7 +38,6 @@ Array = np.ndarray[Any, Any]
 
 MAX_CALLS = 1024            # calls that are known by their shapes
 _SHAPE, _DTYPE = attrgetter("shape"), attrgetter("dtype")
-T = TypeVar("T")
 
 
 class _FoldCall(NamedTuple):
@@ -53,13 +51,6 @@ class _FoldCall(NamedTuple):
     result: tuple[int, ...]
 
 
-def _remembered(calls: dict[Any, T], key: Any, call: T) -> T:
-    if len(calls) >= MAX_CALLS:
-        calls.clear()
-    calls[key] = call
-    return call
-
-
 class Codegen:
     """The Executor."""
 
@@ -67,7 +58,7 @@ class Codegen:
         self._ops: dict[Any, CompiledProgram] = {}
         self._calls: dict[Any, tuple[CompiledProgram, tuple[int, ...]]] = {}
         self._folds: dict[Any, _FoldCall] = {}
-        self._alike: Counter[Any] = Counter()           # programs of folds that differ in sizes alone
+        self._families: Families[CompiledProgram] = Families()         # programs of folds
         self._lock = fork_safe_lock()
 
     def available(self) -> bool:
@@ -110,7 +101,7 @@ class Codegen:
                 self._ops[own] = self._single(op, arrays, attrs, batched)
             compiled = self._ops[own]
             sizes = (arrays[batched[0]].shape[0],) if compiled.image.size_names else ()
-            return _remembered(self._calls, key, (compiled, sizes))
+            return remember(self._calls, key, (compiled, sizes), MAX_CALLS)
 
     def _element_wise(self, op: Op, arrays: tuple[Array, ...]) -> Array:
         first = arrays[0]
@@ -146,19 +137,12 @@ class Codegen:
         names = tuple(dim(f"n{k}") for k in range(len(sizes)))
         result = tuple(1 if k in axis else n for k, n in enumerate(x.shape) if keepdims or k not in axis)
         alike = (op, x.dtype, reduced)
-        own = (*alike, *sizes[1:])
         with self._lock:
-            if own not in self._ops:
-                if self._alike[alike] < OWN:
-                    self._alike[alike] += 1
-                    self._ops[own] = self._merged_fold(op, x, reduced, (names[0], *sizes[1:]))
-                else:
-                    own = (*alike, "all sizes")
-            if own not in self._ops:
-                self._ops[own] = self._merged_fold(op, x, reduced, names)
-            program = self._ops[own]
+            program, _ = self._families.program(
+                alike, sizes[1:], lambda: self._merged_fold(op, x, reduced, (names[0], *sizes[1:])),
+                lambda: self._merged_fold(op, x, reduced, names))
             values = tuple(sizes[int(name[1:])] for name in program.image.size_names)
-            return _remembered(self._folds, key, _FoldCall(program, sizes, values, result))
+            return remember(self._folds, key, _FoldCall(program, sizes, values, result), MAX_CALLS)
 
     def _merged_fold(self, op: Op, x: Array, reduced: tuple[bool, ...], shape: Any) -> CompiledProgram:
         axis = tuple(k for k, r in enumerate(reduced) if r)

@@ -48,7 +48,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -57,6 +57,7 @@ from .autodiff import walk
 from .aval import Aval
 from .dims import dim
 from .errors import ArgumentError, AutogradError, DTypeError, ShapeError
+from .fast import code_of
 from .node import Context, TapeNode
 from .op import AllInputs, Op, anonymous
 from .storage import Storage
@@ -64,6 +65,7 @@ from .tensor import Tensor, _new, from_numpy, wrap
 from .threads import fork_safe_lock
 
 F = TypeVar("F", bound=Callable[..., Tensor])
+P = TypeVar("P")
 Array = np.ndarray[Any, Any]
 
 LEAST = 256                         # elements of the first argument from which calls are compiled
@@ -73,6 +75,39 @@ BATCH = "batch"
 
 _UNKNOWN = (AttributeError, KeyError, TypeError)
 _lock = fork_safe_lock()
+
+
+class Families(Generic[P]):
+    """Programs, those of calls that are alike but for sizes in one family.
+
+    The first `OWN` sizes of a family have programs of their own; all others share one.
+    """
+
+    def __init__(self) -> None:
+        self._own: dict[Any, P] = {}
+        self._shared: dict[Any, P] = {}
+        self._count: Counter[Any] = Counter()
+
+    def program(self, family: Any, sizes: Any, own: Callable[[], P],
+                shared: Callable[[], P]) -> tuple[P, bool]:
+        """The program, made if there is none, and whether it is the sizes' own; for one thread at a time."""
+        key = family, sizes
+        if key not in self._own and self._count[family] < OWN:
+            self._count[family] += 1
+            self._own[key] = own()
+        if key in self._own:
+            return self._own[key], True
+        if family not in self._shared:
+            self._shared[family] = shared()
+        return self._shared[family], False
+
+
+def remember(calls: dict[Any, P], key: Any, call: P, most: int) -> P:
+    """Keep what a call needs; when there are too many of them, forget the others."""
+    if len(calls) >= most:
+        calls.clear()
+    calls[key] = call
+    return call
 
 
 def composed(*rows: str, others: tuple[str, ...] = (), least: int = LEAST) -> Callable[[F], F]:
@@ -99,7 +134,7 @@ def composed(*rows: str, others: tuple[str, ...] = (), least: int = LEAST) -> Ca
         space = {"record": record, "new": _new, "Tensor": Tensor, "UNKNOWN": _UNKNOWN, "body": body,
                  "least": least, "quick": composition.quick, "in_general": composition.in_general,
                  "__name__": __name__, **defaults}
-        exec(compile(_source(parameters, rows, others), f"{__file__}<call>", "exec"), space)
+        exec(code_of(_source(parameters, rows, others)), space)
         return functools.wraps(body)(space["call"])  # type: ignore[return-value]
     return decorate
 
@@ -164,8 +199,7 @@ class _Composition:
         self.body, self.rows, self.least = body, rows, least
         self.names = tuple(inspect.signature(body).parameters)
         self.places = tuple(n for n in self.names if n in rows or n in others)
-        self.kinds: dict[Any, _Kind | None] = {}
-        self.alike: Counter[Any] = Counter()             # the programs there are but for sizes
+        self.kinds: Families[_Kind | None] = Families()
         self.quick: dict[Any, tuple[_Kind, tuple[int, ...]]] = {}
 
     def in_general(self, values: tuple[Any, ...]) -> Tensor:
@@ -214,9 +248,7 @@ class _Composition:
         results = kind.program([t._data for t in operands], sizes)
         if results is None:
             return None
-        if len(self.quick) >= MAX_QUICK:
-            self.quick.clear()
-        self.quick[self._key(named, tensors)] = found
+        remember(self.quick, self._key(named, tensors), found, MAX_QUICK)
         out = wrap(results[0])
         if any([t.requires_grad for t in operands]) and record.grad_enabled():  # noqa: C419
             kind.tape(out, operands, sizes)
@@ -247,15 +279,10 @@ class _Composition:
         named = [tuple(s if s in (BATCH, 0, 1) else names.setdefault(s, f"n{len(names)}") for s in shape)
                  for shape in shapes]
         alike = (constants, *((n, t.dtype) for n, t in tensors.items()), *named)
-        own, shared = (alike, *shapes), (alike,)
         with _lock:
-            if own not in self.kinds and self.alike[alike] < OWN:
-                self.alike[alike] += 1
-                self.kinds[own] = self._traced(rest, tensors, shapes, [BATCH])
-            alone = own in self.kinds
-            if not alone and shared not in self.kinds:
-                self.kinds[shared] = self._traced(rest, tensors, named, [BATCH, *names.values()])
-            kind = self.kinds[own if alone else shared]
+            kind, alone = self.kinds.program(
+                alike, tuple(shapes), lambda: self._traced(rest, tensors, shapes, [BATCH]),
+                lambda: self._traced(rest, tensors, named, [BATCH, *names.values()]))
         sizes = given[0][:1] if alone else (*given[0][:1], *names)
         return None if kind is None else (kind, sizes)
 

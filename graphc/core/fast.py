@@ -96,7 +96,7 @@ def call(op: Op, inputs: int = 1, otherwise: Callable[..., Any] | None = None, *
     source = _source(op, inputs, attrs, otherwise is not None, number)
     space = {**_COMMON, "op": op, "run": run or op.run, "otherwise": otherwise, "least": op.compiled,
              "kinds": "f" if op.promote == "float" else op.kinds}
-    exec(_compiled(source), space)
+    exec(code_of(source), space)
     function: Callable[..., Any] = space["call"]
     function.__name__ = function.__qualname__ = name or op.name
     function.__doc__ = doc
@@ -167,7 +167,7 @@ def sequence(op: Op, run: Callable[[list[Any], int], Any], otherwise: Callable[[
 
 
 @cache
-def _compiled(source: str) -> CodeType:
+def code_of(source: str) -> CodeType:
     return compile(source, f"{__file__}<call>", "exec")      # not a line of the user's
 
 

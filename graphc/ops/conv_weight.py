@@ -54,7 +54,6 @@ class _WeightGradient:
             self.pixels = Frame(k, x, size, self.cg, low, (spans[0], spans[1]), stride[1])
         tall = k.index_add(k.index_mul(k.index_sub(self.oh, 1), stride[0]), dilation[0] * (kernel[0] - 1) + 1)
         self.whole_frame = Frame(k, x, size, self.cg, low, (tall, spans[1]) if framed else None)
-
         self.tiled = WinogradWeight(k, x, g, size, out, channels, padding) \
             if WinogradWeight.fits(k, kernel, stride, dilation, out) else None
 

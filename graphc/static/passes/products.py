@@ -13,10 +13,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ...core.aval import Aval
-from ...core.dims import Shape, Size, size_of
+from ...core.dims import Size, size_of
 from ...core.node import Node, Value
-from ...core.op import get_op
 from ..program import Program, merged, rewrite
 from .steps import as_range, call, joined_in, range_of, reshaped, step_of
 
@@ -34,9 +32,7 @@ def _product_under(v: Value) -> Node | None:
 
 def _rows(v: Value, name: str) -> Value:
     """All rows of a stack of matrices, as one matrix."""
-    shape: Shape = (size_of(v.aval.shape[:-1]), v.aval.shape[-1])
-    aval = Aval(shape, v.aval.dtype)
-    return Value(Node(get_op("reshape"), (v,), {"shape": shape}, (aval,), name, v.node.origins), 0)
+    return reshaped(v, (size_of(v.aval.shape[:-1]), v.aval.shape[-1]), name)
 
 
 def _stacked(n: Node) -> Node | None:
