@@ -78,7 +78,7 @@ def conv_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, d
     o, cg, kh, kw = (k.known(s) for s in w.shape)
     sizes = x.shape[2:], y.shape[2:]
     if (kh, kw) == stride == (1, 1) and padding == (0, 0):
-        sizes = one_row(k, *sizes)
+        sizes = (rows_of_pixels(k, sizes[1], o // groups, cg, x.dtype),) * 2
     ty, tx = (Taps(n, -p, s, d, 0, 1, size)
               for n, p, s, d, size in zip((kh, kw), padding, stride, dilation, sizes[1]))
     weight = Weight(w, cg * kh * kw, kh * kw, o // groups * cg * kh * kw, kw)
@@ -94,7 +94,7 @@ def dx_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dil
     sizes = g.shape[2:], dx.shape[2:]
     plain = (kh, kw) == stride == (1, 1) and padding == (0, 0)
     if plain:
-        sizes = one_row(k, *sizes)
+        sizes = (rows_of_pixels(k, sizes[1], cg, o // groups, g.dtype),) * 2
     phases = [[_phase(k, a, *rest) for a in range(rest[1])]
               for rest in zip((kh, kw), stride, padding, dilation, sizes[1])]
     parts = [Part(ty, tx, (a, b)) for a, ty in enumerate(phases[0]) for b, tx in enumerate(phases[1])]
@@ -124,11 +124,23 @@ def _phase(k: Any, phase: int, kernel: int, stride: int, padding: int, dilation:
 
 # ---------------------------------------------------------------- blocks of rows
 
-def count_blocks(k: Any, rows: Index, work: float, elements: float, dtype: str) -> int:
-    """Blocks that an image's rows are cut into: for its work and for the cache; rows divide into them."""
-    known = k.known(rows)
+def count_blocks(k: Any, rows: Index, work: float, elements: float, dtype: str, least: int = 4) -> int:
+    """Blocks that an image's rows are cut into: for its work, and for the cache, where ``elements`` of all
+    rows should have room a block at a time. Rows divide into them; a block has at least ``least``.
+    """
+    known = k.known(rows) or 0
     wanted = max(work / BLOCK_WORK, elements * np.dtype(dtype).itemsize / FRAME_BYTES)
-    return max((n for n in range(1, (known or 0) // 4 + 1) if known % n == 0 and n < wanted + 1), default=1)
+    return max((n for n in range(1, known // least + 1) if known % n == 0 and n < wanted + 1), default=1)
+
+
+def rows_of_pixels(k: Any, size: Sequence[Index], made: int, reduced: int, dtype: str) -> list[Index]:
+    """A 1x1 kernel sees rows of any length: one for each block that is wanted, of whole vectors."""
+    pixels = k.product(size)
+    vectors = k.index_div(pixels, k.index(k.vector_lanes(dtype)))
+    whole = (k.known(pixels) or 1) % k.vector_lanes(dtype) == 0
+    n = count_blocks(k, vectors, k.estimate(pixels, 2 * made * reduced),
+                     k.estimate(pixels, max(made, reduced)), dtype) if whole else 1
+    return [k.index(n), k.index_div(pixels, k.index(n))]
 
 
 # ---------------------------------------------------------------- correlation
@@ -149,8 +161,9 @@ class _Correlation:
         self.live = [p for p in parts if p.taps]
         self.work = k.estimate(self.h, self.w, 2 * self.made * self.reduced) \
             * sum(p.taps for p in parts) / len(parts)
-        elements = k.estimate(self.sh, self.sw, self.reduced)
-        self.blocks = 1 if len(parts) > 1 else count_blocks(k, self.h, self.work, elements, source.dtype)
+        elements = max(k.estimate(self.sh, self.sw, self.reduced), k.estimate(self.h, self.w, self.made))
+        self.blocks = 1 if len(parts) > 1 else count_blocks(
+            k, self.h, self.work, elements, source.dtype, 4 if parts[0].y.count > 1 else 1)
         self.rows = k.index_div(self.h, k.index(self.blocks))
         self.pixels = k.index_mul(self.rows, self.w)            # of a block
         self.low = (min((p.y.start for p in self.live), default=0),
