@@ -314,7 +314,8 @@ class _Correlation:
             some = self.parts[phase:phase + columns]
             for column, part in enumerate(some):
                 if part.taps:
-                    self.correlate(part, place, packed, group, (compact, k.index_mul(largest, column)))
+                    start = k.index_mul(largest, column)
+                    self.correlate(part, place, packed, group, (compact, start))
             self.interleave(some, compact, largest, to)
 
     def correlate(self, part: Part, place: Any, packed: Any, group: Index, to: Any) -> None:
