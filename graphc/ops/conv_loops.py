@@ -312,9 +312,10 @@ class _Correlation:
         k, largest, columns = self.k, self.largest_part(), self.stride[1]
         for phase in range(0, len(self.parts), columns):
             some = self.parts[phase:phase + columns]
-            for n, part in enumerate(some):
+            for column, part in enumerate(some):
                 if part.taps:
-                    self.correlate(part, place, packed, group, (compact, k.index_mul(largest, n)))
+                    start = k.index_mul(largest, column)
+                    self.correlate(part, place, packed, group, (compact, start))
             self.interleave(some, compact, largest, to)
 
     def correlate(self, part: Part, place: Any, packed: Any, group: Index, to: Any) -> None:
