@@ -90,8 +90,9 @@ class Columns:
         k.variant = "columns"
         items = k.index_mul(n, k.index(self.groups))
         fewest = k.index_div(k.index_add(items, CHUNKS - 1), CHUNKS)
-        grain = k.grain(2.0 * self.made * self.reduced * self.kernel[0] * self.kernel[1] * self.pixels)
-        with k.parallel_chunks(items, k.maximum(grain, fewest)) as (_, begin, end):
+        work = 2.0 * self.made * self.reduced * self.kernel[0] * self.kernel[1] * self.pixels
+        work += self.made * self.h * self.w * k.following()
+        with k.parallel_chunks(items, k.maximum(k.grain(work), fewest)) as (_, begin, end):
             size = self.before + self.together * self.kernel[1] * self.plane + self.after
             sums = k.scratch(self.source.dtype, k.index(size))
             fill(k, sums, k.index(0), k.index(size))
@@ -100,7 +101,11 @@ class Columns:
                 with k.loop(k.index(0), k.index(self.made // self.together)) as block:
                     first = k.let(k.index_mul(block, self.together))
                     self.multiply(item, group, first, sums)
-                    self.shift(sums, k.let(k.index_add(k.index_mul(item, self.made), first)))
+                    channel = k.let(k.index_add(k.index_mul(item, self.made), first))
+                    whole = self.together, self.h * self.w
+                    with k.written(self.out, (channel, k.index(whole[0])), (k.index(0), k.index(whole[1])),
+                                   whole) as to:
+                        self.shift(sums, to)
 
     def kernel_rows(self) -> Iterator[tuple[int, int, int, bool]]:
         """(kernel row i, phase of the stride and row of the sums that it adds to, whether the first to)."""
@@ -131,28 +136,27 @@ class Columns:
             with k.loop(k.index(0), k.index(self.together * self.kernel[1])) as column:
                 fill(k, sums, k.let(k.index_add(k.index_mul(column, self.plane), start)), k.index(count))
 
-    def shift(self, sums: Any, channel: Index) -> None:
-        """Results of `together` channels, from ``channel`` of all images' on."""
+    def shift(self, sums: Any, to: Any) -> None:
+        """Results of `together` channels."""
         k, (sy, _) = self.k, self.stride
-        to = k.let(k.index_mul(channel, self.h * self.w))
         with k.loop(k.index(0), k.index(self.together)) as c, k.loop(k.index(0), k.index(self.h)) as y:
             down = k.let(k.index_add(y, self.padding[0]))
             row = k.index_add(k.index_mul(k.index_mod(down, k.index(sy)), self.high),
                               k.index_div(down, k.index(sy)))
             here = k.index_add(k.index_mul(c, self.kernel[1] * self.plane), k.index_mul(row, self.sw))
-            there = k.index_mul(k.index_add(k.index_mul(c, self.h), y), self.w)
-            self.shift_row(sums, k.let(k.index_add(here, self.before)), k.let(k.index_add(to, there)))
+            there = k.let(k.index_add(k.index_mul(c, to.ld), k.index_mul(y, self.w)))
+            self.shift_row(sums, k.let(k.index_add(here, self.before)), to, there)
 
-    def shift_row(self, sums: Any, here: Index, there: Index) -> None:
+    def shift_row(self, sums: Any, here: Index, to: Any, there: Index) -> None:
         k, step = self.k, self.stride[1]
         with k.lanes(k.index(self.w // step)) as v:
             for phase in range(step):
                 place = k.index_add(there, k.index_add(k.index_mul(v, step), phase))
-                self.out.store_flat(place, self.result(sums, here, phase, v))
+                k.store(to, place, self.result(sums, here, phase, v))
         for phase in range(self.w % step):                      # a row may end within a stride
             v = k.index(self.w // step)
             place = k.index_add(there, self.w // step * step + phase)
-            self.out.store_flat(place, self.result(sums, here, phase, v))
+            k.store(to, place, self.result(sums, here, phase, v))
 
     def result(self, sums: Any, here: Index, phase: int, v: Index) -> Any:
         k, zero, total = self.k, self.k.const(0, self.source.dtype), None

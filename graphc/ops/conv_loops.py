@@ -340,7 +340,7 @@ class _Correlation:
                         self.correlate_phases(place, packed, group, compact, to)
 
     def correlate_phases(self, place: Any, packed: Any, group: Index, compact: Any, to: Any) -> None:
-        """All parts, the columns of a row's phases side by side in ``compact`` before they are interleaved."""
+        """All parts; the columns of a row's phases are side by side in ``compact``, then interleaved."""
         k, largest, columns = self.k, self.largest_part(), self.stride[1]
         for phase in range(0, len(self.parts), columns):
             some = self.parts[phase:phase + columns]

@@ -317,6 +317,28 @@ def test_input_gradients_by_columns(shape: tuple[int, ...], kernel: tuple[int, i
             np.testing.assert_array_equal(other, found[0])
 
 
+def test_what_follows_an_input_gradient_by_columns() -> None:
+    """It joins the kernel, channel block by channel block."""
+    rng = np.random.default_rng(1)
+    shapes = (3, 16, 10, 10), (16, 12, 5, 5), (3, 12, 14, 14)
+    arrays = [rng.standard_normal(shape).astype("f4") for shape in shapes]
+    attributes = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, "size": (14, 14)}
+    with gc.Graph() as graph:
+        g, w, y = (gc.placeholder("float32", shape) for shape in shapes)
+        plain = record.apply(conv2d_dx_op, g, w, **attributes)
+        masked = gc.where(y > 0, plain, 0.5 * plain) + y
+    for fetched, results in (([masked], 1), ([masked, plain], 2)):
+        found = {}
+        for target in ("interpret", "python", "cpu"):
+            found[target] = gc.Session(graph, target).run(fetched, dict(zip((g, w, y), arrays)))
+            assert len(found[target]) == results
+        kernels = gc.Session(graph, "cpu").prepare([x._node for x in fetched]).runnable.kernels
+        assert [k.name for k in kernels if "columns" in k.name] == [k.name for k in kernels]
+        for target in ("python", "cpu"):
+            for a, b in zip(found[target], found["interpret"]):
+                np.testing.assert_allclose(a, b, rtol=0, atol=2e-5)
+
+
 @pytest.mark.parametrize("stride, dilation, kernel", [
     ((2, 2), (1, 1), 3), ((1, 3), (2, 2), 3), ((2, 2), (2, 2), 2), ((3, 2), (1, 3), 4), ((2, 5), (1, 1), 3)])
 @pytest.mark.parametrize("op", [conv2d_op, conv2d_dx_op, conv2d_dw_op], ids=lambda op: str(op.name))
