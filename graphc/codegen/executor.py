@@ -43,7 +43,7 @@ from . import native, threads
 
 Array = np.ndarray[Any, Any]
 
-COLUMNS = 6
+COLUMNS, _WAVE = 6, 5
 OK, BUSY = -1, -2               # what a Call returns; else the position of the array that does not fit,
                                 # or `FAILED` and the position of the check
 _HEAD = ("busy", "arrays", "n_arrays", "slots", "steps", "n_early", "n_steps", "checks", "n_checks", "type",
@@ -56,9 +56,24 @@ _DATA, _NDIM, _SHAPE, _DTYPE, _FLAGS = 16, 24, 32, 56, 64                # where
 def run_program(table: npt.NDArray[np.int64], n: int, num_threads: int) -> None:
     """Run the first ``n`` steps of ``table`` in order, each on at most ``num_threads`` threads."""
     check_table(table, n)
-    address = _module()["graphc_run"]
-    run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(address)
-    run(table.ctypes.data, n, num_threads)
+    _runner()(table.ctypes.data, n, num_threads)
+
+
+def run_alone(table: npt.NDArray[np.int64]) -> Callable[[int, int], None]:
+    """``run(num_threads, k)``: step ``k`` by itself, whatever its wave. One past the last does nothing."""
+    check_table(table, len(table))
+    alone, run = np.vstack([table, np.array([0, 0, 0, 0, 1, 1])]), _runner()
+    alone[:, _WAVE] = np.minimum(alone[:, _WAVE], 1)
+    rows = [(row, row.ctypes.data) for row in alone]
+
+    def step(num_threads: int, k: int) -> None:
+        run(rows[k][1], 1, num_threads)
+    return step
+
+
+@cache
+def _runner() -> Callable[[int, int, int], None]:
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(_module()["graphc_run"])
 
 
 def check_table(table: npt.NDArray[np.int64], n: int) -> None:

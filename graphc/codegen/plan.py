@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from ..core.dims import evaluate_shape
 from ..core.memory import allocator
 from ..static.program import FAILED
 from .builder import size_variable
-from .executor import BUSY, COLUMNS, OK, Call, Operand
+from .executor import BUSY, COLUMNS, OK, Call, Operand, run_alone
 from .image import Array, Image, evaluate_expr
 
 ALIGN = 64
@@ -168,6 +168,10 @@ class Plan:
 
     # ------------------------------------------------------------ runs
 
+    def results(self) -> list[Array]:
+        """New arrays for the outputs of a run."""
+        return [empty(shape, dtype) for empty, shape, dtype in self._outputs]
+
     def run(self, arrays: Sequence[Array]) -> tuple[list[Array], int]:
         """Run on arguments and targets.
 
@@ -176,7 +180,7 @@ class Plan:
         outputs, code
             Arrays of the caller's own, and what `executor.Call` returns.
         """
-        outputs = [empty(shape, dtype) for empty, shape, dtype in self._outputs]
+        outputs = self.results()
         for call in self.calls:
             code: int = call(config.num_threads, *arrays, *outputs)
             if code != BUSY:
@@ -203,7 +207,12 @@ def _address(array: Array) -> int:
 
 
 class Instance:
-    """What one run at a time uses: an arena, a table of slots, and ``call(num_threads, *arrays)``."""
+    """What one run at a time uses: an arena, a table of slots, and ``call(num_threads, *arrays)``.
+
+    ``step(num_threads, k)`` runs one step by itself, on the arrays of the last call; one past the last, none.
+    """
+    call: Callable[..., int]
+    step: Callable[[int, int], None]
 
     def __init__(self, plan: Plan) -> None:
         image = plan.image
@@ -222,9 +231,9 @@ class Instance:
         # (of an empty array a window shows all that may be read)
         self.windows = [(s, plan.home(s), at if plan.counts[plan.home(s)] else 0)
                         for s, at in plan.windows.items()]
-        self.call = self._python(plan) if plan.python else self._native(plan)
+        self.call, self.step = self._python(plan) if plan.python else self._native(plan)
 
-    def _native(self, plan: Plan) -> Any:
+    def _native(self, plan: Plan) -> tuple[Callable[..., int], Callable[[int, int], None]]:
         image = plan.image
         slots = np.zeros(max(1, len(image.slots)), np.int64)
         for s, view in self.views.items():
@@ -254,9 +263,9 @@ class Instance:
                     instead=_address(self.instead[s]) if s in self.instead else 0) for s in plan.operands]
         call = Call(table, image.n_early, slots, operands, image.checks, moving)
         self._keep = (call, lists)
-        return call.run
+        return call.run, run_alone(table)
 
-    def _python(self, plan: Plan) -> Any:
+    def _python(self, plan: Plan) -> tuple[Callable[..., int], Callable[[int, int], None]]:
         """The same in Python, for entries that are Python functions. `executor` says what it returns."""
         image, views = plan.image, dict(self.views)
 
@@ -281,7 +290,7 @@ class Instance:
                     return FAILED + k
             run(range(image.n_early, len(image.steps)))
             return OK
-        return call
+        return call, lambda _, k: run(range(len(image.steps))[k:k + 1])
 
 
 __all__ = ["Plan"]
