@@ -292,9 +292,10 @@ class _Correlation:
                 else:
                     for phase in range(0, len(self.parts), self.stride[1]):
                         some = self.parts[phase:phase + self.stride[1]]
-                        for n, part in enumerate(some):
+                        for column, part in enumerate(some):
                             if part.taps:
-                                self.correlate(part, place, packed, group, (compact, k.index_mul(largest, n)))
+                                to = compact, k.index_mul(largest, column)
+                                self.correlate(part, place, packed, group, to)
                         self.interleave(some, compact, largest, base)
 
     def correlate(self, part: Part, place: Any, packed: Any, group: Index, to: Any) -> None:
