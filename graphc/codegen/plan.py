@@ -51,6 +51,9 @@ class Plan:
         self.waves = self._waves()
         self.offsets, self.arena_bytes, self.live_bytes = self._place()
         self.operands = image.operands()
+        # arguments that are no state which is updated: they must not lie where one is written
+        self.apart = {k for k, s in enumerate(image.slots) if image.aliases and s.kind == "argument"
+                      and s.index not in image.aliases}
         self._outputs = [(allocator(shape := self.shapes[k] or (), self.dtypes[k]), shape, self.dtypes[k])
                          for k in self.operands if image.slots[k].kind == "output"]
         self.instances: list[Instance] = []
@@ -260,7 +263,8 @@ class Instance:
         operands = [
             Operand(s, plan.dtypes[s], plan.shapes[s] or (),
                     written=image.slots[s].kind != "argument",
-                    instead=_address(self.instead[s]) if s in self.instead else 0) for s in plan.operands]
+                    instead=_address(self.instead[s]) if s in self.instead else 0,
+                    apart=s in plan.apart) for s in plan.operands]
         call = Call(table, image.n_early, slots, operands, image.checks, moving)
         self._keep = (call, lists)
         return call.run, run_alone(table)
@@ -277,9 +281,13 @@ class Instance:
                     plan.entries[t]([views[s] for s in step.slots], sizes, chunk, chunk * grain,
                                     min((chunk + 1) * grain, extent))
 
+        first_target = sum(image.slots[s].kind == "argument" for s in plan.operands)
+
         def call(_: int, *arrays: Array) -> int:
             for k, (s, a) in enumerate(zip(plan.operands, arrays, strict=True)):
                 if type(a) is not np.ndarray or a.dtype != plan.dtypes[s] or a.shape != plan.shapes[s]:
+                    return k
+                if s in plan.apart and any(np.may_share_memory(a, t) for t in arrays[first_target:]):
                     return k
                 views[s] = self.instead[s] if s in self.instead else a.reshape(-1)
             for s, home, at in self.windows:

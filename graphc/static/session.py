@@ -22,7 +22,7 @@ from ..core.errors import (
     InternalError,
 )
 from ..core.node import Node, Value
-from ..core.storage import Storage, owner, standard
+from ..core.storage import Storage, apart, owner, standard
 from ..core.tensor import Tensor
 from ..core.threads import fork_safe_lock
 from .graph import Graph, State, group_op, placeholder_op
@@ -495,8 +495,6 @@ class Session:
     def _run(self, prepared: Prepared, bound: Bound, feeds: Sequence[Array],
              before: Mapping[State, Array] | None, keep: dict[State, Array] | None) -> list[Array]:
         program = prepared.program
-        if bound.targets:
-            feeds = [f.copy() if any(np.may_share_memory(f, t) for t in bound.targets) else f for f in feeds]
         fed = iter(feeds)
         arguments = [next(fed) if a is None else a for a in bound.arguments]
         drawn = random.reserve(program.draws) if program.draws and before is None else None
@@ -547,7 +545,10 @@ class Session:
         plan = prepared.plan = prepared.runnable.plan(env)
         outputs, code = plan.run(arguments)
         if 0 <= code < FAILED:
-            outputs, code = plan.run([standard(a) for a in arguments])
+            n = len(prepared.program.arguments)
+            targets = arguments[n:]
+            states = {i for i, _ in prepared.reads}
+            outputs, code = plan.run([*apart(arguments[:n], targets, states), *map(standard, targets)])
             if 0 <= code < FAILED:
                 raise InternalError(f"argument {code} of a program does not fit its plan")
         return outputs, code
