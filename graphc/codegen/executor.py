@@ -144,7 +144,8 @@ class Call:
              len(table) - n_early, checked.ctypes.data, len(checks), id(np.ndarray), moved.ctypes.data,
              len(moved), apart.ctypes.data, len(apart), written.ctypes.data, len(written),
              begins.ctypes.data, ends.ctypes.data), np.int64)
-        self._keep = (table, slots, list(operands), shapes, rows, checked, moved, apart, written, begins, ends)
+        self._keep = (table, slots, list(operands), shapes, rows, checked, moved, apart, written, begins,
+                      ends)
         self.run = ctypes.pythonapi.PyCFunction_NewEx(ctypes.byref(_method()), self.head.ctypes.data, None)
 
 
