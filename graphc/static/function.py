@@ -56,18 +56,28 @@ class Function(Generic[R]):
                 found: R | None = quick(args)
                 if found is not None:
                     return found
+        traced, sizes, arrays = self._traced(args, kwargs)
+        result = self._run(traced, sizes, arrays)
+        if not kwargs and not traced.only_long:
+            traced.only_long = not _Quick.takes(traced, args)
+            if not traced.only_long:
+                self._quick = (_Quick(traced, args), *self._quick)[:MAX_QUICK]
+        return cast(R, result)
+
+    def prepare(self, *args: Any, **kwargs: Any) -> tuple[Traced, list[Any]]:
+        """The trace that a call with these arguments runs, made if there is none, and what it is fed."""
+        traced, _, arrays = self._traced(args, kwargs)
+        return traced, [array_of(arrays[k]) for k in traced.feeds]
+
+    def _traced(self, args: Any, kwargs: dict[str, Any]) -> tuple[Traced, dict[Dim, int], list[Any]]:
+        """The trace of a call, its named sizes, and its array arguments."""
         leaves: list[Any] = []
         structure = flatten((args, dict(sorted(kwargs.items()))), leaves)
         for k, x in enumerate(leaves):
             if type(x) is np.ndarray and not x.dtype.isnative:
                 leaves[k] = x.astype(x.dtype.newbyteorder("="))
         traced, sizes = self._find(structure, leaves) or self._trace(structure, leaves)
-        result = self._run(traced, sizes, [x for x in leaves if is_array(x)])
-        if not kwargs and not traced.only_long:
-            traced.only_long = not _Quick.takes(traced, args)
-            if not traced.only_long:
-                self._quick = (_Quick(traced, args), *self._quick)[:MAX_QUICK]
-        return cast(R, result)
+        return traced, sizes, [x for x in leaves if is_array(x)]
 
     @property
     def _name(self) -> str:
