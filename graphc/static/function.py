@@ -267,7 +267,7 @@ class _Axes:
         return _Axes(self.first, tuple(map(pairs.index, pairs)), self.changed | differ)
 
     def names(self, sizes: Sequence[int]) -> list[Any]:
-        """A number or, of an axis that changes, what it shares with others; 1 broadcasts and stays a number."""
+        """Numbers; of axes that change, what they share with others. 1 broadcasts and stays a number."""
         return [(group,) if k in self.changed and n != 1 else n
                 for k, (n, group) in enumerate(zip(sizes, self.together))]
 
