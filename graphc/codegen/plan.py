@@ -231,8 +231,8 @@ class Instance:
         # an array without elements is not read, but clamped indices must point somewhere
         self.instead = {s: np.zeros(plan.room(s), plan.dtypes[s])
                         for s in plan.operands if not plan.counts[s]}
-        # (of an empty array a window shows all that may be read)
-        self.windows = [(s, plan.home(s), at if plan.counts[plan.home(s)] else 0)
+        # (a window that begins at the end has nothing in it, and shows all instead: clamped indices again)
+        self.windows = [(s, plan.home(s), at if at < plan.counts[plan.home(s)] else 0)
                         for s, at in plan.windows.items()]
         self.call, self.step = self._python(plan) if plan.python else self._native(plan)
 
