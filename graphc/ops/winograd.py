@@ -21,7 +21,7 @@ from .window import Pair
 POINTS = 16                 # products of a tile
 TILES_BYTES = 1 << 19       # of transformed tiles: what should stay in the second-level cache
 MADE = 32                   # channels whose products wait for their transform
-TRANSFORM = 14.0            # vector multiplications that a result's part of transforming a channel costs
+TRANSFORM = 28.0            # vector multiplications that a result's part of transforming a channel costs
 WEIGHT = 30.0               # and that transforming a kernel costs
 
 Vector = list[Any]
