@@ -120,7 +120,7 @@ conv2d_dw_op: Op = Op(
     vjp=(lambda g, c: record.apply(conv2d_dx_op, c.y, g, **_attrs(c), size=c.shapes[0][2:]),
          lambda g, c: record.apply(conv2d_op, c.x, g, **_attrs(c))),
     saves=(("y",), ("x",)),
-    lower=Loops(dw_loops),
+    lower=Loops(dw_loops, blocks=3),
     kinds="f",
     cost=100.0,
     compiled=256,

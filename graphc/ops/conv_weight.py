@@ -234,13 +234,15 @@ class ByPixels:
         """The partial sums and their lanes added up, chunk after chunk."""
         k, what, each = self.k, self.what, self.each
         lanes = what.lanes
-        with k.parallel(k.index(each // lanes), work=float(PARTIALS * lanes)) as j:
-            at = k.index_mul(j, lanes)
+        columns = k.index(0), k.index(what.depth)
+        with k.parallel(k.index(what.groups * what.og), work=float(PARTIALS * lanes * what.depth)) as o, \
+                k.written(what.dw, (o, k.index(1)), columns, (1, what.depth)) as to, k.loop(*columns) as tap:
+            at = k.let(k.index_mul(k.index_add(k.index_mul(o, what.depth), tap), lanes))
             acc = k.variable(k.const(0, what.x.dtype))
             with k.loop(k.index(0), chunks) as c, k.loop(k.index(0), k.index(lanes)) as lane:
                 part = partial.at_flat(k.index_add(k.index_add(k.index_mul(c, each), at), lane))
                 acc.set(k.add(acc.get(), part))
-            what.dw.store_flat(j, acc.get())
+            k.store(to, tap, acc.get())
 
 
 def _of_group(what: WeightGradient, to: tuple[Any, Index], group: Index, each: int) -> tuple[Any, Index]:
@@ -307,18 +309,18 @@ def join_turned(what: WeightGradient, partial: Any, chunks: Index) -> None:
             as (_, begin, end):
         total = k.scratch(what.x.dtype, k.index(taps * og))
         with k.loop(begin, end) as item:
-            group, block = k.unravel(item, (what.groups, blocks))
-            tap = k.let(k.index_mul(block, taps))
+            group, nth = k.unravel(item, (what.groups, blocks))
+            tap = k.let(k.index_mul(nth, taps))
             count = k.let(k.minimum(k.index(taps), k.index_sub(k.index(depth), tap)))
-            to = k.let(k.index_mul(group, og * depth))
-            at, size = k.let(k.index_add(to, k.index_mul(tap, og))), k.index_mul(count, og)
+            at = k.let(k.index_add(k.index_mul(group, og * depth), k.index_mul(tap, og)))
+            size = k.index_mul(count, og)
             fill(k, total, k.index(0), size)
             with k.loop(k.index(0), chunks) as c:
                 source = k.let(k.index_add(k.index_mul(c, each), at))
                 with k.loop(k.index(0), size) as i:
                     total.store_flat(i, k.add(total.at_flat(i), partial.at_flat(k.index_add(source, i))))
-            k.transpose(count, k.index(og), total.block(total.base, k.index(og)),
-                        what.dw.block(k.index_add(to, tap), k.index(depth)))
+            with k.written(what.dw, (k.index_mul(group, og), k.index(og)), (tap, count), (og, taps)) as block:
+                k.transpose(count, k.index(og), total.block(total.base, k.index(og)), block)
 
 
 # ---------------------------------------------------------------- no partial sums
@@ -347,13 +349,16 @@ class Whole:
         together = self.channels_at_once()
         blocks, taps = what.cg // together, what.kernel[0] * what.kernel[1]
         work = k.estimate(what.pixels, what.g.shape[0], 2 * what.og * what.depth) / blocks
+        work += what.og * together * taps * k.following()
         with k.parallel(k.index(what.groups * blocks), work=work) as item:
             group, block = k.unravel(item, (what.groups, blocks))
             first = k.let(k.index_mul(block, together))
             at = k.index_add(k.index_mul(group, size), k.index_mul(first, self.frame.plane))
-            to = k.index_add(k.index_mul(group, what.og * what.depth), k.index_mul(first, taps))
             start = k.index_mul(group, k.index_mul(what.pixels, what.og))
-            k.contract(self.contraction(together), (source, at), (across, start), (what.dw, to))
+            with k.written(what.dw, (k.index_mul(group, what.og), k.index(what.og)),
+                           (k.index_mul(first, taps), k.index(together * taps)),
+                           (what.og, together * taps)) as to:
+                k.contract(self.contraction(together), (source, at), (across, start), (to, k.index(0)))
 
     def prepare(self) -> tuple[Any, Any]:
         """All images, framed, and all gradients, pixels by channels."""
@@ -381,9 +386,10 @@ class Whole:
         """Lanes are channels of the gradient; the sum is over images and pixels."""
         k, what, f, (kh, kw) = self.what.k, self.what, self.frame, self.what.kernel
         (oh, ow), og = what.out, what.og
+        depth = channels * kh * kw if k.in_scratch(what.dw) else what.depth
         return k.contraction(
             [k.axis(channels, f.plane, 0, kh * kw), k.axis(kh, k.index_mul(f.pitch, what.dilation[0]), 0, kw),
-             k.axis(kw, what.dilation[1], 0, 1)], [], k.axis(og, 0, 1, what.depth),
+             k.axis(kw, what.dilation[1], 0, 1)], [], k.axis(og, 0, 1, depth),
             [k.axis(what.g.shape[0], k.index_mul(self.size, what.groups),
                     k.index_mul(what.pixels, og * what.groups)),
              k.axis(oh, k.index_mul(f.pitch, what.stride[0]), k.index_mul(ow, og)),
