@@ -116,16 +116,17 @@ def growth(nodes: Sequence[int], json_file: Path | None) -> None:
 
 
 @main.command()
-@click.option("--dtype", "dtypes", type=click.Choice(_products.DTYPES), multiple=True, default=_products.DTYPES,
-              show_default=True, help="May be given twice.")
+@click.option("--dtype", "dtypes", type=click.Choice(_products.DTYPES), multiple=True,
+              default=_products.DTYPES, show_default=True, help="May be given twice.")
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Turns of each library.")
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True,
+              help="Turns of each library.")
 @_quick
 @_json
 def products(dtypes: Sequence[str], threads: int, rounds: int, quick: bool, json_file: Path | None) -> None:
     """Matrix products of all transposes from one row to many, beside the limit and PyTorch."""
-    some = [p for i, p in enumerate(_products.all_products(dtypes)) if not quick or i % 37 == 0]
-    _finish(json_file, lambda: _products.run(dtypes, threads, 1 if quick else rounds, 2 if quick else 5, some))
+    some = list(_products.all_products(dtypes))[::37 if quick else 1]
+    _finish(json_file, lambda: _products.run(some, threads, *((1, 2) if quick else (rounds, 5))))
 
 
 @main.command()

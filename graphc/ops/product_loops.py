@@ -119,9 +119,9 @@ class _Product:
                 k.store(c, i, k.add(k.load(c, i), parts.at_flat(at)))
 
     def run(self, by_rows: bool) -> int:
-        """Rows or columns that a chunk is to have at least, so that the operand they cut is read in long runs.
+        """Rows or columns that a chunk is to have at least: the operand that is cut is read in long runs.
 
-        Where it comes from memory, and the other one has few of its own.
+        Where that one is large, and the other one has few of its own.
         """
         k, cut = self.k, self.ta if by_rows else not self.tb
         few, longer = (k.known(s) for s in ((self.n, self.m) if by_rows else (self.m, self.n)))

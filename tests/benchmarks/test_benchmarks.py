@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import compare, growth, limits, measure, overhead, result
+from benchmarks import compare, growth, limits, measure, overhead, products, result
 from benchmarks.__main__ import main
 from benchmarks.engines import ENGINES, Engine
 from benchmarks.measure import ChildFailed, Spread, alternate, fresh_process
@@ -132,6 +132,18 @@ def test_overhead(tmp_path: Path) -> None:
     assert all({"graphc", "NumPy"} - r["us"].keys() == (
         {"NumPy"} if r["grad"] or r["op"] in overhead.ROWS else set()) for r in rows)
     assert "matmul with grad" in shown
+
+
+def test_products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [products.Product(2, 10, 84, "nt", "float32"), products.Product(3, 4, 5, "tt", "float64", 6)]
+    monkeypatch.setattr(products, "all_products", lambda dtypes: iter(asked))
+    found, shown = invoke(tmp_path, "products", "--quick", "--threads", "1")
+    rows = found["results"][0]["rows"]
+    assert [r["title"] for r in rows] == ["(2 x 84 x 10) nt float32"]          # of every so manieth
+    x, y = asked[1].arrays()
+    assert x.shape == (6, 5, 3) and y.shape == (6, 4, 5)
+    assert asked[1].cost().flop == 2 * 6 * 3 * 4 * 5 and asked[1].cost().bytes == 8 * 6 * (15 + 20 + 12)
+    assert 0 < rows[0]["share_of_limit"] < math.inf and "float32 nt" in shown
 
 
 def test_startup(tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 """LLVM IR of matrix products of any size, built once for all kernels.
 
-Nothing is packed but small pieces on the stack. `product_function` chooses by sizes between the ways to multiply:
+Nothing is packed but small pieces on the stack. `product_function` chooses between the ways to multiply:
 
-========= ==================================================================================================
-tiles     vectors are columns of B, which is read as it is, panel by panel: where B stays in the caches
-copied    the same, each piece of a panel being copied, or turned, to the stack before: many rows
-updates   whole rows of B, times elements of A, are added to rows of C: few rows, and a B that comes from memory
-dots      vectors go along the rows of both A and B': nothing is turned, B' is read once and in order
-========= ==================================================================================================
+=========== ================================================================================================
+tiles       vectors are columns of B, which is read as it is, panel by panel: where B stays in the caches
+copied      the same, pieces of panels being copied to the stack before: many rows, and a B from memory
+turned      the same for B', whose pieces are turned
+updates     whole rows of B, times elements of A, are added to rows of C: few rows, and a B from memory
+dots        vectors go along the rows of both A and B', which is read once and in order: few rows
+turned_dots the same for A', whose pieces are turned
+across      C' = B' A for A' B of few columns, and then C' turned
+=========== ================================================================================================
 """
 from __future__ import annotations
 
@@ -32,15 +35,15 @@ AT_ONCE = 24            # rows of B' that stay in the first caches while all of 
 PIECE = 4096            # bytes of each of them, where more than a tile of rows passes by
 
 FAR = 1 << 24           # bytes over which B is spread, from which it is not in the caches
-FEW, WIDE = 16, 256     # rows fewer than which copying does not pay; columns that are worth reading in whole rows
-DOTS, LONG = 48, 8      # most rows of dot products, and how much longer than rows are many they are to be
+FEW, WIDE = 16, 256     # rows from which copying pays; columns that are worth reading in whole rows
+DOTS, LONG = 48, 8      # most rows of dot products, and elements of them for each row: sums cost at their end
 
 T = TypeVar("T")
 
 
 def product_function(module: ir.Module, name: str, code: str, machine: Machine,
                      transpose: ir.Function) -> ir.Function:
-    """``void name(i64 m, i64 n, i64 k, ptr a, i64 ld, i64 ta, ptr b, i64 ld, i64 tb, ptr c, i64 ld, i64 add)``
+    """``void name(m, n, k, ptr a, i64 ld, i64 ta, ptr b, i64 ld, i64 tb, ptr c, i64 ld, i64 add)``
 
     C = op(A) op(B), added to C if ``add``; all row-major, m, n and k at least 1.
     """
@@ -65,11 +68,11 @@ def product_function(module: ir.Module, name: str, code: str, machine: Machine,
     instead(narrow, ways.across, m, n, k, left, ld_a, right, ld_b, tb, c, ld_c, add)
     thin = b.and_(b.and_(below(n, w // 2 + 1), b.not_(is_ta)), below(b.mul(n, I64(LONG - 1)), k))
     instead(b.and_(thin, is_tb), ways.dots, n, m, k, right, ld_b, left, ld_a, c, one, ld_c, add)
-    instead(b.and_(thin, below(I64(w), m)), ways.turned_dots, n, m, k, right, ld_b, left, ld_a, c, one, ld_c, add)
-    along = b.and_(below(m, DOTS + 1), below(b.mul(m, I64(LONG)), b.add(k, one)))
-    along_b = b.and_(along, is_tb)
-    instead(b.and_(along_b, is_ta), ways.turned_dots, m, n, k, left, ld_a, right, ld_b, c, ld_c, one, add)
-    instead(along_b, ways.dots, m, n, k, left, ld_a, right, ld_b, c, ld_c, one, add)
+    many = below(I64(w), m)
+    instead(b.and_(thin, many), ways.turned_dots, n, m, k, right, ld_b, left, ld_a, c, one, ld_c, add)
+    along = b.and_(b.and_(below(m, DOTS + 1), below(b.mul(m, I64(LONG)), b.add(k, one))), is_tb)
+    instead(b.and_(along, is_ta), ways.turned_dots, m, n, k, left, ld_a, right, ld_b, c, ld_c, one, add)
+    instead(along, ways.dots, m, n, k, left, ld_a, right, ld_b, c, ld_c, one, add)
     straight = m, n, k, left, row, column, right, ld_b, c, ld_c, add
     instead(is_tb, ways.turned, *straight)
     instead(b.not_(_is_far(b, code, k, ld_b)), ways.tiles, *straight)
@@ -122,9 +125,9 @@ def _buffer(b: ir.IRBuilder, code: str, machine: Machine, elements: int) -> ir.V
 def _tiles_function(module: ir.Module, name: str, code: str, machine: Machine) -> ir.Function:
     """``void name(i64 m, i64 n, i64 k, ptr a, i64 row, i64 column, ptr b, i64 ld, ptr c, i64 ld, i64 add)``
 
-    C = A B (+ C); element (i, p) of A is at ``i*row + p*column``, B and C are row-major. Panels of columns, the
-    last one as wide as it has to be, and in each tiles of as equal numbers of rows as can be. Where sums are
-    short, all is reading and writing C: several panels of a row of tiles one after the other.
+    C = A B (+ C); element (i, p) of A is at ``i*row + p*column``, B and C are row-major. Panels of columns,
+    the last one as wide as it has to be, and in each tiles of as equal numbers of rows as can be. Where sums
+    are short, all is reading and writing C: several panels of a row of tiles one after the other.
     """
     pointer = REALS[code].as_pointer()
     function = _internal(module, name, [I64, I64, I64, pointer, I64, I64, pointer, I64, pointer, I64, I64])
@@ -196,8 +199,8 @@ def _copied_function(module: ir.Module, name: str, code: str, machine: Machine,
     return function
 
 
-def _copy_rows(vectors: Vectors, source: ir.Value, ld: ir.Value, to: ir.Value, rows: ir.Value, width: ir.Value,
-               panel: int) -> None:
+def _copy_rows(vectors: Vectors, source: ir.Value, ld: ir.Value, to: ir.Value, rows: ir.Value,
+               width: ir.Value, panel: int) -> None:
     """Rows of at most ``panel`` elements, close together; they come from memory, where they lie apart."""
     b = vectors.b
     masks = {v: vectors.below(b.sub(width, I64(v))) for v in range(0, panel, vectors.w)}
@@ -340,8 +343,8 @@ def _outer_tiles(machine: Machine, most: int) -> dict[int, int]:
 def _dots_function(module: ir.Module, name: str, code: str, machine: Machine) -> ir.Function:
     """``void name(i64 m, i64 n, i64 k, ptr a, i64 ld, ptr b, i64 ld, ptr c, i64 row, i64 column, i64 add)``
 
-    C = A B' (+ C), element (i, j) of C at ``i*row + j*column``. If A has no more rows than a tile, B is read once
-    and in order; else `AT_ONCE` rows of it wait in the first caches.
+    C = A B' (+ C), element (i, j) of C at ``i*row + j*column``. If A has no more rows than a tile, B is read
+    once and in order; else `AT_ONCE` rows of it wait in the first caches.
     """
     pointer = REALS[code].as_pointer()
     function = _internal(module, name, [I64, I64, I64, pointer, I64, pointer, I64, pointer, I64, I64, I64])
@@ -362,7 +365,8 @@ def _dots_function(module: ir.Module, name: str, code: str, machine: Machine) ->
             with repeat(b, _pieces(b, width, columns)) as j:
                 done = b.mul(j, I64(columns))
                 there, at = _least(b, b.sub(width, done), I64(columns)), b.add(start, done)
-                b.call(tile, [a_at, ld_a, b.gep(right, [b.add(b.mul(at, ld_b), deep)]), ld_b, depth, there, sums])
+                b_at = b.gep(right, [b.add(b.mul(at, ld_b), deep)])
+                b.call(tile, [a_at, ld_a, b_at, ld_b, depth, there, sums])
                 to = b.gep(c, [b.add(b.mul(first, row), b.mul(at, column))])
                 b.call(store, [sums, rows, there, to, row, column, b.or_(add, d)])
     b.ret_void()
@@ -373,7 +377,8 @@ def _dot_tile_function(module: ir.Module, name: str, code: str, machine: Machine
                        n_columns: int) -> ir.Function:
     """``void name(ptr a, i64 ld, ptr b, i64 ld, i64 k, i64 columns, ptr sums)``
 
-    A vector for each row of A: its dot products with rows of B. Beyond ``columns`` the last of those is read again.
+    A vector for each row of A: its dot products with rows of B, which ends at row ``columns``: beyond, the
+    last one is read again.
     """
     pointer = REALS[code].as_pointer()
     function = _internal(module, name, [pointer, I64, pointer, I64, I64, I64, pointer])
@@ -439,7 +444,7 @@ def _store_sums_function(module: ir.Module, name: str, code: str, machine: Machi
 
 def _turned_dots_function(module: ir.Module, name: str, code: str, machine: Machine, dots: ir.Function,
                           transpose: ir.Function) -> ir.Function:
-    """The same signature, for A' of at most `DOTS` rows, which are turned on the stack, ``ld`` being that of A'."""
+    """The same signature, for A' of at most `DOTS` rows, whose ``ld`` it is: turned on the stack."""
     function = _internal(module, name, list(dots.function_type.args))
     m, n, k, left, ld_a, right, ld_b, c, row, column, add = function.args
     b = ir.IRBuilder(function.append_basic_block())
@@ -448,7 +453,8 @@ def _turned_dots_function(module: ir.Module, name: str, code: str, machine: Mach
         deep = b.mul(d, I64(DEPTH))
         depth = _least(b, b.sub(k, deep), I64(DEPTH))
         b.call(transpose, [b.gep(left, [b.mul(deep, ld_a)]), ld_a, turned, I64(DEPTH), depth, m])
-        b.call(dots, [m, n, depth, turned, I64(DEPTH), b.gep(right, [deep]), ld_b, c, row, column, b.or_(add, d)])
+        b.call(dots, [m, n, depth, turned, I64(DEPTH), b.gep(right, [deep]), ld_b, c, row, column,
+                      b.or_(add, d)])
     b.ret_void()
     return function
 
