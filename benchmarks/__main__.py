@@ -79,6 +79,8 @@ def everything(only: Sequence[str], engines: str | None, quick: bool, threads: i
     from . import agreement as _agreement
     _compare(only, engines, quick, threads, json_file, plot_file,
              lambda: _overhead.run(list(_overhead.ALL), *((3, 100) if quick else (200, 2000))),
+             lambda: _products.run(list(_products.all_products(_products.DTYPES))[::37 if quick else 1],
+                                   threads, *((1, 2) if quick else (2, 5))),
              lambda: _agreement.run(data, 5 if quick else 100),
              lambda: _accuracy.run(data, ("eager", "static"), 1 if quick else _accuracy.MNIST_EPOCHS))
 

@@ -1,7 +1,7 @@
 """How matrix products run: chunks of rows or columns, panels of B, and where their blocks of results go.
 
-Chunks are functions of the sizes alone. A chunk multiplies through register tiles or BLAS (`codegen/blas.py`
-decides at run time); here is what it multiplies, in which order, and what is laid out anew for it.
+Chunks are functions of the sizes alone. How a chunk multiplies is decided by its own sizes when it runs
+(`codegen/simd/products.py`); here is what it multiplies, in which order, and what is laid out anew for it.
 """
 from __future__ import annotations
 
@@ -82,9 +82,9 @@ class _Product:
     # ------------------------------------------------------------ chunks that are products of their own
 
     def by_blocks(self) -> None:
-        """Chunks of rows, or of columns."""
+        """Chunks of rows, or of columns: of the longer side."""
         k, m, n, depth = self.k, self.m, self.n, self.depth
-        by_rows = _by_rows(k.known(m) or LARGE, k.known(n) or LARGE, self.tb)
+        by_rows = (k.known(m) or LARGE) >= (k.known(n) or LARGE)
         longer = m if by_rows else n
         block = _block(k.known(longer), self.worth(), self.run(by_rows))
         zero = k.index(0)
@@ -247,23 +247,11 @@ def _grid(m: int, panels: int, worth: float) -> tuple[int, int]:
     return blocks, max(-(-panels // WIDE), most, 1)
 
 
-def _by_rows(m: int, n: int, tb: bool) -> bool:
-    """Whether chunks are blocks of rows, else of columns: of the longer side, where nothing else speaks.
-
-    Blocks of rows take B as it is through register tiles, which blocks of few columns and many rows leave to
-    BLAS: 103 against 95 GFLOP/s a core for 512x784x128. So rows, where there are enough for four chunks and
-    columns would make less than twice as many. B' would be turned anew for each chunk.
-    """
-    return m >= n or (not tb and m >= max(4 * LARGE, n // 2))
-
-
 def _block(size: int | None, worth: float, least: int = 1) -> int:
     """Rows (or columns) of the longer side that make a chunk, of which the product is ``worth`` so many.
 
-    ``least`` of them, if there are as many.
-
-    BLAS packs the other operand anew for each chunk, which costs about as much as 12 rows do: so chunks of
-    `LARGE` rows, or half of what there is when that is less.
+    ``least`` of them, if there are as many. What is turned is turned anew for each chunk, which costs about
+    as much as 12 rows do: so chunks of `LARGE` rows, or half of what there is when that is less.
     """
     if size is None:
         return LARGE

@@ -187,13 +187,14 @@ def test_accuracy(tmp_path: Path) -> None:
 
 def test_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything in one summary; the parts are tested above."""
-    for name in ("overhead", "agreement", "accuracy"):
+    others = ["overhead", "products", "agreement", "accuracy"]
+    for name in others:
         def stub(*_: object, name: str = name) -> result.Result:
             shown = result.table(name, ("",), ())
             return result.Result(name, (shown,), (Figure(f"of {name}", 1.0, "x", 2.0),))
         monkeypatch.setattr(f"benchmarks.{name}.run", stub)
     found, shown = invoke(tmp_path, "all", "--quick", "--only", "call", "--engines", "graphc-eager")
-    assert [r["command"] for r in found["results"]] == ["compare", "overhead", "agreement", "accuracy"]
+    assert [r["command"] for r in found["results"]] == ["compare", *others]
     assert all(f"of {r['command']}" in shown for r in found["results"][1:])
     assert found["machine"]["packages"]["numpy"] == np.__version__
 
