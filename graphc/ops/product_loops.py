@@ -23,7 +23,7 @@ TALL, WIDE = 64, 16              # rows and panels of a chunk: the block stays i
 NARROW = 4                       # panels of a block of rows that goes to scratch memory
 MIDDLING = 16                    # chunks that are enough, where more would have less than `WIDE` panels
 DEEP, TURNED = 1024, 256         # rows of B that are multiplied at once: by A as it is, by a turned A
-PAGE = 4096                      # bytes apart where caches put lines into the same few places
+APART = 2048                     # bytes apart where caches put lines into the same few places
 
 
 def product_loops(k: Any, inputs: Any, outputs: Any, ta: bool, tb: bool) -> None:
@@ -82,9 +82,9 @@ class _Product:
     # ------------------------------------------------------------ chunks that are products of their own
 
     def by_blocks(self) -> None:
-        """Chunks of rows, or of columns: of the longer side."""
+        """Chunks of rows, or of columns."""
         k, m, n, depth = self.k, self.m, self.n, self.depth
-        by_rows = (k.known(m) or LARGE) >= (k.known(n) or LARGE)
+        by_rows = _by_rows(k.known(m) or LARGE, k.known(n) or LARGE, self.tb)
         longer = m if by_rows else n
         block = _block(k.known(longer), self.worth(), self.run(by_rows))
         zero = k.index(0)
@@ -213,7 +213,7 @@ class _Product:
     def collides(self) -> bool:
         n, depth = self.k.known(self.n), self.k.known(self.depth)
         apart = (self.k.known(self.m) or 1) * int(self.x.dtype[-2:]) // 8
-        return bool(self.ta and apart % PAGE == 0 and min(n or 0, depth or 0) >= LARGE)
+        return bool(self.ta and apart % APART == 0 and min(n or 0, depth or 0) >= LARGE)
 
 
 def _pieces(k: Any, extent: Any, each: int | None) -> Iterator[tuple[Any, Any]]:
@@ -245,6 +245,16 @@ def _grid(m: int, panels: int, worth: float) -> tuple[int, int]:
     blocks = -(-m // TALL)
     most = min(panels, MIDDLING // blocks, int(worth) // blocks)
     return blocks, max(-(-panels // WIDE), most, 1)
+
+
+def _by_rows(m: int, n: int, tb: bool) -> bool:
+    """Whether chunks are blocks of rows, else of columns: of the longer side, where nothing else speaks.
+
+    What follows a block of rows reads and writes whole rows: 0.95 against 1.02 ms for a weight of 512 x 784
+    that is updated. So rows, where there are enough for four chunks and columns would make less than twice as
+    many. B' would be turned anew for each chunk.
+    """
+    return m >= n or (not tb and m >= max(4 * LARGE, n // 2))
 
 
 def _block(size: int | None, worth: float, least: int = 1) -> int:

@@ -9,6 +9,7 @@ turned      the same for B', whose pieces are turned
 updates     whole rows of B, times elements of A, are added to rows of C: few rows, and a B from memory
 dots        vectors go along the rows of both A and B', which is read once and in order: few rows
 turned_dots the same for A', whose pieces are turned
+turned_rows tiles for A', pieces of which are turned, as its elements lie where they push each other out
 across      C' = B' A for A' B of few columns, and then C' turned
 =========== ================================================================================================
 """
@@ -36,6 +37,8 @@ PIECE = 4096            # bytes of each of them, where more than a tile of rows 
 
 FAR = 1 << 24           # bytes over which B is spread, from which it is not in the caches
 FEW, WIDE = 16, 256     # rows from which copying pays; columns that are worth reading in whole rows
+TURNED = 48             # rows of A' that are turned at once, and columns from which that pays
+COLLIDING = 2048        # bytes apart where lines of the first cache fall into few of its places
 DOTS, LONG = 48, 8      # most rows of dot products, and elements of them for each row: sums cost at their end
 
 T = TypeVar("T")
@@ -79,6 +82,10 @@ def product_function(module: ir.Module, name: str, code: str, machine: Machine,
     straight = m, n, k, left, row, column, right, ld_b, c, ld_c, add
     instead(is_tb, ways.turned, *straight)
     # B
+    wide = b.and_(b.not_(at_most(n, TURNED - 1)), b.not_(at_most(m, TURNED - 1)))
+    collides = b.icmp_signed("==", b.and_(ld_a, I64(COLLIDING // int(code[1]) - 1)), zero)
+    collides = b.and_(b.and_(is_ta, collides), b.not_(at_most(k, TURNED - 1)))
+    instead(b.and_(wide, collides), ways.turned_rows, *straight)
     instead(b.not_(make.is_far(b, k, ld_b)), ways.tiles, *straight)
     few = at_most(m, FEW - 1)
     instead(b.and_(few, b.not_(at_most(n, WIDE - 1))), ways.updates, *straight)
@@ -145,6 +152,7 @@ class _Ways:
     updates: ir.Function
     dots: ir.Function
     turned_dots: ir.Function
+    turned_rows: ir.Function
     across: ir.Function
 
 
@@ -154,6 +162,7 @@ def _ways(make: _Maker, transpose: ir.Function) -> _Ways:
     dots = _dots_function(make)
     return _Ways(tiles, _copied_function(make, tiles), _turned_function(make, tiles, transpose), updates,
                  dots, _turned_dots_function(make, dots, transpose),
+                 _turned_rows_function(make, tiles, transpose),
                  _across_function(make, tiles, updates, transpose))
 
 
@@ -255,6 +264,22 @@ def _turned_function(make: _Maker, tiles: ir.Function, transpose: ir.Function) -
         b.call(transpose, [source, ld_b, turned, together, width, depth])
         b.call(tiles, [m, width, depth, b.gep(a, [b.mul(deep, column)]), row, column, turned, together,
                        b.gep(c, [start]), ld_c, b.or_(add, d)])
+    b.ret_void()
+    return function
+
+
+def _turned_rows_function(make: _Maker, tiles: ir.Function, transpose: ir.Function) -> ir.Function:
+    """For A', whose rows are turned piece by piece."""
+    function, b = make.function("turned_rows", make.straight)
+    m, n, k, a, _, ld_a, factor, ld_b, c, ld_c, add = function.args
+    turned = make.buffer(b, TURNED * DEPTH)
+    with repeat(b, _pieces(b, m, TURNED)) as i, repeat(b, _pieces(b, k, DEPTH)) as d:
+        first, deep = b.mul(i, I64(TURNED)), b.mul(d, I64(DEPTH))
+        rows, depth = _least(b, b.sub(m, first), I64(TURNED)), _least(b, b.sub(k, deep), I64(DEPTH))
+        source = b.gep(a, [b.add(b.mul(deep, ld_a), first)])
+        b.call(transpose, [source, ld_a, turned, I64(DEPTH), depth, rows])
+        b.call(tiles, [rows, n, depth, turned, I64(DEPTH), I64(1), b.gep(factor, [b.mul(deep, ld_b)]), ld_b,
+                       b.gep(c, [b.mul(first, ld_c)]), ld_c, b.or_(add, d)])
     b.ret_void()
     return function
 
