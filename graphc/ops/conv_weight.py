@@ -1,9 +1,9 @@
 """How the gradient of a convolution's weight runs: contractions over pixels, as register tiles.
 
-There are four ways. Three add up some images each, into partial sums that are joined in a fixed order, and
-the cheapest by the model is taken: `ByChannels` turns the gradient, so that its channels lie side by side in
-vectors; `ByPixels` takes pixels of a row for vectors, which suits few channels; `ByTiles` is Winograd's. The
-fourth, `Whole`, sums over all images at once.
+There are four ways, of which the cheapest by the model is taken. Three add up some images each, into partial
+sums that are joined in a fixed order: `ByChannels` turns the gradient, so that its channels lie side by side
+in vectors; `ByPixels` takes pixels of a row for vectors, which suits few channels; `ByTiles` is Winograd's.
+The fourth, `Whole`, turns all images first and sums over them at once: for large weights and few images.
 """
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .conv_loops import BLOCK_WORK, SPLITTING, Costs, cheapest, count_blocks, one_row
+from .conv_loops import BLOCK_WORK, FRAMING, SPLITTING, Costs, cheapest, count_blocks, rows_of_pixels
 from .frame import FRAME_BYTES, Frame, Index, fill
 from .window import Pair
 from .winograd import WinogradWeight
@@ -22,7 +22,10 @@ from .winograd import WinogradWeight
 PARTIALS = 8                # partial sums of a weight gradient: fixed, so results do not depend on threads
 NEAR_BYTES = 1 << 15        # what the first-level cache holds
 FAR = 12                    # how much dearer what is further away is
-TURNING = 0.5               # vector multiplications that turning one gradient costs
+FAR_BYTES = 1 << 20         # what the second-level cache holds
+SUMS, FAR_SUMS = 4, 24      # vector multiplications that a vector of partial sums costs, in caches and beyond
+TURNING = 0.5               # and turning one gradient
+KEEPING = 0.05              # what it costs each multiplication that all of the gradient is laid out anew
 
 
 def dw_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int,
@@ -31,7 +34,7 @@ def dw_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dil
     made, reduced = k.known(dw.shape[0]) // groups, k.known(dw.shape[1])
     size, out = x.shape[2:], g.shape[2:]
     if kernel == stride == (1, 1) and padding == (0, 0):
-        size, out = one_row(k, size, out)
+        size = out = rows_of_pixels(k, out, made, reduced, x.dtype)
     what = WeightGradient(k, x, g, dw, (size[0], size[1]), (out[0], out[1]), made, reduced, groups, kernel,
                           stride, padding, dilation)
     ways: dict[str, Partial | Whole] = {"pixels": ByPixels(what), "channels": ByChannels(what),
@@ -88,6 +91,23 @@ class WeightGradient:
         with k.loop(begin, end) as image, k.loop(k.index(0), k.index(self.groups)) as group:
             yield k.let(k.index_add(k.index_mul(image, self.groups), group)), group
 
+    def summing(self, each: int) -> float:
+        """What it costs a multiplication that chunks have ``each`` sums of their own."""
+        moved = SUMS if PARTIALS * each * self.itemsize <= FAR_BYTES else FAR_SUMS
+        images = -(-self.k.estimate(self.g.shape[0]) // PARTIALS)
+        return float(moved / max(images * self.k.estimate(*self.out), 1.0))
+
+    def idle(self, items: int | None) -> float:
+        """How much longer it takes for want of ``items`` to go round, where there is work for more threads."""
+        n = self.k.estimate(self.g.shape[0])
+        work = n * self.groups * self.k.estimate(*self.out, 2 * self.og * self.depth)
+        return PARTIALS / items if items and items < PARTIALS and work > BLOCK_WORK else 1.0
+
+    @property
+    def images(self) -> int | None:
+        known = self.k.known(self.g.shape[0])
+        return None if known is None else int(known)
+
     def frame(self, rows: Index, split: int = 1) -> Frame:
         """What ``rows`` rows of g meet in x."""
         k = self.k
@@ -107,7 +127,7 @@ class _Rows:
         k = self.k = what.k
         self.what, (oh, ow) = what, what.out
         elements = k.estimate(oh, ow, what.og) + k.estimate(*what.size, what.cg)
-        self.blocks = count_blocks(k, oh, 0.0, elements / 2, what.x.dtype)
+        self.blocks = count_blocks(k, oh, 0.0, elements / 2, what.x.dtype, 4 if what.kernel[0] > 1 else 1)
         self.count = k.index_div(oh, k.index(self.blocks))
         self.frame = what.frame(self.count, split)
 
@@ -145,7 +165,9 @@ class ByChannels:
 
     def cost(self) -> float:
         """Of a pixel, a tap and a pair of channels, in vector multiplications of a core at its peak."""
-        return float(self.k.cost(self.contraction()) + TURNING * self.what.lanes / self.what.depth)
+        what = self.what
+        cost = self.k.cost(self.contraction()) + TURNING * what.lanes / what.depth + what.summing(self.each)
+        return float(cost * what.idle(what.images))
 
     def add(self, begin: Index, end: Index, to: tuple[Any, Index]) -> None:
         """The sums over some images."""
@@ -215,7 +237,7 @@ class ByPixels:
             mean = sum(k.cost(contraction) for *_, contraction in phases) / len(phases)
             cost += mean * k.estimate(blocks) * what.lanes / ow
         moved = 2 * what.lanes / k.estimate(self.rows.count, what.out[1])   # sums, out of memory and back
-        return float(cost + moved * (1 if kept <= NEAR_BYTES else FAR))
+        return float(cost + moved * (1 if kept <= NEAR_BYTES else FAR)) * what.idle(what.images)
 
     def add(self, begin: Index, end: Index, to: tuple[Any, Index]) -> None:
         k, what = self.k, self.what
@@ -269,7 +291,8 @@ class ByTiles:
 
     def cost(self) -> float:
         """As that of `ByChannels`."""
-        return self.tiled.cost() / (self.what.kernel[0] * self.what.kernel[1])
+        what = self.what
+        return (self.tiled.cost() / (what.kernel[0] * what.kernel[1]) + what.summing(self.each)) * what.idle(what.images)
 
     def add(self, begin: Index, end: Index, to: tuple[Any, Index]) -> None:
         k = self.what.k
@@ -324,47 +347,73 @@ def join_turned(what: WeightGradient, partial: Any, chunks: Index) -> None:
 # ---------------------------------------------------------------- no partial sums
 
 class Whole:
-    """All images' gradients are turned first, then each element of the weight is written once.
+    """All gradients are turned first, and images framed; then each element of the weight is written once.
 
-    For weights that the caches do not hold, and for too few images to go round.
+    Of many channels, turned gradients are [group][panel][image][pixel][channel], for each panel to be read in
+    one piece.
     """
 
     def __init__(self, what: WeightGradient) -> None:
+        k = what.k
         self.what, self.frame = what, what.frame(what.out[0])
-        self.size = what.k.index_mul(what.k.index(what.cg), self.frame.plane)       # of a framed image
+        self.size = k.index_mul(k.index(what.cg), self.frame.plane)                 # of a framed image
+        widths = [n for n in range(what.lanes, 4 * what.lanes + 1, what.lanes) if what.og % n == 0]
+        self.width = max(widths) if widths and what.og > 4 * what.lanes else what.og
+        taps = what.kernel[0] * what.kernel[1]
+        self.together = next(n for n in range(1, what.cg + 1)
+                             if what.cg % n == 0 and (n * taps >= 8 or n == what.cg))
+
+    @property
+    def items(self) -> int:
+        """Parts of the weight that are made by themselves."""
+        return self.what.groups * (self.what.og // self.width) * (self.what.cg // self.together)
+
+    @property
+    def panel(self) -> Index:
+        """Elements of a panel of turned gradients."""
+        k, what = self.what.k, self.what
+        return k.product((what.g.shape[0], what.pixels, self.width))
 
     def cost(self) -> float:
         """As that of `ByChannels`."""
         what = self.what
-        n, image = what.k.known(what.g.shape[0]), what.k.estimate(*what.out, 2 * what.og * what.depth)
-        few = n is not None and n < PARTIALS and n * image * what.groups > BLOCK_WORK
-        large = what.og * what.depth * what.itemsize > 4 * FRAME_BYTES
-        return 0.0 if (few and what.og >= what.lanes // 2) or large else math.inf
+        framing = 0.0 if self.frame.extent is None else FRAMING / (what.og * what.kernel[0] * what.kernel[1])
+        far = what.k.estimate(what.g.shape[0], what.pixels, what.og) * what.itemsize > FAR_BYTES
+        cost = what.k.cost(self.contraction()) + TURNING * what.lanes / what.depth + framing
+        return float(cost + (KEEPING if far else 0.0)) * what.idle(self.items)
 
     def write(self) -> None:
-        k, what, size = self.what.k, self.what, self.size
+        k, what = self.what.k, self.what
         source, across = self.prepare()
-        together = self.channels_at_once()
-        blocks, taps = what.cg // together, what.kernel[0] * what.kernel[1]
-        work = k.estimate(what.pixels, what.g.shape[0], 2 * what.og * what.depth) / blocks
-        with k.parallel(k.index(what.groups * blocks), work=work) as item:
-            group, block = k.unravel(item, (what.groups, blocks))
-            first = k.let(k.index_mul(block, together))
-            at = k.index_add(k.index_mul(group, size), k.index_mul(first, self.frame.plane))
-            to = k.index_add(k.index_mul(group, what.og * what.depth), k.index_mul(first, taps))
-            start = k.index_mul(group, k.index_mul(what.pixels, what.og))
-            k.contract(self.contraction(together), (source, at), (across, start), (what.dw, to))
+        panels, blocks = what.og // self.width, what.cg // self.together
+        work = k.estimate(what.pixels, what.g.shape[0], 2 * self.width * what.depth) / blocks
+        with k.parallel(k.index(self.items), work=work) as item:
+            group, panel, block = k.unravel(item, (what.groups, panels, blocks))
+            first = k.let(k.index_mul(block, self.together))
+            at = k.index_add(k.index_mul(group, self.size), k.index_mul(first, self.frame.plane))
+            nth = k.let(k.index_add(k.index_mul(group, panels), panel))
+            to = k.index_add(k.index_mul(nth, self.width * what.depth),
+                             k.index_mul(first, what.kernel[0] * what.kernel[1]))
+            turned = across, k.index_mul(nth, self.panel)
+            k.contract(self.contraction(), (source, at), turned, (what.dw, to))
 
     def prepare(self) -> tuple[Any, Any]:
-        """All images, framed, and all gradients, pixels by channels."""
+        """All images, framed, and all gradients, turned."""
         k, what, f, size = self.what.k, self.what, self.frame, self.size
-        units, each = k.index_mul(what.g.shape[0], what.groups), k.index_mul(what.pixels, what.og)
-        across = k.temporary(what.g.dtype, k.index_mul(units, each))
+        n, panels = what.g.shape[0], what.og // self.width
+        units = k.index_mul(n, what.groups)
+        across = k.temporary(what.g.dtype, k.index_mul(k.index(what.groups * panels), self.panel))
         source = what.x if f.extent is None else k.temporary(what.x.dtype, k.index_mul(units, size))
         with k.parallel(units, work=k.estimate(what.pixels, what.og + what.cg)) as unit:
-            start = k.let(k.index_mul(unit, each))
-            k.transpose(k.index(what.og), what.pixels, what.g.block(start, what.pixels),
-                        across.block(start, k.index(what.og)))
+            image, group = k.unravel(unit, (n, what.groups))
+            with k.loop(k.index(0), k.index(panels)) as panel:
+                channel = k.index_add(k.index_mul(unit, what.og), k.index_mul(panel, self.width))
+                nth = k.index_add(k.index_mul(group, panels), panel)
+                to = k.index_add(k.index_mul(nth, self.panel),
+                                 k.index_mul(image, k.index_mul(what.pixels, self.width)))
+                k.transpose(k.index(self.width), what.pixels,
+                            what.g.block(k.let(k.index_mul(channel, what.pixels)), what.pixels),
+                            across.block(k.let(to), k.index(self.width)))
             if f.extent is not None:
                 at = k.let(k.index_mul(unit, size))
                 fill(k, source, at, size)
@@ -372,19 +421,14 @@ class Whole:
                 f.copy(source, at, base, k.index(-what.padding[0]), True)
         return source, across
 
-    def channels_at_once(self) -> int:
-        taps = self.what.kernel[0] * self.what.kernel[1]
-        divisors = [c for c in range(1, self.what.cg + 1) if self.what.cg % c == 0]
-        return next((c for c in divisors if c * taps >= 8), self.what.cg)
-
-    def contraction(self, channels: int) -> Any:
+    def contraction(self) -> Any:
         """Lanes are channels of the gradient; the sum is over images and pixels."""
         k, what, f, (kh, kw) = self.what.k, self.what, self.frame, self.what.kernel
-        (oh, ow), og = what.out, what.og
+        (oh, ow), width = what.out, self.width
         return k.contraction(
-            [k.axis(channels, f.plane, 0, kh * kw), k.axis(kh, k.index_mul(f.pitch, what.dilation[0]), 0, kw),
-             k.axis(kw, what.dilation[1], 0, 1)], [], k.axis(og, 0, 1, what.depth),
-            [k.axis(what.g.shape[0], k.index_mul(self.size, what.groups),
-                    k.index_mul(what.pixels, og * what.groups)),
-             k.axis(oh, k.index_mul(f.pitch, what.stride[0]), k.index_mul(ow, og)),
-             k.axis(ow, what.stride[1], og)], what.x.dtype)
+            [k.axis(self.together, f.plane, 0, kh * kw),
+             k.axis(kh, k.index_mul(f.pitch, what.dilation[0]), 0, kw), k.axis(kw, what.dilation[1], 0, 1)],
+            [], k.axis(width, 0, 1, what.depth),
+            [k.axis(what.g.shape[0], k.index_mul(self.size, what.groups), k.index_mul(what.pixels, width)),
+             k.axis(oh, k.index_mul(f.pitch, what.stride[0]), k.index_mul(ow, width)),
+             k.axis(ow, what.stride[1], width)], what.x.dtype)
