@@ -17,6 +17,7 @@ from graphc.core.files import write_atomically
 
 from . import compare, limits, plot, result, tables
 from . import overhead as _overhead
+from . import products as _products
 from . import startup as _startup
 from .engines import ENGINES, present
 from .measure import ChildFailed
@@ -124,6 +125,19 @@ def forms(only: Sequence[str], ops: Sequence[str], json_file: Path | None) -> No
     """The forms that convolutions can run in, and whether the fastest is chosen."""
     from . import forms as module
     _finish(json_file, lambda: module.run(only, ops))
+
+
+@main.command()
+@click.option("--dtype", "dtypes", type=click.Choice(_products.DTYPES), multiple=True, default=_products.DTYPES,
+              show_default=True, help="May be given twice.")
+@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Turns of each library.")
+@_quick
+@_json
+def products(dtypes: Sequence[str], threads: int, rounds: int, quick: bool, json_file: Path | None) -> None:
+    """Matrix products of all transposes from one row to many, beside the limit and PyTorch."""
+    some = [p for i, p in enumerate(_products.all_products(dtypes)) if not quick or i % 37 == 0]
+    _finish(json_file, lambda: _products.run(dtypes, threads, 1 if quick else rounds, 2 if quick else 5, some))
 
 
 @main.command()

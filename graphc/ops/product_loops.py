@@ -11,7 +11,8 @@ from typing import Any
 
 LARGE, SMALL = 128, 48           # rows of a chunk of a product: of a large one, and at least
 CHUNK_WORK = 2e6                 # multiplications and additions that make a chunk worth another thread
-CHUNK_READ = 1 << 16             # elements read that do so too, where each is used few times
+CHUNK_READ = 1 << 16             # elements moved that do so too, where each is used few times
+FEW, RUN = 16, 512               # rows that are few, and then how many columns of a large B lie side by side
 MOST_CHUNKS = 64
 SMALL_RESULT = 1 << 12           # elements of a result that each chunk of the depth may have of its own
 LONG = 32                        # times the longer side of a result: depth that is split
@@ -85,7 +86,7 @@ class _Product:
         k, m, n, depth = self.k, self.m, self.n, self.depth
         by_rows = _by_rows(k.known(m) or LARGE, k.known(n) or LARGE, self.tb)
         longer = m if by_rows else n
-        block = _block(k.known(longer), self.worth())
+        block = _block(k.known(longer), self.worth(), self.run(by_rows))
         zero = k.index(0)
         b = self.y.matrix_flat(zero, self.tb)
         with k.parallel_blocks(longer, block) as (start, count):
@@ -116,6 +117,16 @@ class _Product:
             with k.loop(k.index(1), k.index(-(-k.known(depth) // grain))) as part, k.loop(zero, size) as i:
                 at = k.index_add(k.index_mul(part, size), i)
                 k.store(c, i, k.add(k.load(c, i), parts.at_flat(at)))
+
+    def run(self, by_rows: bool) -> int:
+        """Rows or columns that a chunk is to have at least, so that the operand they cut is read in long runs.
+
+        Where it comes from memory, and the other one has few of its own.
+        """
+        k, cut = self.k, self.ta if by_rows else not self.tb
+        few, longer = (k.known(s) for s in ((self.n, self.m) if by_rows else (self.m, self.n)))
+        large = (longer or 0) * (k.known(self.depth) or 0) >= FAR_APART
+        return RUN if cut and large and (few or LARGE) <= FEW else 1
 
     def columns_at_once(self) -> int | None:
         """Columns of a block of rows; None for all. Else scratch memory is as large as the result."""
@@ -218,8 +229,8 @@ def _pieces(k: Any, extent: Any, each: int | None) -> Iterator[tuple[Any, Any]]:
 
 
 def _worth(m: float, n: float, depth: float) -> float:
-    """How many chunks a product is worth: by what it computes, or reads where little is computed of that."""
-    return max(2 * m * n * depth / CHUNK_WORK, (m + n) * depth / CHUNK_READ)
+    """How many chunks a product is worth: by what it computes, or moves where little is computed of that."""
+    return max(2 * m * n * depth / CHUNK_WORK, ((m + n) * depth + m * n) / CHUNK_READ)
 
 
 def _depth_chunks(m: int | None, n: int | None, depth: int | None) -> int:
@@ -246,8 +257,10 @@ def _by_rows(m: int, n: int, tb: bool) -> bool:
     return m >= n or (not tb and m >= max(4 * LARGE, n // 2))
 
 
-def _block(size: int | None, worth: float) -> int:
+def _block(size: int | None, worth: float, least: int = 1) -> int:
     """Rows (or columns) of the longer side that make a chunk, of which the product is ``worth`` so many.
+
+    ``least`` of them, if there are as many.
 
     BLAS packs the other operand anew for each chunk, which costs about as much as 12 rows do: so chunks of
     `LARGE` rows, or half of what there is when that is less.
@@ -257,7 +270,7 @@ def _block(size: int | None, worth: float) -> int:
     chunks = min(MOST_CHUNKS, int(worth), size // LARGE if size >= 2 * LARGE else size // SMALL)
     if chunks < 2:
         return max(size, 1)
-    each = -(-size // chunks)
+    each = max(-(-size // chunks), least)
     return -(-each // 16) * 16
 
 
