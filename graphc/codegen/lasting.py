@@ -17,12 +17,12 @@ import numpy as np
 from .image import ALIGN, Image, Slot, Step, evaluate_expr
 
 
-def cut(image: Image, lasting: Collection[int]) -> tuple[Image, list[int]]:
+def cut(image: Image, lasting: Collection[int], passing: Collection[int] = ()) -> tuple[Image, list[int]]:
     """``image`` without its lasting steps, which are in its ``keeping``; and the positions of these.
 
-    ``lasting`` are the positions of arguments.
+    ``lasting`` are the positions of arguments, ``passing`` slots that are written at each run in any case.
     """
-    steps = _lasting_steps(image, lasting) if lasting else set[int]()
+    steps = _lasting_steps(image, lasting, passing) if lasting else set[int]()
     if not steps:
         return image, []
     home = _homes(image)
@@ -47,7 +47,7 @@ def _homes(image: Image) -> list[int]:
     return [s.index if s.kind == "window" else k for k, s in enumerate(image.slots)]
 
 
-def _lasting_steps(image: Image, lasting: Collection[int]) -> set[int]:
+def _lasting_steps(image: Image, lasting: Collection[int], passing: Collection[int]) -> set[int]:
     slots, home = image.slots, _homes(image)
 
     def written(t: int) -> list[int]:
@@ -56,7 +56,7 @@ def _lasting_steps(image: Image, lasting: Collection[int]) -> set[int]:
     fixed = {k for k, s in enumerate(slots)
              if s.kind == "constant" or (s.kind == "argument" and s.index in lasting)}
     found = {t for t, step in enumerate(image.steps) if t >= image.n_early and _is_sized(image, step)
-             and all(slots[s].kind == "arena" for s in written(t))}
+             and all(slots[s].kind == "arena" and s not in passing for s in written(t))}
     while True:
         others = {s for t in range(len(image.steps)) if t not in found for s in written(t)}
         known = fixed.union(*(written(t) for t in found)) - others

@@ -25,6 +25,7 @@ from .rows import RowWriter
 from .space import Space
 from .writer import Binding, InPlaceConflict, Lowered, MapWriter, Temporary, Writer, dtype_of
 
+WORTH_KEEPING = 0.02        # part of an op's time that is worth the memory of a value kept from run to run
 PRODUCTS = 8.0              # multiplications and additions of a product in the time of a unit of a map's work
 
 
@@ -146,9 +147,12 @@ class OpKernels(Builder):
         if self.epilogue is not None:
             self.epilogue.write(block, rows, columns)
 
-    def temporary(self, dtype: str, size: Expr) -> Stored:
-        """A buffer for results that one parallel region hands to the next."""
-        t = Temporary(f"t{len(self._bindings)}", dtype, size)
+    def temporary(self, dtype: str, size: Expr, saves: float = 1.0) -> Stored:
+        """A buffer for results that one parallel region hands to the next.
+
+        Of what lasts, it is kept from run to run if that ``saves`` enough: a part of the op's time.
+        """
+        t = Temporary(f"t{len(self._bindings)}", dtype, size, saves >= WORTH_KEEPING)
         self._bindings.append(t)
         return Stored(self, f"p{len(self._bindings) - 1}", [size], dtype)
 

@@ -254,6 +254,7 @@ class Assembly:
         self.entries: list[Any] = []               # native addresses or Python functions; None: a copy
         self.kernels: list[KernelInfo] = []
         self._slot_of: dict[Any, int] = {}
+        self._passing: set[int] = set()            # slots that are not worth keeping from run to run
         self.direct: dict[int, int] = {}           # update -> the group that writes it in place
         self.groups, self.n_check_groups = self._checks_first()
         lowered = self._lower(self.groups)
@@ -271,7 +272,7 @@ class Assembly:
         whole = Image(
             tuple(self.slots), tuple(self.constants), tuple(self.steps), n_early, checks, self._aliases(),
             tuple(program.sizes()), tuple(sorted(called)))
-        self.image, kept = cut(whole, program.lasting)
+        self.image, kept = cut(whole, program.lasting, self._passing)
         self.keeping_entries = [self.entries[t] for t in kept]
         self.entries = [e for t, e in enumerate(self.entries) if t not in set(kept)]
 
@@ -402,6 +403,8 @@ class Assembly:
                     elif isinstance(binding, Temporary):
                         make = partial(Slot, "arena", -1, binding.dtype, None, binding.size)
                         slots.append(self._slot(("temporary", g, binding.name), make))
+                        if not binding.keeps:
+                            self._passing.add(slots[-1])
                     else:
                         make = partial(Slot, "arena", -1, b.dtype, None, b.size, at)
                         slots.append(self._slot(("scratch", at, b.name), make))

@@ -23,6 +23,7 @@ from .winograd import Winograd
 CHUNKS = 16                 # at most so many chunks, each with scratch of its own
 BLOCK_WORK = 8e6            # multiplications and additions that make a block of rows
 PACKING = 0.05              # what packing the weight costs beside the multiplications, about
+PACKED = 11.0               # pixels of results in the time of packing the weight
 TRANSPOSING = 10.0          # vector multiplications that a result costs on its way out of vectors of channels
 SPLITTING = 3.0             # what bringing a stride's columns together costs for each vector
 ROWS = 0.3                  # vector multiplications that few rows at a time cost, for their shorter loops
@@ -244,7 +245,8 @@ class _Correlation:
 
     def cheapest(self) -> str:
         k = self.k
-        channels = sum(p.taps * (k.cost(self.by_channels(p)) + PACKING) + TRANSPOSING / self.reduced
+        packing = 0.0 if k.lasts(self.weight.access) else PACKING
+        channels = sum(p.taps * (k.cost(self.by_channels(p)) + packing) + TRANSPOSING / self.reduced
                        for p in self.live)
         if any(p.x.step > 1 for p in self.live):                # vectors of pixels would have gaps
             frame, part = self.split_frame(), self.parts[0]
@@ -341,8 +343,10 @@ class _Correlation:
     def pack(self) -> Any:
         """The weight as [part][group][reduced][tap][made]."""
         k, w = self.k, self.weight
+        pixels = k.estimate(self.source.shape[0], self.h, self.w)
         packed = k.temporary(w.access.dtype, k.index(
-            self.groups * self.reduced * self.made * sum(p.taps for p in self.parts)))
+            self.groups * self.reduced * self.made * sum(p.taps for p in self.parts)),
+            saves=PACKED / (PACKED + pixels))
         with k.parallel(k.index(self.groups * self.reduced), work=2.0 * self.made * w.kw * w.kw) as unit:
             group, r = k.unravel(unit, (self.groups, self.reduced))
             if self.whole_kernel():                             # from the first tap to the last, or backwards
