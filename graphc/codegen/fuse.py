@@ -298,6 +298,8 @@ def _stored_nodes(program: Program, nodes: Sequence[Node]) -> _Storage:
     for n in reversed(nodes):
         reason = "its parts are written side by side" if id(n) in joined else _why_stored(
             n, users[id(n)], roots, memory, stored)
+        if reason is None and id(n) in lasting and _worth_keeping(n, users, lasting):
+            reason = "the same at each run, which reads it many times"
         if reason is None and "flat" in n.op.traits and any(id(u) in memory for u in users[id(n)]):
             memory.add(id(n))                           # then what it shows is needed there
         if reason is None and (homes := _many_homes(n, users[id(n)], kernels)):
@@ -379,6 +381,26 @@ def _why_stored(n: Node, users: list[Node], roots: set[int], memory: set[int],
     if n.op.cost > CHEAP_RECOMPUTE and any(_stretches(u, value) for u in users):
         return "each element is used many times"
     return None
+
+
+def _worth_keeping(n: Node, users: Mapping[int, Sequence[Node]], lasting: Set[int]) -> bool:
+    """Whether each run computes elements of a lasting value several times each, or dearly."""
+    if not is_pointwise(n) or not n.inputs or "flat" in n.op.traits:
+        return False
+    size = n.avals[0].size
+    if (isinstance(n.op.lower, Pull) and n.op.lower.view) or all(v.aval.size != size for v in n.inputs):
+        return False
+    outside = _at_each_run(n, users, lasting)
+    return any(n.op.cost > CHEAP_RECOMPUTE or u.avals[0].size != size for u in outside)
+
+
+def _at_each_run(n: Node, users: Mapping[int, Sequence[Node]], lasting: Set[int]) -> Iterator[Node]:
+    """What reads a lasting value, or a reshape of it, and does not last itself."""
+    for u in users[id(n)]:
+        if id(u) not in lasting:
+            yield u
+        elif "flat" in u.op.traits:
+            yield from _at_each_run(u, users, lasting)
 
 
 def _many_homes(n: Node, users: list[Node], kernels: dict[int, frozenset[int]]) -> int:
