@@ -10,11 +10,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .image import ALIGN, Image, Slot, Step, evaluate_expr
+
+
+@dataclass(frozen=True, slots=True)
+class KeptValue:
+    """A value that is kept from run to run.
+
+    ``step`` computes it, from the arguments at the positions ``sources`` in the end.
+    """
+    step: str
+    n_bytes: int
+    sources: tuple[int, ...]
+
+
+def kept_values(image: Image) -> list[KeptValue]:
+    """What a program keeps, in the order in which it is computed."""
+    keeping = image.keeping
+    if keeping is None:
+        return []
+    home = _homes(keeping)
+    sources: dict[int, set[int]] = {k: {s.index} if s.kind == "argument" else set()
+                                    for k, s in enumerate(keeping.slots)}
+    made: dict[int, str] = {}
+    for step in keeping.steps:
+        read = set[int]().union(*(sources[home[s]] for s in step.slots))
+        for s in (home[s] for s, w in zip(step.slots, step.writes) if w):
+            sources[s] |= read
+            made[s] = step.name
+    return [KeptValue(name, _bytes(keeping.slots[s]), tuple(sorted(sources[s])))
+            for s, name in made.items() if keeping.slots[s].kind == "kept"]
 
 
 def cut(image: Image, lasting: Collection[int], passing: Collection[int] = ()) -> tuple[Image, list[int]]:
@@ -114,4 +143,4 @@ def _part(image: Image, steps: Sequence[int], keep: Slot, places: Mapping[int, i
         steps=tuple(replace(step, slots=tuple(number[s] for s in step.slots)) for step in chosen))
 
 
-__all__ = ["cut"]
+__all__ = ["KeptValue", "cut", "kept_values"]

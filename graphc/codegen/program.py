@@ -29,7 +29,7 @@ from . import loopir as ir
 from .executor import copy_entry
 from .fuse import Fusion, Group, fuse, is_argument, is_buffer_constant, is_pointwise, storage_of
 from .image import COPY_BYTES, Array, Image, Slot, Step, n_bytes
-from .lasting import cut
+from .lasting import KeptValue, cut, kept_values
 from .lower import InPlaceConflict, Lowered, Temporary, Window, lower_group
 from .plan import Plan
 from .shared import code_form
@@ -146,6 +146,11 @@ class CompiledProgram:
         keeping = self.image.keeping
         return () if keeping is None else tuple(
             keeping.slots[k].index for k in keeping.operands() if keeping.slots[k].kind == "argument")
+
+    @property
+    def kept(self) -> list[KeptValue]:
+        """The values that are kept from run to run."""
+        return kept_values(self.image)
 
     def keep(self, arrays: Sequence[Array]) -> Array:
         """What these arrays are made to once, for all runs with them: the argument after all others."""
