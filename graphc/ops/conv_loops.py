@@ -29,6 +29,7 @@ from .winograd import Winograd
 CHUNKS = 16                 # at most so many chunks, each with scratch of its own
 BLOCK_WORK = 8e6            # multiplications and additions that make a block of rows
 PACKING = 1.5               # what packing an element of the weight costs
+PACKED = 11.0               # pixels of results in the time of packing the weight
 TRANSPOSING = 10.0          # vector multiplications that a result costs on its way out of vectors of channels
 FRAMING = 8.0               # vector multiplications that a vector of the source costs on its way into a frame
 SPLITTING = 11.0            # the same, where the columns of a stride are brought together
@@ -289,7 +290,7 @@ class _Correlation:
 
     def packing(self) -> float:
         k, taps = self.k, sum(p.taps for p in self.parts)
-        if self.weight.made == taps == 1:
+        if self.weight.made == taps == 1 or k.lasts(self.weight.access):
             return 0.0
         results = max(k.estimate(self.source.shape[0], self.h, self.w), 1.0)
         return float(PACKING * taps * k.vector_lanes(self.source.dtype) / results)
@@ -395,6 +396,7 @@ class _Correlation:
 
     def pack(self) -> Any:
         """The weight as [part][group][reduced][tap][made]."""
+<<<<<<< HEAD
         k, w, taps = self.k, self.weight, sum(p.taps for p in self.parts)
         if w.made == taps == 1:                                 # as it is
             return w.access
@@ -402,6 +404,13 @@ class _Correlation:
         if self.whole_kernel():
             self.pack_whole(packed, taps)
             return packed
+=======
+        k, w = self.k, self.weight
+        pixels = k.estimate(self.source.shape[0], self.h, self.w)
+        packed = k.temporary(w.access.dtype, k.index(
+            self.groups * self.reduced * self.made * sum(p.taps for p in self.parts)),
+            saves=PACKED / (PACKED + pixels))
+>>>>>>> prepared
         with k.parallel(k.index(self.groups * self.reduced), work=2.0 * self.made * w.kw * w.kw) as unit:
             group, r = k.unravel(unit, (self.groups, self.reduced))
             before = 0
