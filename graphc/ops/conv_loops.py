@@ -396,21 +396,15 @@ class _Correlation:
 
     def pack(self) -> Any:
         """The weight as [part][group][reduced][tap][made]."""
-<<<<<<< HEAD
         k, w, taps = self.k, self.weight, sum(p.taps for p in self.parts)
         if w.made == taps == 1:                                 # as it is
             return w.access
-        packed = k.temporary(w.access.dtype, k.index(self.groups * self.reduced * self.made * taps))
+        pixels = k.estimate(self.source.shape[0], self.h, self.w)
+        packed = k.temporary(w.access.dtype, k.index(self.groups * self.reduced * self.made * taps),
+                             saves=PACKED / (PACKED + pixels))
         if self.whole_kernel():
             self.pack_whole(packed, taps)
             return packed
-=======
-        k, w = self.k, self.weight
-        pixels = k.estimate(self.source.shape[0], self.h, self.w)
-        packed = k.temporary(w.access.dtype, k.index(
-            self.groups * self.reduced * self.made * sum(p.taps for p in self.parts)),
-            saves=PACKED / (PACKED + pixels))
->>>>>>> prepared
         with k.parallel(k.index(self.groups * self.reduced), work=2.0 * self.made * w.kw * w.kw) as unit:
             group, r = k.unravel(unit, (self.groups, self.reduced))
             before = 0
