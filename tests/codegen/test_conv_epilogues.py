@@ -12,94 +12,153 @@ from on_threads import on_threads
 import graphc as gc
 from graphc.codegen.fuse import fuse
 from graphc.core import record
+from graphc.core.config import config
+from graphc.core.dims import evaluate_shape
+from graphc.ops import conv_loops
 from graphc.ops.conv import conv2d_dx_op, conv2d_op
-from graphc.ops.conv_loops import _Correlation
 from graphc.static.passes import optimize
 from graphc.static.program import build_program
 
 Shape = tuple[Any, ...]
-Conv = tuple[str, Shape, Shape, dict[str, Any]]
+Case = tuple[str, str, Shape, Shape, dict[str, Any]]
 
-# the form that it runs in, what is convolved, the weight, how; each is run forwards and backwards
-FORMS: list[Conv] = [
-    ("pixels", (2, 3, 8, 64), (5, 3, 3, 3), {"padding": (1, 1)}),
-    ("pixels", (3, 8, 9, 7), (6, 8, 1, 1), {}),
-    ("pixels", (2, 96, 32, 32), (80, 96, 1, 1), {}),                       # blocks of pixels
-    ("pixels", (1, 16, 36, 64), (24, 16, 5, 5), {"padding": (2, 2)}),      # blocks of rows
-    ("rows", (2, 4, 10, 32), (6, 4, 5, 5), {"padding": (4, 4)}),
-    ("channels", (2, 4, 7, 6), (32, 4, 3, 3), {"padding": (1, 1), "dilation": (2, 2)}),
-    ("channels", ("n", 6, 5, 5), (32, 3, 3, 3), {"groups": 2}),
-    ("split", (2, 3, 17, 66), (8, 3, 3, 3), {"stride": (2, 2), "padding": (1, 1)}),
-    ("tiles", (2, 32, 16, 32), (48, 32, 3, 3), {"padding": (1, 1)}),
-    ("tiles", ("n", 32, 15, 31), (32, 32, 3, 3), {"padding": (1, 1)}),
-    ("tiles", (1, 64, 16, 32), (64, 32, 3, 3), {"padding": (1, 1), "groups": 2}),
-    ("pixels", (2, 6, 8, 32), (6, 1, 3, 3), {"padding": (1, 1), "groups": 6}),
-    ("pixels", (1, 1, 1, 70), (1, 1, 1, 3), {}),                           # one row of one channel
+# forwards or backwards, the form that it is made to run in, shapes of image and weight, how they meet
+CASES: list[Case] = [
+    ("conv2d", "pixels", (2, 3, 5, 18), (5, 3, 3, 3), {"padding": (1, 1)}),
+    ("conv2d", "pixels", (1, 1, 1, 20), (1, 1, 1, 3), {}),                     # one row of one channel
+    ("conv2d", "pixels", (2, 4, 8, 32), (6, 4, 1, 1), {}),                     # blocks of pixels
+    ("conv2d", "pixels", (1, 2, 16, 5), (3, 2, 3, 3), {"padding": (1, 1)}),    # blocks of rows
+    ("conv2d", "pixels", ("n", 3, "h", "w"), (4, 3, 3, 2), {"padding": (1, 0)}),
+    ("conv2d", "rows", (2, 4, 7, 9), (6, 4, 3, 3), {"padding": (2, 2)}),
+    ("conv2d", "channels", (2, 4, 7, 6), (9, 4, 3, 3), {"padding": (1, 1), "dilation": (2, 2)}),
+    ("conv2d", "channels", ("n", 6, 5, 5), (8, 3, 3, 3), {"groups": 2, "stride": (2, 3)}),
+    ("conv2d", "split", (2, 3, 9, 14), (5, 3, 3, 3), {"stride": (2, 2), "padding": (1, 1)}),
+    ("conv2d", "tiles", (2, 4, 8, 6), (6, 4, 3, 3), {"padding": (1, 1)}),
+    ("conv2d", "tiles", ("n", 4, 7, 9), (6, 2, 3, 3), {"padding": (1, 1), "groups": 2}),
+    ("conv2d_dx", "pixels", (2, 3, 7, 8), (5, 3, 3, 3), {"padding": (1, 1)}),
+    ("conv2d_dx", "pixels", (2, 4, 9, 10), (6, 2, 3, 3), {"stride": (2, 2), "groups": 2}),      # four phases
+    ("conv2d_dx", "channels", ("n", 4, 7, 7), (6, 4, 1, 1), {"stride": (2, 2)}),               # empty ones
+    ("conv2d_dx", "rows", (2, 3, 8, 8), (4, 3, 3, 3), {}),
+    ("conv2d_dx", "tiles", ("n", 4, 9, 8), (4, 4, 3, 3), {"padding": (1, 1)}),
 ]
+IDS = [f"{op}-{form}-{k}" for k, (op, form, *_) in enumerate(CASES)]
 
-# what is made of the convolution y with channels' values b and an image r; what its kernel stores
-FOLLOWERS: dict[str, tuple[Callable[..., Any], list[str]]] = {
-    "bias and activation": (lambda y, b, r: gc.relu(y + b.reshape((1, -1, 1, 1))), ["relu"]),
-    "scale, shift, residual": (
-        lambda y, b, r: gc.tanh(y * b.reshape((1, -1, 1, 1)) + (b * 2.0).reshape((1, -1, 1, 1)) + r), ["tanh"]),
-    "a gradient through an activation": (lambda y, b, r: gc.where(r > 0, y, 0.0), ["where"]),
-    "both are results": (lambda y, b, r: [y, gc.exp(y)], ["conv", "exp"]),
-    "another dtype": (lambda y, b, r: y.to("int32") + 1, ["add"]),
-    "along rows and columns": (lambda y, b, r: y * r[:1, :1] + r[:1, :1, :1], ["add"]),
+# of the result y, with a value b for each channel and an image r like y
+FOLLOWERS: dict[str, Callable[..., Any]] = {
+    "bias and activation": lambda y, b, r: gc.relu(y + b),
+    "scale, shift and residual": lambda y, b, r: gc.tanh(y * b + b * 2.0 + r),
+    "a gradient through an activation": lambda y, b, r: gc.where(r > 0, y, 0.0),
+    "the result itself": lambda y, b, r: y,
+    "along rows and along columns": lambda y, b, r: y * r[:1, :1, :1] + r[:1, :1, :, :1],
+    "another dtype": lambda y, b, r: y.to("float64") * 2.0,
 }
-IDS = [f"{form}-{'x'.join(map(str, shape))}-{k}" for k, (form, shape, _, _) in enumerate(FORMS)]
 
 
-def attributes(how: dict[str, Any]) -> dict[str, Any]:
-    return {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, **how}
-
-
-def filled(shape: Shape, batch: int = 3) -> Shape:
-    return tuple(batch if isinstance(n, str) else n for n in shape)
-
-
-def forward(x: Any, w: Any, how: dict[str, Any]) -> Any:
-    return record.apply(conv2d_op, x, w, **attributes(how))
-
-
-def backward(g: Any, w: Any, how: dict[str, Any], size: Shape) -> Any:
-    return record.apply(conv2d_dx_op, g, w, **attributes(how), size=size[2:])
-
-
-def recorded(case: Conv, make: Callable[..., Any], dtype: str,
-             back: bool) -> tuple[gc.Graph, dict[Any, Any], list[Any]]:
-    """A graph of a convolution (or its adjoint) and what is made of it, its feeds and results."""
-    _, shape, weight, how = case
+def graph(case: Case, followers: list[str], dtype: str = "float32",
+          batch: int = 3) -> tuple[gc.Graph, list[Any], dict[Any, Any]]:
+    """A graph with what follows a convolution or its adjoint, its results and feeds."""
+    op, _, shape, weight, how = case
+    attrs = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, **how}
+    sizes = {"n": batch, "h": 6, "w": 7}
     with gc.Graph() as g:
-        x, w = (gc.placeholder(dtype, s, name=n) for s, n in ((shape, "x"), (weight, "w")))
-        y = forward(x, w, how)
-        out_shape = y.shape
-        if back:
-            x = gc.placeholder(dtype, out_shape, name="g")
-            y = backward(x, w, how, shape)
+        x, w = (gc.placeholder(dtype, s, name=name) for s, name in ((shape, "x"), (weight, "w")))
+        y = record.apply(conv2d_op, x, w, **attrs)
+        if op == "conv2d_dx":
+            x = gc.placeholder(dtype, y.shape, name="g")
+            y = record.apply(conv2d_dx_op, x, w, **attrs, size=shape[2:])
         b = gc.placeholder(dtype, (y.shape[1],), name="b")
         r = gc.placeholder(dtype, y.shape, name="r")
-        made = make(y, b, r)
-    outs = made if isinstance(made, list) else [made]
+        outs = [FOLLOWERS[name](y, b.reshape((1, -1, 1, 1)), r) for name in followers]
     rng = np.random.default_rng(0)
-    feeds = {p: rng.standard_normal([3 if not isinstance(n, int) else n for n in p.shape]).astype(dtype)
-             for p in (x, w, b, r)}
-    return g, feeds, outs
+
+    def numbers(p: Any) -> Any:
+        return rng.standard_normal(evaluate_shape(p.shape, sizes)).astype(dtype)
+    return g, outs, {p: numbers(p) for p in (x, w, b, r)}
+
+
+@pytest.fixture
+def forced(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes correlations run in a form, in small blocks, whatever would be the cheapest."""
+    def force(form: str) -> None:
+        monkeypatch.setattr(conv_loops._Correlation, "cheapest", lambda self: form)
+        monkeypatch.setattr(conv_loops, "BLOCK_WORK", 8e6 if form == "rows" else 2000.0)    # of a whole image
+        monkeypatch.setattr(config, "check", 1)         # programs are not taken from the cache, so made
+    return force
+
+
+def stored(g: gc.Graph, outs: list[Any]) -> list[list[str]]:
+    found = fuse(optimize(build_program(g, [o._node for o in outs])))
+    return [[v.node.op.name for v in group.roots] for group in found.groups]
+
+
+ALL = [name for name in FOLLOWERS if name != "another dtype"]
+
+
+@pytest.mark.parametrize("target", ["python", "cpu"])
+@pytest.mark.parametrize("followers", [ALL, ["another dtype"]], ids=["all", "in scratch"])
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_forms(case: Case, followers: list[str], target: str, forced: Callable[[str], None]) -> None:
+    """One kernel (behind those that lay out the weight), in each form, stores all that follows."""
+    op, form, *_ = case
+    forced(form)
+    g, outs, feeds = graph(case, followers)
+    (group,) = stored(g, outs)
+    assert len(group) == len(followers) and (op in group) == ("the result itself" in followers)
+    expected = gc.Session(g, "interpret").run(outs, feeds)
+    for e, a in zip(expected, gc.Session(g, target).run(outs, feeds)):
+        assert a.dtype == e.dtype
+        np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", FOLLOWERS)
-@pytest.mark.parametrize("back", [False, True], ids=["forward", "backward"])
-@pytest.mark.parametrize("case", FORMS, ids=IDS)
-def test_groups_and_numbers(case: Conv, back: bool, name: str) -> None:
-    make, stored = FOLLOWERS[name]
-    g, feeds, outs = recorded(case, make, "float32", back)
-    found = fuse(optimize(build_program(g, [o._node for o in outs])))
-    group = next(x for x in found.groups if x.kind == "loops")
-    assert [v.node.op.name.split("2d")[0] for v in group.roots] == stored
-    used = {p: feeds[p] for p in feeds if any(p._node is n for o in outs for n in _sources(o))}
-    expected = gc.Session(g, "interpret").run(outs, used)
-    for e, a in zip(expected, gc.Session(g).run(outs, used)):
-        if e.dtype.kind == "i":                 # a rounding error may be a whole number
-            assert np.mean(a != e) < 1e-3
-        else:
-            np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-3)
+@pytest.mark.parametrize("case", [CASES[3], CASES[9], CASES[12]], ids=["rows", "tiles", "phases"])
+def test_followers_in_float64(case: Case, name: str) -> None:
+    g, outs, feeds = graph(case, [name], "float64")
+    (expected,) = gc.Session(g, "interpret").run(outs, feeds)
+    (found,) = gc.Session(g).run(outs, feeds)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", [
+    ("conv2d", "", ("n", 16, 20, 20), (16, 16, 3, 3), {"padding": (1, 1)}),
+    ("conv2d", "", ("n", 16, 40, 40), (24, 16, 1, 1), {}),
+    ("conv2d_dx", "", ("n", 6, 21, 21), (8, 6, 3, 3), {"stride": (2, 2)})], ids=["tiles", "pixels", "phases"])
+def test_bits_do_not_depend_on_threads(case: Case) -> None:
+    g, outs, feeds = graph(case, ["scale, shift and residual", "the result itself"], batch=37)
+    found = on_threads(lambda: gc.Session(g).run(outs, feeds))
+    for other in found[1:]:
+        for a, b in zip(found[0], other):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_pairs_tell_why() -> None:
+    with gc.Graph() as g:
+        x, w = (gc.placeholder("float32", s, name=n) for s, n in (((2, 3, 8, 8), "x"), ((4, 3, 3, 3), "w")))
+        y = gc.conv2d(x, w)
+        outs = [gc.relu(y), y.permute(0, 1, 3, 2) + 1.0, y.reshape(2, -1) * 2.0]
+    told = {(p.producer, p.consumer): (p.fused, p.reason)
+            for p in fuse(optimize(build_program(g, [o._node for o in outs]))).pairs}
+    assert told["conv2d", "relu"] == (True, "each block is in cache when it is written")
+    assert told["conv2d", "transpose"] == (False, "transpose reads conv2d at another place than its own")
+    assert told["conv2d", "reshape"] == (False, "mul has another shape")
+
+
+@pytest.mark.parametrize("size, kernel", [((8, 8), 3), ((9, 7), 3), ((5, 5), 1)])
+def test_a_state_is_updated_where_it_is(size: tuple[int, int], kernel: int) -> None:
+    """What reads the old value at its own place may write over it; a convolution of it may not."""
+    rng = np.random.default_rng(3)
+    start, weight = rng.standard_normal((2, 4, *size)), rng.standard_normal((4, 4, kernel, kernel)) / 4
+    found = {}
+    for target in ("interpret", "python", "cpu"):
+        with gc.Graph() as g:
+            state, other = (gc.Variable(start.astype("f4"), name=name) for name in ("state", "other"))
+            w = gc.constant(weight.astype("f4"))
+            steps = [state.assign(state * 0.5 + gc.conv2d(other, w, padding=kernel // 2)),
+                     other.assign(gc.tanh(other + gc.conv2d(other, w, padding=kernel // 2)))]
+        session = gc.Session(g, target)
+        for _ in range(3):
+            session.run(steps)
+        found[target] = session.run([state, other])
+    for target in ("python", "cpu"):
+        for e, a in zip(found["interpret"], found[target]):
+            np.testing.assert_allclose(a, e, rtol=1e-3, atol=1e-4)
