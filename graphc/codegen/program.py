@@ -21,7 +21,7 @@ from ..core.dims import Size, size_of
 from ..core.errors import InternalError
 from ..core.files import write_atomically
 from ..core.node import Node, Value
-from ..core.storage import apart
+from ..core.storage import apart, standard
 from ..core.threads import fork_safe_lock
 from ..static.program import FAILED, Program, toposort
 from . import cache, compile, python_target, vmath

@@ -136,7 +136,7 @@ class Explanation:
             table("Memory of intermediate values", ("sizes", "arena >", "bound >", "steps >", "regions >"), [
                 (m.sizes, bytes_text(m.arena_bytes), bytes_text(m.live_bytes), str(m.steps), str(m.waves))
                 for m in self.memory]),
-            *([_table(f"Kept from run to run: {bytes_text(sum(k.n_bytes for k in self.kept))}",
+            *([table(f"Kept from run to run: {bytes_text(sum(k.n_bytes for k in self.kept))}",
                       ("of", "kernel", "bytes >", ""), [
                           (k.states, k.kernel, bytes_text(k.n_bytes) if k.kernel else "", k.note)
                           for k in self.kept])] if self.kept else ()))
