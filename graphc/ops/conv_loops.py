@@ -30,7 +30,8 @@ CHUNKS = 16                 # at most so many chunks, each with scratch of its o
 BLOCK_WORK = 8e6            # multiplications and additions that make a block of rows
 PACKING = 1.5               # what packing an element of the weight costs
 PACKED = 11.0               # pixels of results in the time of packing the weight
-TRANSPOSING = 10.0          # vector multiplications that a result costs on its way out of vectors of channels
+FAR_SOURCE = 0.15           # and what a source beyond the second-level cache adds, pixel by pixel
+TRANSPOSING = 16.0          # vector multiplications that a result costs on its way out of vectors of channels
 FRAMING = 8.0               # vector multiplications that a vector of the source costs on its way into a frame
 SPLITTING = 11.0            # the same, where the columns of a stride are brought together
 ROWS = 0.3                  # vector multiplications that few rows at a time cost, for their shorter loops
@@ -197,6 +198,10 @@ class _Correlation:
         if self.form == "split":
             self.frame = self.split_frame()
 
+    @property
+    def itemsize(self) -> int:
+        return int(np.dtype(self.source.dtype).itemsize)
+
     def span(self, axis: int, outputs: Index | None) -> Index:
         """Rows (or columns) of a frame."""
         k, out = self.k, self.k.index(1)
@@ -229,10 +234,17 @@ class _Correlation:
         plane, row = self.result_strides(part)
         return k.contraction(
             [k.axis(self.part_rows(part), k.index_mul(self.frame.pitch, y.step), 0, row),
-             k.axis(x.outputs, x.step, 0, 1)], [], k.axis(self.made, 0, 1, plane),
+             k.axis(x.outputs, x.step, 0, 1)], [], k.axis(self.panel(part), 0, 1, plane),
             [k.axis(self.reduced, self.frame.plane, part.taps * self.made),
              k.axis(y.count, k.index_mul(self.frame.pitch, y.dilation), x.count * self.made),
              k.axis(x.count, x.dilation, self.made)], self.source.dtype)
+
+    def panel(self, part: Part) -> int:
+        """Channels that `by_channels` makes at once: of a weight that the cache does not hold, a tile's."""
+        lanes = self.k.vector_lanes(self.source.dtype)
+        if self.made * self.reduced * part.taps * self.itemsize <= 2 * FRAME_BYTES:
+            return self.made
+        return max((n for n in range(lanes, 4 * lanes + 1, lanes) if self.made % n == 0), default=self.made)
 
     def part_rows(self, part: Part) -> Index:
         return self.rows if len(self.parts) == 1 else part.y.outputs
@@ -277,8 +289,9 @@ class _Correlation:
     def costs(self) -> Costs:
         """Of a result and a reduced channel, in each form that can run."""
         k, each = self.k, 1 / len(self.parts)
-        costs = {"channels": each * sum(p.taps * k.cost(self.by_channels(p)) + TRANSPOSING / self.reduced
-                                        for p in self.live) + self.packing()}
+        far = k.estimate(self.sh, self.sw, self.reduced) / self.blocks * self.itemsize > 2 * FRAME_BYTES
+        costs = {"channels": each * sum(p.taps * (k.cost(self.by_channels(p)) + (FAR_SOURCE if far else 0.0))
+                                        + TRANSPOSING / self.reduced for p in self.live) + self.packing()}
         if any(p.x.step > 1 for p in self.live):                # vectors of pixels would have gaps
             costs["split"] = self.split_cost()
         else:
@@ -372,8 +385,12 @@ class _Correlation:
             return
         before = sum(p.taps for p in self.parts[:self.parts.index(part)]) * self.groups
         weight = k.index_add(k.index_mul(group, part.taps), before)
-        k.contract(self.by_channels(part), (source, at),
-                   (packed, k.index_mul(weight, self.reduced * self.made)), to)
+        panel, (plane, _), (out, start) = self.panel(part), self.result_strides(part), to
+        weight = k.let(k.index_mul(weight, self.reduced * self.made))
+        with k.loop(k.index(0), k.index(self.made // panel)) as p:
+            first = k.let(k.index_mul(p, panel))
+            k.contract(self.by_channels(part), (source, at), (packed, k.index_add(weight, first)),
+                       (out, k.index_add(start, k.index_mul(first, plane))))
 
     def correlate_rows(self, source: Any, at: Index, group: Index, to: Any) -> None:
         """`few_rows` for each pair of rows."""
