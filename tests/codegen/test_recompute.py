@@ -103,7 +103,7 @@ def test_kernels_stay_bounded_and_reports_say_why() -> None:
 
 
 def test_memory_falls() -> None:
-    """Of each of three layers a product, tanh and GELU at most: not the five values of a GELU and its product."""
+    """Of each of three layers a product, tanh and GELU: not a product and all five values of a GELU."""
     with gc.Graph() as g:
         x, w = gc.placeholder("float32", (B, N), name="x"), gc.placeholder("float32", (N, N), name="w")
         h = x
