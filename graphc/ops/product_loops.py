@@ -18,6 +18,8 @@ SMALL_RESULT = 1 << 12           # elements of a result that each chunk of the d
 LONG = 32                        # times the longer side of a result: depth that is split
 PANELS = 48                      # columns from which panels are worth it
 LEAST_WORK = 1e7                 # m*n*depth, too
+FEW = 8                          # rows from which they are, of a B' that lasts
+PACKING = 10                     # rows of a product in the time of laying its panels out
 FAR_APART = 1 << 20              # elements of a B that is not turned, from which it is laid out anew
 TALL, WIDE = 64, 16              # rows and panels of a chunk: the block stays in the second cache
 NARROW = 4                       # panels of a block of rows that goes to scratch memory
@@ -138,13 +140,18 @@ class _Product:
     def wants_panels(self) -> bool:
         """Whether the columns of B are first laid out in panels, as register tiles read them.
 
-        That costs about what 10 rows of the product do. Without it B' is turned for each chunk of rows, and
-        rows of a large B lie so far apart that they push each other out of the caches.
+        That costs about what 10 rows of the product do, once for all runs if B lasts. Without it B' is turned
+        for each chunk of rows, and rows of a large B lie so far apart that they push each other out of the
+        caches.
         """
-        m, n, depth = (self.k.known(s) for s in (self.m, self.n, self.depth))
-        if None in (m, n, depth) or m < 2 * LARGE or n < PANELS or m * n * depth < LEAST_WORK:
+        k = self.k
+        m, n, depth = (k.known(s) for s in (self.m, self.n, self.depth))
+        if None in (m, n, depth) or n < PANELS:
             return False
-        return bool(self.tb or n * depth >= FAR_APART)
+        apart = n * depth >= FAR_APART
+        if k.lasts(self.y) and m < 2 * LARGE:
+            return bool(m >= 2 if apart else self.tb and m >= FEW)
+        return bool((self.tb or apart) and m >= 2 * LARGE and m * n * depth >= LEAST_WORK)
 
     def by_panels(self) -> None:
         """Blocks of rows times panels of B."""
@@ -179,7 +186,8 @@ class _Product:
     def pack(self, width: int, panels: int) -> Any:
         """op(B) in panels, each row-major."""
         k, n, depth = self.k, self.n, self.depth
-        packed = k.temporary(self.out.dtype, k.index_mul(depth, width * panels))
+        packed = k.temporary(self.out.dtype, k.index_mul(depth, width * panels),
+                             saves=PACKING / (PACKING + k.estimate(self.m)))
         with k.parallel(k.index(panels), work=k.estimate(depth, width)) as j:
             start, columns = self.panel(j, width)
             to = packed.block(k.index_mul(k.index_mul(j, depth), width), k.index(width))
