@@ -81,6 +81,13 @@ Lowering = Map | Pull | Fold | Loops
 
 # ---------------------------------------------------------------- the op
 
+@dataclass(frozen=True, slots=True)
+class Images:
+    """The operands and results of an op that its attribute ``layout`` is about, by position."""
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Op:
     """One operation.
@@ -117,6 +124,8 @@ class Op:
         Elements of the first input from which eager calls go to the compiled kernel; 0: never.
     batched
         Inputs whose first axis is the batch: compiled once for every batch size.
+    images
+        Which operands and results are images that lie as the attribute ``layout`` says.
     check
         ``check(*inputs, **attrs) -> bool tensor`` that must be true at run time.
     """
@@ -133,6 +142,7 @@ class Op:
     cost: float = 1.0
     compiled: int = 0
     batched: tuple[int, ...] = ()
+    images: Images | None = None
     check: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:

@@ -10,37 +10,49 @@ from ..core import record
 from ..core.aval import Aval
 from ..core.dims import Shape, format_shape
 from ..core.errors import DTypeError, ShapeError
-from ..core.op import Loops, Op
+from ..core.op import Images, Loops, Op
 from ..core.tensor import Tensor, as_tensor
+from .layout import by_layout, image, image_shape, image_size, laid_out, planes
 from .window import Array, Pair, add_windows, out_size, pair, windows
 
 
-def _pool_infer(name: str, x: Aval, kernel: Pair, stride: Pair, padding: Pair) -> Shape:
+def _pool_infer(name: str, x: Aval, kernel: Pair, stride: Pair, padding: Pair, layout: str) -> Shape:
     if x.dtype.kind == "b":
         raise DTypeError(f"{name}: takes numbers, not bool")
-    if x.ndim != 4:
-        raise ShapeError(f"{name}: input {format_shape(x.shape)}; expected (n, c, h, w)")
+    n, c, size = image(name, x, layout)
     if any(2 * p > k for p, k in zip(padding, kernel)):
         raise ShapeError(f"{name}: padding {padding} is more than half of the kernel {kernel}")
-    out = tuple(out_size(x.shape[2 + i], kernel[i], stride[i], padding[i], 1) for i in (0, 1))
-    if any(isinstance(s, int) and s <= 0 for s in out):
-        raise ShapeError(f"{name}: a window of {kernel} does not fit into {format_shape(x.shape[2:])}")
-    return (*x.shape[:2], *out)
+    oh, ow = (out_size(size[i], kernel[i], stride[i], padding[i], 1) for i in (0, 1))
+    if any(isinstance(s, int) and s <= 0 for s in (oh, ow)):
+        raise ShapeError(f"{name}: a window of {kernel} does not fit into {format_shape(size)}")
+    return image_shape(layout, n, c, (oh, ow))
 
 
-def _max_pool_infer(x: Aval, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Aval, Aval]:
-    shape = _pool_infer("max_pool2d", x, kernel, stride, padding)
+def _max_pool_infer(x: Aval, kernel: Pair, stride: Pair, padding: Pair,
+                    layout: str = "NCHW") -> tuple[Aval, Aval]:
+    shape = _pool_infer("max_pool2d", x, kernel, stride, padding, layout)
     return Aval(shape, x.dtype), Aval(shape, np.dtype(np.int32))
 
 
+def _unpool_infer(name: str, g: Aval, size: Pair, layout: str) -> Aval:
+    n, c, _ = image(name, g, layout)
+    return Aval(image_shape(layout, n, c, size), g.dtype)
+
+
 def _window(c: Any) -> dict[str, Any]:
-    return {key: c.attrs[key] for key in ("kernel", "stride", "padding")}
+    return {key: c.attrs[key] for key in ("kernel", "stride", "padding", "layout") if key in c.attrs}
 
 
-def _max_pool_run(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Array, Array]:
-    _pool_infer("max_pool2d", Aval(x.shape, x.dtype), kernel, stride, padding)
+def _size(c: Any) -> tuple[Any, Any]:
+    """Rows and columns of the first input."""
+    return image_size(c.shapes[0], c.attrs.get("layout", "NCHW"))
+
+
+def _max_pool_run(x: Array, kernel: Pair, stride: Pair, padding: Pair,
+                  layout: str = "NCHW") -> tuple[Array, Array]:
+    _pool_infer("max_pool2d", Aval(x.shape, x.dtype), kernel, stride, padding, layout)
     low = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
-    win = windows(x, kernel, stride, padding, (1, 1), low)
+    win = windows(planes("max_pool2d", x, layout), kernel, stride, padding, (1, 1), low)
     best, where = win[..., 0, 0].copy(), np.zeros(win.shape[:4], np.int32)
     for k in range(1, kernel[0] * kernel[1]):
         candidate = win[..., k // kernel[1], k % kernel[1]]
@@ -49,7 +61,7 @@ def _max_pool_run(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> tuple[
             wins |= np.isnan(candidate) & ~np.isnan(best)
         np.copyto(best, candidate, where=wins)
         where[wins] = k
-    return best, where
+    return laid_out(best, layout), laid_out(where, layout)
 
 
 def _flat(k: Any, plane: Any, y: Any, x: Any, h: Any, w: Any) -> Any:
@@ -122,23 +134,26 @@ max_pool2d_op: Op = Op(
     infer=_max_pool_infer,
     run=_max_pool_run,
     vjp=(lambda g, c: record.apply(max_unpool2d_op, g[0], c.outputs[1], **_window(c),
-                                   size=c.shapes[0][2:]),),
+                                   size=_size(c)),),
     saves=("out",),
-    lower=Loops(_max_pool_loops),
+    lower=Loops(by_layout(NCHW=_max_pool_loops)),
     outputs=2,
     kinds="iuf",
     cost=8.0,
     compiled=2048,
     batched=(0,),
+    images=Images((0,), (0, 1)),
 )
 
 
-def _unpool_run(g: Array, where: Array, kernel: Pair, stride: Pair, padding: Pair, size: Pair) -> Array:
+def _unpool_run(g: Array, where: Array, kernel: Pair, stride: Pair, padding: Pair, size: Pair,
+                layout: str = "NCHW") -> Array:
+    g, where = (planes("max_unpool2d", v, layout) for v in (g, where))
     n, c, oh, ow = g.shape
     win = np.zeros((n, c, oh, ow, kernel[0] * kernel[1]), g.dtype)
     np.put_along_axis(win, where[..., None].astype(np.int64), g[..., None], -1)
     win = win.reshape(n, c, oh, ow, *kernel)
-    return np.ascontiguousarray(add_windows(win, (n, c, *size), stride, padding, (1, 1)))
+    return np.ascontiguousarray(laid_out(add_windows(win, (n, c, *size), stride, padding, (1, 1)), layout))
 
 
 def _covering(k: Any, position: Any, size: Any, kernel: int, stride: int,
@@ -253,10 +268,12 @@ def _unpool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pair,
     _from_windows(k, g, dx, kernel, stride, padding, share)
 
 
-def _pick_window_run(x: Array, where: Array, kernel: Pair, stride: Pair, padding: Pair) -> Array:
+def _pick_window_run(x: Array, where: Array, kernel: Pair, stride: Pair, padding: Pair,
+                     layout: str = "NCHW") -> Array:
+    x, where = (planes("pick_window", v, layout) for v in (x, where))
     win = windows(x, kernel, stride, padding, (1, 1))
     flat = win.reshape(*win.shape[:4], kernel[0] * kernel[1])
-    return np.take_along_axis(flat, where[..., None].astype(np.int64), -1)[..., 0]
+    return laid_out(np.take_along_axis(flat, where[..., None].astype(np.int64), -1)[..., 0], layout)
 
 
 def _pick_window_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pair, padding: Pair) -> None:
@@ -276,31 +293,34 @@ def _pick_window_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: 
 
 max_unpool2d_op: Op = Op(
     "max_unpool2d",                      # the adjoint of max_pool2d: gradients to the winners
-    infer=lambda g, where, kernel, stride, padding, size: Aval((*g.shape[:2], *size), g.dtype),
+    infer=lambda g, where, kernel, stride, padding, size, layout="NCHW":
+        _unpool_infer("max_unpool2d", g, size, layout),
     run=_unpool_run,
     vjp=(lambda g, c: record.apply(pick_window_op, g, c.y, **_window(c)), None),
     saves=("y",),
-    lower=Loops(_unpool_loops),
+    lower=Loops(by_layout(NCHW=_unpool_loops)),
     cost=8.0,
     compiled=2048,
     batched=(0, 1),
+    images=Images((0, 1), (0,)),
 )
 
 pick_window_op: Op = Op(
     "pick_window",                       # of each window the element that won before
-    infer=lambda x, where, kernel, stride, padding: Aval(where.shape, x.dtype),
+    infer=lambda x, where, kernel, stride, padding, layout="NCHW": Aval(where.shape, x.dtype),
     run=_pick_window_run,
-    vjp=(lambda g, c: record.apply(max_unpool2d_op, g, c.y, **_window(c), size=c.shapes[0][2:]), None),
+    vjp=(lambda g, c: record.apply(max_unpool2d_op, g, c.y, **_window(c), size=_size(c)), None),
     saves=("y",),
-    lower=Loops(_pick_window_loops),
+    lower=Loops(by_layout(NCHW=_pick_window_loops)),
     cost=8.0,
+    images=Images((0, 1), (0,)),
 )
 
 
-def _avg_pool_run(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> Array:
-    _pool_infer("avg_pool2d", Aval(x.shape, x.dtype), kernel, stride, padding)
-    total = windows(x, kernel, stride, padding, (1, 1)).sum((4, 5))
-    return (total / x.dtype.type(kernel[0] * kernel[1])).astype(x.dtype)
+def _avg_pool_run(x: Array, kernel: Pair, stride: Pair, padding: Pair, layout: str = "NCHW") -> Array:
+    _pool_infer("avg_pool2d", Aval(x.shape, x.dtype), kernel, stride, padding, layout)
+    total = windows(planes("avg_pool2d", x, layout), kernel, stride, padding, (1, 1)).sum((4, 5))
+    return laid_out((total / x.dtype.type(kernel[0] * kernel[1])).astype(x.dtype), layout)
 
 
 def _avg_pool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pair, padding: Pair) -> None:
@@ -318,10 +338,13 @@ def _avg_pool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pai
     _each_window(k, x, out, kernel, stride, padding, 2 * kernel[0] * kernel[1], window)
 
 
-def _avg_unpool_run(g: Array, kernel: Pair, stride: Pair, padding: Pair, size: Pair) -> Array:
+def _avg_unpool_run(g: Array, kernel: Pair, stride: Pair, padding: Pair, size: Pair,
+                    layout: str = "NCHW") -> Array:
+    g = planes("avg_unpool2d", g, layout)
     share = g / g.dtype.type(kernel[0] * kernel[1])
     win = np.broadcast_to(share[..., None, None], (*g.shape, *kernel))
-    return np.ascontiguousarray(add_windows(win, (*g.shape[:2], *size), stride, padding, (1, 1)))
+    dx = add_windows(win, (*g.shape[:2], *size), stride, padding, (1, 1))
+    return np.ascontiguousarray(laid_out(dx, layout))
 
 
 def _avg_unpool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pair, padding: Pair,
@@ -331,33 +354,36 @@ def _avg_unpool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: P
     _from_windows(k, g, dx, kernel, stride, padding, lambda at, tap: k.let(k.div(g.at_flat(at), area)))
 
 
-def _float_pool(name: str, x: Aval, kernel: Pair, stride: Pair, padding: Pair) -> Aval:
+def _avg_pool_infer(x: Aval, kernel: Pair, stride: Pair, padding: Pair, layout: str = "NCHW") -> Aval:
     if x.dtype.kind != "f":
-        raise DTypeError(f"{name}: takes floats, not {x.dtype.name}")
-    return Aval(_pool_infer(name, x, kernel, stride, padding), x.dtype)
+        raise DTypeError(f"avg_pool2d: takes floats, not {x.dtype.name}")
+    return Aval(_pool_infer("avg_pool2d", x, kernel, stride, padding, layout), x.dtype)
 
 
 avg_pool2d_op: Op = Op(
     "avg_pool2d",                        # the mean of each window, padding counted in
-    infer=lambda x, kernel, stride, padding: _float_pool("avg_pool2d", x, kernel, stride, padding),
+    infer=_avg_pool_infer,
     run=_avg_pool_run,
-    vjp=(lambda g, c: record.apply(avg_unpool2d_op, g, **_window(c), size=c.shapes[0][2:]),),
-    lower=Loops(_avg_pool_loops),
+    vjp=(lambda g, c: record.apply(avg_unpool2d_op, g, **_window(c), size=_size(c)),),
+    lower=Loops(by_layout(NCHW=_avg_pool_loops)),
     kinds="f",
     cost=8.0,
     compiled=2048,
     batched=(0,),
+    images=Images((0,), (0,)),
 )
 
 avg_unpool2d_op: Op = Op(
     "avg_unpool2d",                      # the adjoint of avg_pool2d
-    infer=lambda g, kernel, stride, padding, size: Aval((*g.shape[:2], *size), g.dtype),
+    infer=lambda g, kernel, stride, padding, size, layout="NCHW":
+        _unpool_infer("avg_unpool2d", g, size, layout),
     run=_avg_unpool_run,
     vjp=(lambda g, c: record.apply(avg_pool2d_op, g, **_window(c)),),
-    lower=Loops(_avg_unpool_loops),
+    lower=Loops(by_layout(NCHW=_avg_unpool_loops)),
     cost=8.0,
     compiled=2048,
     batched=(0,),
+    images=Images((0,), (0,)),
 )
 
 
