@@ -4,12 +4,26 @@ A tile's transforms are those of 4x4 vectors as they lie in the image, and of 16
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from .frame import Frame, Index
-from .winograd import POINTS, TILES_BYTES, TRANSFORM, WEIGHT, both, of_kernel, of_result, of_tile, put
+from .frame import Frame, Index, fill
+from .winograd import (
+    POINTS,
+    TILES_BYTES,
+    TRANSFORM,
+    WEIGHT,
+    Vector,
+    both,
+    of_gradient,
+    of_kernel,
+    of_result,
+    of_taps,
+    of_tile,
+    put,
+)
 
 TILES = 48                  # that meet a panel of kernels together, at least
 CHUNKS = 8                  # items that are wanted
@@ -196,3 +210,92 @@ class WinogradLast:
                         for line, values in zip(places, square):
                             for place, value in zip(line, values):
                                 k.store(to, k.index_add(place, q), value)
+
+
+class WinogradSums:
+    """The weight's gradient as the adjoint: G' [sum over tiles of (A dY A') * (B' d B)] G.
+
+    Of ``x`` and ``g`` it holds patches of some channels: `channels_last_weight.Patch`. Sums of a chunk are
+    [point][channel of x][channel of g]. ``out`` are rows and columns of g.
+    """
+
+    def __init__(self, k: Any, patch: Any, channels: tuple[int, int], out: tuple[Index, Index],
+                 n: int | None, dtype: str) -> None:
+        self.k, (self.reduced, self.made), self.dtype = k, channels, dtype
+        self.out = k.known(out[0]), k.known(out[1])
+        high, self.wide = (-(-s // 2) for s in self.out)                # in tiles
+        # long sums are added up piece by piece, which keeps them exact too
+        most = min(TILES_BYTES // (POINTS * (self.reduced + self.made) * np.dtype(dtype).itemsize), 2 * TILES)
+        self.high = max(r for r in range(1, high + 1) if high % r == 0 and (r == 1 or r * self.wide <= most))
+        self.blocks, self.tiles = high // self.high, self.high * self.wide
+        self.rows = k.index(2 * self.high)
+        self.images = max(1, min(most // self.tiles, n or most)) if self.blocks == 1 else 1
+        lanes = k.vector_lanes(dtype)
+        self.to_source, self.to_gradient = (self.images * self.tiles * c + lanes for c in channels)
+        self.to_sum = self.reduced * self.made + lanes
+        size = self.rows, k.index(2 * self.wide)
+        self.x, self.g = patch(0, self.images, size), patch(1, self.images, size)
+
+    def products(self, images: Index) -> Any:
+        """Of one point: lanes are channels of g, rows those of x, summed over tiles."""
+        k = self.k
+        return k.contraction([k.axis(self.reduced, 1, 0, self.made)], [], k.axis(self.made, 0, 1, 1),
+                             [k.axis(k.index_mul(images, self.tiles), self.reduced, self.made)], self.dtype)
+
+    def cost(self) -> float:
+        """Of a pixel and a pair of channels, in vector multiplications of a core at its peak."""
+        full = 4 * self.high * self.blocks * self.wide / (self.out[0] * self.out[1])    # tiles over the edge
+        transforms = TRANSFORM * (1 / self.made + 1 / self.reduced)
+        return float(full * (POINTS / 4 * self.k.cost(self.products(self.k.index(self.images))) + transforms))
+
+    def begin(self) -> None:
+        """Once for each chunk."""
+        k = self.k
+        k.variant = "winograd"
+        self.x.begin()
+        self.g.begin()
+        self.sources = k.scratch(self.dtype, k.index(POINTS * self.to_source))
+        self.gradients = k.scratch(self.dtype, k.index(POINTS * self.to_gradient))
+        self.sums = k.scratch(self.dtype, k.index(POINTS * self.to_sum))
+
+    def clear(self, sums: Any) -> None:
+        fill(self.k, self.sums, self.k.index(0), self.k.index(POINTS * self.to_sum))
+
+    def add(self, image: Index, images: Index, row: Index, channel: Index, count: Index, lane: Index,
+            panel: Index, sums: Any) -> None:
+        """What rows from ``row`` on of some images give."""
+        k, whole = self.k, self.blocks == 1
+        self.x.enter(image, images, channel, count, row, whole)
+        self.g.enter(image, images, lane, k.index(self.made), row, whole)
+        self.transform(self.x, images, 4, of_tile, self.sources, self.to_source)
+        self.transform(self.g, images, 2, of_gradient, self.gradients, self.to_gradient)
+        with k.loop(k.index(0), k.index(POINTS)) as p:
+            k.contract(self.products(images), (self.sources, k.index_mul(p, self.to_source)),
+                       (self.gradients, k.index_mul(p, self.to_gradient)),
+                       (self.sums, k.index_mul(p, self.to_sum)), accumulate=True)
+
+    def transform(self, patch: Any, images: Index, side: int, of: Callable[[Any, Vector], Vector], to: Any,
+                  apart: int) -> None:
+        """All tiles of ``side`` x ``side`` pixels: [point][tile][channel]."""
+        k, channels = self.k, patch.pixel
+        with k.loop(k.index(0), images) as i, k.loop(k.index(0), k.index(self.high)) as y, \
+                k.loop(k.index(0), k.index(self.wide)) as x:
+            first = k.index_add(k.index_mul(i, patch.plane), k.index_mul(k.index_mul(y, 2), patch.pitch))
+            first = k.index_add(first, k.index_mul(x, 2 * channels))
+            rows = [k.let(k.index_add(first, k.index_mul(patch.pitch, u))) for u in range(side)]
+            tile = k.index_add(k.index_mul(k.index_add(k.index_mul(i, self.high), y), self.wide), x)
+            there = k.let(k.index_mul(tile, channels))
+            with k.lanes(k.index(channels)) as c:
+                square = [[k.let(patch.scratch.at_flat(k.index_add(k.index_add(row, c), v * channels)))
+                           for v in range(side)] for row in rows]
+                put(k, both(square, lambda t: of(k, t)), to, k.index_add(there, c), apart)
+
+    def finish(self, sums: Any) -> None:
+        """The sums as gradients of the taps: [channel][3][3][lane]."""
+        k, half = self.k, self.k.const(0.5, self.dtype)
+        with k.loop(k.index(0), k.index(self.reduced)) as r:
+            at, to = k.let(k.index_mul(r, self.made)), k.let(k.index_mul(r, 9 * self.made))
+            with k.lanes(k.index(self.made)) as o:
+                m = [[k.let(self.sums.at_flat(k.index_add(k.index_add(at, o), (4 * u + v) * self.to_sum)))
+                      for v in range(4)] for u in range(4)]
+                put(k, both(m, lambda t: of_taps(k, half, t)), sums, k.index_add(to, o), self.made)

@@ -376,7 +376,7 @@ def test_winograd_is_as_exact_as_the_plain_sum(layout: str, op: Any, shape: tupl
     exact = op.run(*(a.astype(np.float64) for a in arrays), **attributes)
     plain = op.run(*arrays, **attributes)
     arrays, attributes, planes = _laid_out(op, arrays, attributes, layout)
-    even = op is not conv2d_dw_op or all(n % 2 == 0 for n in g.shape[2:])
+    even = op is not conv2d_dw_op or layout == "NHWC" or all(n % 2 == 0 for n in g.shape[2:])
     assert any("winograd" in name for name in _kernels(op, arrays, attributes)) == even
 
     def error(found: Any) -> float:
