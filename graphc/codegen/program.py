@@ -21,7 +21,7 @@ from ..core.dims import Size, size_of
 from ..core.errors import InternalError
 from ..core.files import write_atomically
 from ..core.node import Node, Value
-from ..core.storage import standard
+from ..core.storage import apart
 from ..core.threads import fork_safe_lock
 from ..static.program import FAILED, Program, toposort
 from . import cache, compile, python_target, vmath
@@ -187,7 +187,7 @@ class CompiledProgram:
         outputs, code = plan.run(arrays)
         if 0 <= code < FAILED:
             n = len(arrays) - written
-            outputs, code = plan.run([*map(standard, arrays[:n]), *arrays[n:]])
+            outputs, code = plan.run([*apart(arrays[:n], arrays[n:], self.image.aliases), *arrays[n:]])
             if 0 <= code < FAILED:
                 raise InternalError(f"argument {code} of a program does not fit its plan")
         return outputs, None if code < 0 else code - FAILED

@@ -8,13 +8,13 @@ fourth, `Whole`, sums over all images at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .conv_loops import BLOCK_WORK, SPLITTING, count_blocks, one_row
+from .conv_loops import BLOCK_WORK, SPLITTING, Costs, cheapest, count_blocks, one_row
 from .frame import FRAME_BYTES, Frame, Index, fill
 from .window import Pair
 from .winograd import WinogradWeight
@@ -26,7 +26,7 @@ TURNING = 0.5               # vector multiplications that turning one gradient c
 
 
 def dw_way(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int,
-           kernel: Pair) -> Whole | Parts:
+           kernel: Pair, choose: Callable[[Costs], str] = cheapest) -> Parts | Whole:
     (x, g), (dw,) = inputs, outputs
     made, reduced = k.known(dw.shape[0]) // groups, k.known(dw.shape[1])
     size, out = x.shape[2:], g.shape[2:]
@@ -34,7 +34,12 @@ def dw_way(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilat
         size, out = one_row(k, size, out)
     what = WeightGradient(k, x, g, dw, (size[0], size[1]), (out[0], out[1]), made, reduced, groups, kernel,
                           stride, padding, dilation)
-    return Whole(what) if Whole.pays(what) else Parts(what)
+    ways: dict[str, Partial | Whole] = {"pixels": ByPixels(what), "channels": ByChannels(what),
+                                        "whole": Whole(what)}
+    if ByTiles.fits(what):
+        ways["tiles"] = ByTiles(what)
+    way = ways[choose({form: way.relative_cost() for form, way in ways.items()})]
+    return way if isinstance(way, Whole) else Parts(what, way)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +146,7 @@ class ByChannels:
             [k.axis(self.rows.count, k.index_mul(f.pitch, what.stride[0]), k.index_mul(what.out[1], what.og)),
              k.axis(what.out[1], what.stride[1], what.og)], what.x.dtype)
 
-    def cost(self) -> float:
+    def relative_cost(self) -> float:
         """Of a pixel, a tap and a pair of channels, in vector multiplications of a core at its peak."""
         return float(self.k.cost(self.contraction()) + TURNING * self.what.lanes / self.what.depth)
 
@@ -200,7 +205,7 @@ class ByPixels:
         return [(at, lanes, blocks) for at, lanes, blocks in found
                 if k.known(lanes) != 0 and k.known(blocks) != 0]
 
-    def cost(self) -> float:
+    def relative_cost(self) -> float:
         """As that of `ByChannels`. The sums should stay in the first-level cache, and must in the second."""
         k, what = self.k, self.what
         kept = what.og * what.depth * what.lanes * what.itemsize
@@ -265,7 +270,7 @@ class ByTiles:
     def each(self) -> int:
         return self.what.groups * self.what.og * self.what.depth
 
-    def cost(self) -> float:
+    def relative_cost(self) -> float:
         """As that of `ByChannels`."""
         return self.tiled.cost() / (self.what.kernel[0] * self.what.kernel[1])
 
@@ -281,27 +286,20 @@ class ByTiles:
         join_turned(self.what, partial, chunks)
 
 
-# ---------------------------------------------------------------- the cheapest, and the partial sums joined
+# ---------------------------------------------------------------- the partial sums joined
 
 Partial = ByChannels | ByPixels | ByTiles
 
 
-def cheapest(what: WeightGradient) -> Partial:
-    ways: list[Partial] = [ByPixels(what), ByChannels(what)]
-    if ByTiles.fits(what):
-        ways.append(ByTiles(what))
-    return min(ways, key=lambda way: way.cost())
-
-
+@dataclass(frozen=True, slots=True)
 class Parts:
     """Sums over some images each, then their sum."""
-
-    def __init__(self, what: WeightGradient) -> None:
-        self.what, self.way = what, cheapest(what)
+    what: WeightGradient
+    way: Partial
 
     def cost(self) -> float:
         """Of all images, in vector multiplications of a core at its peak."""
-        return self.what.multiplications * self.way.cost()
+        return self.what.multiplications * self.way.relative_cost()
 
     def write(self) -> None:
         what, way = self.what, self.way
@@ -348,12 +346,13 @@ class Whole:
         self.what, self.frame = what, what.frame(what.out[0])
         self.size = what.k.index_mul(what.k.index(what.cg), self.frame.plane)       # of a framed image
 
-    @staticmethod
-    def pays(what: WeightGradient) -> bool:
+    def relative_cost(self) -> float:
+        """As that of `ByChannels`."""
+        what = self.what
         n, image = what.k.known(what.g.shape[0]), what.k.estimate(*what.out, 2 * what.og * what.depth)
         few = n is not None and n < PARTIALS and n * image * what.groups > BLOCK_WORK
         large = what.og * what.depth * what.itemsize > 4 * FRAME_BYTES
-        return bool((few and what.og >= what.lanes // 2) or large)
+        return 0.0 if (few and what.og >= what.lanes // 2) or large else math.inf
 
     def cost(self) -> float:
         """As that of `Parts`."""
