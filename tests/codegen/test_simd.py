@@ -174,6 +174,22 @@ def test_a_vector_loop_is_the_loop(stride: int, stores: int, count: int, dtype: 
     np.testing.assert_array_equal(found, expected)
 
 
+def test_constants_anywhere_in_an_index() -> None:
+    """Places that differ by a constant are one store, wherever the constant stands."""
+    z, at = Var("z"), Var("at")
+    stores = tuple(Store("y", iadd(at, iadd(iadd(imul(z, 2), Var("begin")), j)), const(j, "float32"))
+                   for j in range(2))
+    kernel = verify(Kernel("lanes", (Buffer("y", "float32", "out"),), (), ONE, ONE,
+                           (Let("at", iadd(Var("begin"), 3)), Lanes("z", const(20), stores))))
+    statement = kernel.body[1]
+    assert isinstance(statement, Lanes) and lanes.form_of(statement) is not None
+    expected, found = np.full(50, 7, "f4"), np.full(50, 7, "f4")
+    python_target.load(kernel)([expected], [], 0, 0, 1)
+    _run(kernel, [found])
+    np.testing.assert_array_equal(found, expected)
+    assert found[3:43].tolist() == [0, 1] * 20 and set(found[43:]) == {7}
+
+
 def test_what_has_no_vector_form_stays_a_loop() -> None:
     z = Var("z")
     gather = Load("x", Load("i", z, "int64"), "float32")

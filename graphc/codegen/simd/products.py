@@ -25,6 +25,7 @@ from .machine import Machine
 
 ROWS = 6                # of a tile, at most
 DEPTH = 512             # rows of a panel of B that are copied at once
+AHEAD = 16              # rows that a copy asks for early
 UPDATED = 1024          # columns of C that wait in the first cache
 SHORT = 32              # a sum that costs little beside reading and writing its result
 AT_ONCE = 24            # rows of B' that stay in the first caches while all of A passes by
@@ -60,7 +61,7 @@ def product_function(module: ir.Module, name: str, code: str, machine: Machine,
         with b.if_then(condition):
             b.call(way, arguments)
             b.ret_void()
-    narrow = b.and_(b.and_(below(n, w), is_ta), below(I64(w // 2), m))
+    narrow = b.and_(b.and_(below(n, w), is_ta), b.or_(is_tb, below(I64(w // 2), m)))
     instead(narrow, ways.across, m, n, k, left, ld_a, right, ld_b, tb, c, ld_c, add)
     thin = b.and_(b.and_(below(n, w // 2 + 1), b.not_(is_ta)), below(b.mul(n, I64(LONG - 1)), k))
     instead(b.and_(thin, is_tb), ways.dots, n, m, k, right, ld_b, left, ld_a, c, one, ld_c, add)
@@ -71,7 +72,7 @@ def product_function(module: ir.Module, name: str, code: str, machine: Machine,
     instead(along_b, ways.dots, m, n, k, left, ld_a, right, ld_b, c, ld_c, one, add)
     straight = m, n, k, left, row, column, right, ld_b, c, ld_c, add
     instead(is_tb, ways.turned, *straight)
-    instead(below(b.mul(k, ld_b), FAR // int(code[1])), ways.tiles, *straight)
+    instead(b.not_(_is_far(b, code, k, ld_b)), ways.tiles, *straight)
     instead(b.and_(below(m, FEW), below(I64(WIDE - 1), n)), ways.updates, *straight)
     instead(below(m, FEW), ways.tiles, *straight)
     b.call(ways.copied, straight)
@@ -95,10 +96,10 @@ def _ways(module: ir.Module, name: str, code: str, machine: Machine, transpose: 
     updates = _updates_function(module, f"{name}_updates", code, machine, tiles)
     dots = _dots_function(module, f"{name}_dots", code, machine)
     return _Ways(
-        tiles, _copied_function(module, f"{name}_copied", code, machine, tiles, None),
-        _copied_function(module, f"{name}_turned", code, machine, tiles, transpose), updates, dots,
+        tiles, _copied_function(module, f"{name}_copied", code, machine, tiles),
+        _turned_function(module, f"{name}_turned", code, machine, tiles, transpose), updates, dots,
         _turned_dots_function(module, f"{name}_turned_dots", code, machine, dots, transpose),
-        _across_function(module, f"{name}_across", code, machine, tiles, transpose))
+        _across_function(module, f"{name}_across", code, machine, tiles, updates, transpose))
 
 
 def _internal(module: ir.Module, name: str, signature: list[ir.Type]) -> ir.Function:
@@ -176,27 +177,20 @@ def _tile_function(module: ir.Module, name: str, code: str, machine: Machine, ro
     return function
 
 
-def _copied_function(module: ir.Module, name: str, code: str, machine: Machine, tiles: ir.Function,
-                     transpose: ir.Function | None) -> ir.Function:
-    """The same signature; with ``transpose`` for a B', whose ``ld`` it is then."""
+def _copied_function(module: ir.Module, name: str, code: str, machine: Machine,
+                     tiles: ir.Function) -> ir.Function:
+    """The same signature: pieces of panels are copied to the stack."""
     function = _internal(module, name, list(tiles.function_type.args))
     m, n, k, a, row, column, factor, ld_b, c, ld_c, add = function.args
     panel = machine.panel(NUMPY[code])
     b = ir.IRBuilder(function.append_basic_block())
-    copy = _buffer(b, code, machine, max(panel * DEPTH, UPDATED * SHORT))
-    together: ir.Value = I64(panel)
-    if transpose is not None:
-        together = b.select(b.icmp_signed("<=", k, I64(SHORT)), I64(UPDATED), together)
-    with repeat(b, _pieces(b, n, together)) as j, repeat(b, _pieces(b, k, DEPTH)) as d:
-        start, deep = b.mul(j, together), b.mul(d, I64(DEPTH))
-        width, depth = _least(b, b.sub(n, start), together), _least(b, b.sub(k, deep), I64(DEPTH))
-        if transpose is not None:
-            source = b.gep(factor, [b.add(b.mul(start, ld_b), deep)])
-            b.call(transpose, [source, ld_b, copy, together, width, depth])
-        else:
-            source = b.gep(factor, [b.add(b.mul(deep, ld_b), start)])
-            _copy_rows(Vectors(b, code, machine), source, ld_b, copy, depth, width, panel)
-        b.call(tiles, [m, width, depth, b.gep(a, [b.mul(deep, column)]), row, column, copy, together,
+    copy = _buffer(b, code, machine, panel * DEPTH)
+    with repeat(b, _pieces(b, n, panel)) as j, repeat(b, _pieces(b, k, DEPTH)) as d:
+        start, deep = b.mul(j, I64(panel)), b.mul(d, I64(DEPTH))
+        width, depth = _least(b, b.sub(n, start), I64(panel)), _least(b, b.sub(k, deep), I64(DEPTH))
+        source = b.gep(factor, [b.add(b.mul(deep, ld_b), start)])
+        _copy_rows(Vectors(b, code, machine), source, ld_b, copy, depth, width, panel)
+        b.call(tiles, [m, width, depth, b.gep(a, [b.mul(deep, column)]), row, column, copy, I64(panel),
                        b.gep(c, [start]), ld_c, b.or_(add, d)])
     b.ret_void()
     return function
@@ -204,35 +198,62 @@ def _copied_function(module: ir.Module, name: str, code: str, machine: Machine, 
 
 def _copy_rows(vectors: Vectors, source: ir.Value, ld: ir.Value, to: ir.Value, rows: ir.Value, width: ir.Value,
                panel: int) -> None:
-    """Rows of at most ``panel`` elements, close together."""
+    """Rows of at most ``panel`` elements, close together; they come from memory, where they lie apart."""
     b = vectors.b
     masks = {v: vectors.below(b.sub(width, I64(v))) for v in range(0, panel, vectors.w)}
     with repeat(b, rows) as r:
         for v, there in masks.items():
+            vectors.prefetch(b.gep(source, [b.add(b.mul(b.add(r, I64(AHEAD)), ld), I64(v))]))
             value = vectors.get(b.gep(source, [b.add(b.mul(r, ld), I64(v))]), there)
             vectors.put(b.gep(to, [b.add(b.mul(r, I64(panel)), I64(v))]), value, None)
 
 
-def _across_function(module: ir.Module, name: str, code: str, machine: Machine, tiles: ir.Function,
+def _turned_function(module: ir.Module, name: str, code: str, machine: Machine, tiles: ir.Function,
                      transpose: ir.Function) -> ir.Function:
+    """The same signature for a B', whose ``ld`` it is; short sums are turned for several panels at once."""
+    function = _internal(module, name, list(tiles.function_type.args))
+    m, n, k, a, row, column, factor, ld_b, c, ld_c, add = function.args
+    panel = machine.panel(NUMPY[code])
+    b = ir.IRBuilder(function.append_basic_block())
+    turned = _buffer(b, code, machine, max(panel * DEPTH, UPDATED * SHORT))
+    together = b.select(b.icmp_signed("<=", k, I64(SHORT)), I64(UPDATED), I64(panel))
+    with repeat(b, _pieces(b, n, together)) as j, repeat(b, _pieces(b, k, DEPTH)) as d:
+        start, deep = b.mul(j, together), b.mul(d, I64(DEPTH))
+        width, depth = _least(b, b.sub(n, start), together), _least(b, b.sub(k, deep), I64(DEPTH))
+        source = b.gep(factor, [b.add(b.mul(start, ld_b), deep)])
+        b.call(transpose, [source, ld_b, turned, together, width, depth])
+        b.call(tiles, [m, width, depth, b.gep(a, [b.mul(deep, column)]), row, column, turned, together,
+                       b.gep(c, [start]), ld_c, b.or_(add, d)])
+    b.ret_void()
+    return function
+
+
+def _across_function(module: ir.Module, name: str, code: str, machine: Machine, tiles: ir.Function,
+                     updates: ir.Function, transpose: ir.Function) -> ir.Function:
     """``void name(i64 m, i64 n, i64 k, ptr a, i64 ld, ptr b, i64 ld, i64 tb, ptr c, i64 ld, i64 add)``
 
-    C = A' op(B) (+ C) of fewer columns than a vector has lanes, as C' = op(B)' A, a panel of which is turned.
+    C = A' op(B) (+ C) of fewer columns than a vector has lanes, as C' = op(B)' A, some of which is turned.
     """
-    pointer, panel = REALS[code].as_pointer(), machine.panel(NUMPY[code])
+    pointer = REALS[code].as_pointer()
     function = _internal(module, name, [I64, I64, I64, pointer, I64, pointer, I64, I64, pointer, I64, I64])
     m, n, k, left, ld_a, right, ld_b, tb, c, ld_c, add = function.args
     b = ir.IRBuilder(function.append_basic_block())
-    turned = _buffer(b, code, machine, machine.lanes(NUMPY[code]) * panel)
+    turned = _buffer(b, code, machine, machine.lanes(NUMPY[code]) * UPDATED)
     is_tb = b.icmp_signed("!=", tb, I64(0))
     row, column = b.select(is_tb, ld_b, I64(1)), b.select(is_tb, I64(1), ld_b)
-    with repeat(b, _pieces(b, m, panel)) as j:
-        start = b.mul(j, I64(panel))
-        rows, to = _least(b, b.sub(m, start), I64(panel)), b.gep(c, [b.mul(start, ld_c)])
+    ld = I64(UPDATED)
+    with repeat(b, _pieces(b, m, UPDATED)) as j:
+        start = b.mul(j, ld)
+        rows, to = _least(b, b.sub(m, start), ld), b.gep(c, [b.mul(start, ld_c)])
         with b.if_then(b.icmp_signed("!=", add, I64(0))):
-            b.call(transpose, [to, ld_c, turned, I64(panel), rows, n])
-        b.call(tiles, [n, rows, k, right, row, column, b.gep(left, [start]), ld_a, turned, I64(panel), add])
-        b.call(transpose, [turned, I64(panel), to, ld_c, n, rows])
+            b.call(transpose, [to, ld_c, turned, ld, rows, n])
+        operands = [n, rows, k, right, row, column, b.gep(left, [start]), ld_a, turned, ld, add]
+        with b.if_else(_is_far(b, code, k, ld_a)) as (far, near):
+            with far:
+                b.call(updates, operands)
+            with near:
+                b.call(tiles, operands)
+        b.call(transpose, [turned, ld, to, ld_c, n, rows])
     b.ret_void()
     return function
 
@@ -364,6 +385,7 @@ def _dot_tile_function(module: ir.Module, name: str, code: str, machine: Machine
     a_rows = [b.gep(left, [b.mul(I64(r), ld_a)]) for r in range(n_rows)]
     b_rows = [b.gep(right, [b.mul(_least(b, I64(q), last), ld_b)]) for q in range(n_columns)]
 
+    next_rows = [b.gep(at, [b.mul(I64(n_columns), ld_b)]) for at in b_rows]
     kept, passing = (a_rows, b_rows) if n_rows <= n_columns else (b_rows, a_rows)
     products = list(itertools.product(range(len(passing)), range(len(kept))))
 
@@ -373,6 +395,8 @@ def _dot_tile_function(module: ir.Module, name: str, code: str, machine: Machine
         return [vectors.fma(x, y, total) for (x, y), total in zip(factors, sums)]
     whole = b.sdiv(k, w)
     with accumulate(b, whole, [vectors.vector(None)] * len(products)) as (p, sums):
+        for at in next_rows:
+            vectors.prefetch(b.gep(at, [b.mul(p, w)]))
         sums[:] = step(b.mul(p, w), None, sums)
     done = b.mul(whole, w)
     with accumulate(b, b.zext(b.icmp_signed("<", done, k), I64), sums) as (_, sums):    # what is left, once
@@ -430,6 +454,11 @@ def _turned_dots_function(module: ir.Module, name: str, code: str, machine: Mach
 
 
 # ---------------------------------------------------------------- sizes
+
+def _is_far(b: ir.IRBuilder, code: str, rows: ir.Value, ld: ir.Value) -> ir.Value:
+    """Whether a matrix of so many rows is not in the caches."""
+    return b.icmp_signed(">=", b.mul(rows, ld), I64(FAR // int(code[1])))
+
 
 def _least(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
     return b.select(b.icmp_signed("<", x, y), x, y)
