@@ -223,6 +223,8 @@ class Instance:
         # (of an empty array a window shows all that may be read)
         self.windows = [(s, plan.home(s), at if plan.counts[plan.home(s)] else 0)
                         for s, at in plan.windows.items()]
+        self.kept = [(s, evaluate_expr(slot.offset, {})) for s, slot in enumerate(image.slots)
+                     if slot.kind == "kept"]                    # (slot, where it is in bytes of its home)
         self.call = self._python(plan) if plan.python else self._native(plan)
 
     def _native(self, plan: Plan) -> Any:
@@ -231,7 +233,7 @@ class Instance:
         for s, view in self.views.items():
             slots[s] = _address(view)
         # windows of what each run brings
-        moving = [(s, slot.index, slot.offset) for s, slot in enumerate(image.slots) if slot.kind == "kept"]
+        moving = [(s, image.slots[s].index, at) for s, at in self.kept]
         for s, home, at in self.windows:
             offset = at * plan.dtypes[s].itemsize
             if home in self.views:
@@ -275,10 +277,9 @@ class Instance:
                 if type(a) is not np.ndarray or a.dtype != plan.dtypes[s] or a.shape != plan.shapes[s]:
                     return k
                 views[s] = self.instead[s] if s in self.instead else a.reshape(-1)
-            for s, slot in enumerate(image.slots):
-                if slot.kind == "kept":
-                    at, n_bytes = slot.offset, plan.room(s) * plan.dtypes[s].itemsize
-                    views[s] = views[slot.index][at:at + n_bytes].view(plan.dtypes[s])
+            for s, at in self.kept:
+                n_bytes = plan.room(s) * plan.dtypes[s].itemsize
+                views[s] = views[image.slots[s].index][at:at + n_bytes].view(plan.dtypes[s])
             for s, home, at in self.windows:
                 views[s] = views[home][at:]
             run(range(image.n_early))

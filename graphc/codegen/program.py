@@ -83,16 +83,12 @@ class CompiledProgram:
         self._lock = fork_safe_lock()
         found = _from_disk(stored_as) if stored_as else None
         self.origin = "disk" if found else "compiled"
-        if found is None:
-            made = self._assembly
-            found = made.image, *([e if e is not None else self._copy_entry() for e in entries]
-                                  for entries in (made.entries, made.keeping_entries))
-            if stored_as:
-                cache.store_image(stored_as, made.image)
-        self.image, self.entries, keeping_entries = found
-        self.keeping = None
+        self.image, self.entries, keeping = found if found is not None else self._assembled()
+        if stored_as and found is None:
+            cache.store_image(stored_as, self.image)
+        self.keeping: Plan | None = None
         if self.image.keeping is not None:
-            self.keeping = Plan(self.image.keeping, keeping_entries, {}, target == "python")
+            self.keeping = Plan(self.image.keeping, keeping, {}, target == "python")
         self.compile_seconds = time.perf_counter() - start
         if config.dump:
             for k in self.kernels:
@@ -105,6 +101,12 @@ class CompiledProgram:
     def _assembly(self) -> Assembly:
         program = self._optimize(self.recorded) if self._optimize is not None else self.recorded
         return Assembly(program, self.target)
+
+    def _assembled(self) -> tuple[Image, list[Any], list[Any]]:
+        made = self._assembly
+        entries, keeping = ([e if e is not None else self._copy_entry() for e in some]
+                            for some in (made.entries, made.keeping_entries))
+        return made.image, entries, keeping
 
     @property
     def program(self) -> Program:
@@ -279,7 +281,7 @@ class Assembly:
             tuple(program.sizes()), tuple(sorted(called)))
         self.image, kept = cut(whole, program.lasting, self._passing)
         self.keeping_entries = [self.entries[t] for t in kept]
-        self.entries = [e for t, e in enumerate(self.entries) if t not in set(kept)]
+        self.entries = [e for t, e in enumerate(self.entries) if t not in kept]
 
     def _checks_first(self) -> tuple[list[Group], int]:
         """Groups that checks need come first, so that nothing is written before they hold."""

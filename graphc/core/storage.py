@@ -49,6 +49,7 @@ def owner(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 class _Clock:
     """A number that is another one after each write to any Storage: while it stays, nothing was written."""
     __slots__ = ("ticks",)
+    ticks: int
 
 
 _NONE: list[weakref.ref[Any]] = []
