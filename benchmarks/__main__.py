@@ -115,6 +115,18 @@ def growth(nodes: Sequence[int], json_file: Path | None) -> None:
 
 
 @main.command()
+@click.option("--only", multiple=True, metavar="PART",
+              help="Convolutions whose names hold it; all by default.")
+@click.option("--op", "ops", multiple=True, type=click.Choice(["forward", "input", "weight"]),
+              default=["forward", "input", "weight"], show_default=True, help="May be given several times.")
+@_json
+def forms(only: Sequence[str], ops: Sequence[str], json_file: Path | None) -> None:
+    """The forms that convolutions can run in, and whether the fastest is chosen."""
+    from . import forms as module
+    _finish(json_file, lambda: module.run(only, ops))
+
+
+@main.command()
 @_data
 @click.option("--steps", "count", type=click.IntRange(min=1), default=100, show_default=True,
               help="Length of a curve.")

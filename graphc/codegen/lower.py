@@ -268,14 +268,14 @@ class Epilogue(Writer):
                 self.output(v).store_flat(flat, e)
 
     def stored(self, value: Value, role: str) -> Any:
-        home = storage_of(value, self.in_memory)[0] if role == "in" else value
+        home, at = storage_of(value, self.in_memory) if role == "in" else (value, 0)
         shape, dtype = value.aval.shape, value.aval.dtype.name
         if home == self.source:
             assert self.element is not None
             return _OneElement(self.b, [self.b.size(s) for s in shape], dtype, self.element)
         found = self.buffers.get((id(home.node), home.index))
         return self.k.bind(value, "in", shape, dtype) if found is None else replace(
-            found, shape=[self.b.size(s) for s in shape])
+            found, shape=[self.b.size(s) for s in shape], base=self.b.size(at))
 
     def output(self, value: Value) -> Stored:
         home = self.in_place.get(value, value)

@@ -21,7 +21,7 @@ from ..core.dims import Size, size_of
 from ..core.errors import InternalError
 from ..core.files import write_atomically
 from ..core.node import Node, Value
-from ..core.storage import standard
+from ..core.storage import apart, standard
 from ..core.threads import fork_safe_lock
 from ..static.program import FAILED, Program, toposort
 from . import cache, compile, python_target, vmath
@@ -44,7 +44,8 @@ Optimize = Callable[[Program], Program]
 class KernelInfo:
     """A kernel as people look at it.
 
-    ``origin`` says where its code came from: "compiled", "memory" or "disk"; "python" for that target.
+    ``origin`` says where its code came from: "compiled", "memory" or "disk"; "python" for that target. Runs
+    leave those out that are ``lasting`` as long as what these computed holds.
     """
     name: str
     source: str
@@ -52,6 +53,7 @@ class KernelInfo:
     nodes: tuple[Node, ...]
     kernel: ir.Kernel
     origin: str
+    lasting: bool = False
 
 
 class CompiledProgram:
@@ -220,7 +222,7 @@ class CompiledProgram:
             arrays, n = [*arrays[:n], kept, *arrays[n:]], n + 1
         outputs, code = plan.run(arrays)
         if 0 <= code < FAILED:
-            outputs, code = plan.run([*map(standard, arrays[:n]), *arrays[n:]])
+            outputs, code = plan.run([*apart(arrays[:n], arrays[n:], self.image.aliases), *arrays[n:]])
             if 0 <= code < FAILED:
                 raise InternalError(f"argument {code} of a program does not fit its plan")
         return outputs, None if code < 0 else code - FAILED
@@ -280,6 +282,8 @@ class Assembly:
             tuple(self.slots), tuple(self.constants), tuple(self.steps), n_early, checks, self._aliases(),
             tuple(program.sizes()), tuple(sorted(called)))
         self.image, kept = cut(whole, program.lasting, self._passing)
+        numbers = [t for t, step in enumerate(whole.steps) if step.key]
+        self.kernels = [replace(k, lasting=t in kept) for t, k in zip(numbers, self.kernels, strict=True)]
         self.keeping_entries = [self.entries[t] for t in kept]
         self.entries = [e for t, e in enumerate(self.entries) if t not in kept]
 

@@ -11,6 +11,7 @@ import functools
 import itertools
 import threading
 import weakref
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,16 @@ def standard(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         plain = plain.view(dtype)
     flags = plain.flags
     return plain if flags.c_contiguous and flags.aligned else plain.copy("C")
+
+
+def apart(arrays: Sequence[np.ndarray[Any, Any]], targets: Sequence[np.ndarray[Any, Any]],
+          states: Container[int]) -> list[np.ndarray[Any, Any]]:
+    """Arrays as `standard` has them, but copies of those that share memory with a target.
+
+    ``states`` are the positions of those that may be one.
+    """
+    return [standard(a.copy() if k not in states and any(np.may_share_memory(a, t) for t in targets) else a)
+            for k, a in enumerate(arrays)]
 
 
 @functools.cache

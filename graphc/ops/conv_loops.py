@@ -1,21 +1,27 @@
 """How convolutions run: as contractions over register tiles; images, groups and blocks of rows in parallel.
 
-A correlation, which the forward pass is and the gradient of the input becomes, has two forms. Results of one
-row side by side in vectors, elements of the weight broadcast: nothing is packed. Or channels side by side,
-elements of the image broadcast, with the weight packed so that its output channels are adjacent: for rows
-that fill vectors badly, and for strides. The cheaper one is taken, by the tiles' own model; where taps often
-fall outside, as in the gradient of a convolution without padding, pairs of rows take only those that do not.
+A correlation, which the forward pass is and the gradient of the input becomes, has several forms, of which
+the cheapest is taken, by the tiles' own model:
+
+pixels    results of one row are side by side in vectors, elements of the weight broadcast: nothing is packed
+split     the same, once what a stride reads lies side by side
+rows      the same, a pair of rows at a time, from the rows of the kernel that do not fall outside
+channels  channels are side by side, elements of the image broadcast, the weight packed so that its output
+          channels are adjacent: for rows that fill vectors badly, and for strides
+tiles     3x3 kernels in fewer multiplications: `winograd.py`
+columns   the gradient of the input without multiplications by padding: `conv_columns.py`
 """
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from .conv_columns import Columns
 from .frame import FRAME_BYTES, Frame, Index
 from .window import Pair
 from .winograd import Winograd
@@ -25,7 +31,8 @@ BLOCK_WORK = 8e6            # multiplications and additions that make a block of
 PACKING = 0.05              # what packing the weight costs beside the multiplications, about
 PACKED = 11.0               # pixels of results in the time of packing the weight
 TRANSPOSING = 10.0          # vector multiplications that a result costs on its way out of vectors of channels
-SPLITTING = 3.0             # what bringing a stride's columns together costs for each vector
+FRAMING = 8.0               # vector multiplications that a vector of the source costs on its way into a frame
+SPLITTING = 11.0            # the same, where the columns of a stride are brought together
 ROWS = 0.3                  # vector multiplications that few rows at a time cost, for their shorter loops
 
 
@@ -71,10 +78,17 @@ class Weight:
     kw: int
 
 
+Costs = dict[str, float]     # of each form that can run, in vector multiplications of a core at its peak
+
+
+def cheapest(costs: Costs) -> str:
+    return min(costs, key=lambda form: costs[form])
+
+
 # ---------------------------------------------------------------- the three convolutions
 
-def conv_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair,
-               groups: int) -> None:
+def conv_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int,
+               choose: Callable[[Costs], str] = cheapest) -> None:
     (x, w), (y,) = inputs, outputs
     o, cg, kh, kw = (k.known(s) for s in w.shape)
     sizes = x.shape[2:], y.shape[2:]
@@ -83,12 +97,15 @@ def conv_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, d
     ty, tx = (Taps(n, -p, s, d, 0, 1, size)
               for n, p, s, d, size in zip((kh, kw), padding, stride, dilation, sizes[1]))
     weight = Weight(w, cg * kh * kw, kh * kw, o // groups * cg * kh * kw, kw)
-    _Correlation(k, x, y, weight, sizes, (o // groups, cg, groups), [Part(ty, tx)], (1, 1),
-                 framed=padding != (0, 0)).write()
+    channels, part = (o // groups, cg, groups), Part(ty, tx)
+    others: dict[str, Winograd | Columns] = {}
+    if Winograd.fits(k, part, sizes[1]):
+        others["tiles"] = Winograd(k, x, y, weight, sizes, channels, part)
+    _Correlation(k, x, y, weight, sizes, channels, [part], (1, 1), padding != (0, 0), others, choose).write()
 
 
 def dx_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int,
-             size: Pair) -> None:
+             size: Pair, choose: Callable[[Costs], str] = cheapest) -> None:
     """Input positions of each phase of the stride: a correlation with the taps that reach them."""
     (g, w), (dx,) = inputs, outputs
     o, cg, kh, kw = (k.known(s) for s in w.shape)
@@ -100,7 +117,13 @@ def dx_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dil
               for rest in zip((kh, kw), stride, padding, dilation, sizes[1])]
     parts = [Part(ty, tx, (a, b)) for a, ty in enumerate(phases[0]) for b, tx in enumerate(phases[1])]
     weight = Weight(w, kh * kw, cg * kh * kw, o // groups * cg * kh * kw, kw)
-    _Correlation(k, g, dx, weight, sizes, (cg, o // groups, groups), parts, stride, framed=not plain).write()
+    channels = cg, o // groups, groups
+    others: dict[str, Winograd | Columns] = {}
+    if len(parts) == 1 and Winograd.fits(k, parts[0], sizes[1]):
+        others["tiles"] = Winograd(k, g, dx, weight, sizes, channels, parts[0])
+    if Columns.fits(k, sizes, o // groups, g.dtype):
+        others["columns"] = Columns(k, g, dx, weight, sizes, channels, (kh, kw), stride, padding, dilation)
+    _Correlation(k, g, dx, weight, sizes, channels, parts, stride, not plain, others, choose).write()
 
 
 def one_row(k: Any, source: Any, out: Any) -> tuple[list[Index], list[Index]]:
@@ -150,15 +173,17 @@ class _Correlation:
     """out[q, y, x] = the sum over r and taps of source[r, ...] * weight[q, r, ...], for images and groups.
 
     ``sizes`` are those of source and output, ``channels`` (made, reduced, groups); several ``parts`` are
-    interleaved by ``stride``. ``framed``: taps reach outside of the source, which is zero there.
+    interleaved by ``stride``. ``framed``: taps reach outside of the source, which is zero there. ``others``
+    are the forms that are not made here, and ``choose`` takes the one to run from what each form costs.
     """
 
     def __init__(self, k: Any, source: Any, out: Any, weight: Weight, sizes: Any,
-                 channels: tuple[int, int, int], parts: list[Part], stride: Pair, framed: bool) -> None:
+                 channels: tuple[int, int, int], parts: list[Part], stride: Pair, framed: bool,
+                 others: dict[str, Winograd | Columns], choose: Callable[[Costs], str]) -> None:
         self.k, self.source, self.out, self.weight = k, source, out, weight
         (self.sh, self.sw), (self.h, self.w) = sizes
         self.made, self.reduced, self.groups = channels
-        self.parts, self.stride = parts, stride
+        self.parts, self.stride, self.others = parts, stride, others
         self.live = [p for p in parts if p.taps]
         self.work = k.estimate(self.h, self.w, 2 * self.made * self.reduced) \
             * sum(p.taps for p in parts) / len(parts)
@@ -171,10 +196,7 @@ class _Correlation:
                     min((p.x.start for p in self.live), default=0))
         extent = self.span(0, self.rows if len(parts) == 1 else None), self.span(1, None)
         self.frame = Frame(k, source, (self.sh, self.sw), self.reduced, self.low, extent if framed else None)
-        self.tiled: Winograd | None = None
-        if len(parts) == 1 and Winograd.fits(k, parts[0], sizes[1]):
-            self.tiled = Winograd(k, source, out, weight, sizes, channels, parts[0])
-        self.form = self.cheapest()
+        self.form = choose(self.costs() | {form: other.cost() for form, other in others.items()})
         if self.form == "rows":
             self.frame = self.low_frame()
         if self.form == "split":
@@ -188,7 +210,7 @@ class _Correlation:
             out = k.maximum(out, taps.span(k, self.low[axis], taps.outputs if outputs is None else outputs))
         return out
 
-    # ------------------------------------------------------------ the two forms
+    # ------------------------------------------------------------ the forms
 
     def result_strides(self, part: Part) -> tuple[Index, Index]:
         """(of a channel, of a row) where the block is written, or in the part's compact scratch."""
@@ -257,34 +279,44 @@ class _Correlation:
                                              first=x.first + first * x.stride, stride=every * x.stride)))
                 for at, first, count, every, apart in frame.taps(x.count, x.dilation)]
 
-    def cheapest(self) -> str:
-        k = self.k
+    def costs(self) -> Costs:
+        """Of a result and a reduced channel, in each form that can run."""
+        k, each = self.k, 1 / len(self.parts)
         packing = 0.0 if k.lasts(self.weight.access) else PACKING
-        channels = sum(p.taps * (k.cost(self.by_channels(p)) + packing) + TRANSPOSING / self.reduced
-                       for p in self.live)
+        costs = {"channels": each * sum(p.taps * (k.cost(self.by_channels(p)) + packing)
+                                        + TRANSPOSING / self.reduced for p in self.live)}
         if any(p.x.step > 1 for p in self.live):                # vectors of pixels would have gaps
-            frame, part = self.split_frame(), self.parts[0]
-            split = sum(p.taps * k.cost(self.by_pixels(p, frame)) for _, p in self.split_parts(frame))
-            copied = SPLITTING * part.x.step * part.y.step / self.made
-            return "split" if split + copied < channels else "channels"
-        costs = {"channels": channels, "pixels": sum(p.taps * k.cost(self.by_pixels(p)) for p in self.live)}
-        sh, h = k.known(self.sh), k.known(self.h)
-        if len(self.parts) == self.blocks == 1 and sh is not None and h is not None and self.live:
-            y, x, pairs = self.parts[0].y, self.parts[0].x, range(0, h, self.together)
-            rows = range(self.together)
-            reads = sum(any(0 <= y.start + (u + r) * y.step + t * y.dilation < sh for r in rows)
-                        for u in pairs for t in range(y.count)) / len(pairs)
-            costs["rows"] = reads * x.count * k.cost(self.few_rows(k.index(y.count))) + ROWS
-        if self.tiled is not None:
-            costs["tiles"] = self.tiled.cost()
-        return min(costs, key=lambda form: costs[form])
+            costs["split"] = self.split_cost()
+        else:
+            costs["pixels"] = each * sum(p.taps * k.cost(self.by_pixels(p)) for p in self.live)
+            sizes = k.known(self.sh), k.known(self.h)
+            if len(self.parts) == self.blocks == 1 and self.live and None not in sizes:
+                costs["rows"] = self.rows_cost()
+        return {form: cost + self.framing(form) for form, cost in costs.items()}
+
+    def framing(self, form: str) -> float:
+        if form != "split" and self.frame.extent is None:
+            return 0.0
+        k, copied = self.k, SPLITTING if form == "split" else FRAMING
+        return float(copied * k.estimate(self.sh, self.sw) / max(k.estimate(self.h, self.w), 1.0) / self.made)
+
+    def split_cost(self) -> float:
+        frame = self.split_frame()
+        return float(sum(p.taps * self.k.cost(self.by_pixels(p, frame)) for _, p in self.split_parts(frame)))
+
+    def rows_cost(self) -> float:
+        k, (y, x) = self.k, (self.parts[0].y, self.parts[0].x)
+        sh, pairs, rows = k.known(self.sh), range(0, k.known(self.h), self.together), range(self.together)
+        reads = sum(any(0 <= y.start + (u + r) * y.step + t * y.dilation < sh for r in rows)
+                    for u in pairs for t in range(y.count)) / max(len(pairs), 1)
+        return float(reads * x.count * k.cost(self.few_rows(k.index(y.count))) + ROWS)
 
     # ------------------------------------------------------------ regions
 
     def write(self) -> None:
         k = self.k
-        if self.form == "tiles" and self.tiled is not None:
-            self.tiled.write()
+        if self.form in self.others:
+            self.others[self.form].write()
             return
         packed = self.pack() if self.form == "channels" else None
         n = self.source.shape[0]
@@ -310,7 +342,7 @@ class _Correlation:
                         self.correlate_phases(place, packed, group, compact, to)
 
     def correlate_phases(self, place: Any, packed: Any, group: Index, compact: Any, to: Any) -> None:
-        """All parts, the columns of a row's phases side by side in ``compact`` before they are interleaved."""
+        """All parts; the columns of a row's phases are side by side in ``compact``, then interleaved."""
         k, largest, columns = self.k, self.largest_part(), self.stride[1]
         for phase in range(0, len(self.parts), columns):
             some = self.parts[phase:phase + columns]

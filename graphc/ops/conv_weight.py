@@ -8,13 +8,13 @@ fourth, `Whole`, sums over all images at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .conv_loops import BLOCK_WORK, SPLITTING, count_blocks, one_row
+from .conv_loops import BLOCK_WORK, SPLITTING, Costs, cheapest, count_blocks, one_row
 from .frame import FRAME_BYTES, Frame, Index, fill
 from .window import Pair
 from .winograd import WinogradWeight
@@ -26,7 +26,7 @@ TURNING = 0.5               # vector multiplications that turning one gradient c
 
 
 def dw_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int,
-             kernel: Pair) -> None:
+             kernel: Pair, choose: Callable[[Costs], str] = cheapest) -> None:
     (x, g), (dw,) = inputs, outputs
     made, reduced = k.known(dw.shape[0]) // groups, k.known(dw.shape[1])
     size, out = x.shape[2:], g.shape[2:]
@@ -34,10 +34,15 @@ def dw_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dil
         size, out = one_row(k, size, out)
     what = WeightGradient(k, x, g, dw, (size[0], size[1]), (out[0], out[1]), made, reduced, groups, kernel,
                           stride, padding, dilation)
-    if Whole.pays(what):
-        Whole(what).write()
+    ways: dict[str, Partial | Whole] = {"pixels": ByPixels(what), "channels": ByChannels(what),
+                                        "whole": Whole(what)}
+    if ByTiles.fits(what):
+        ways["tiles"] = ByTiles(what)
+    way = ways[choose({form: way.cost() for form, way in ways.items()})]
+    if isinstance(way, Whole):
+        way.write()
     else:
-        write_partial(what, cheapest(what))
+        write_partial(what, way)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,16 +283,9 @@ class ByTiles:
         join_turned(self.what, partial, chunks)
 
 
-# ---------------------------------------------------------------- the cheapest, and the partial sums joined
+# ---------------------------------------------------------------- the partial sums joined
 
 Partial = ByChannels | ByPixels | ByTiles
-
-
-def cheapest(what: WeightGradient) -> Partial:
-    ways: list[Partial] = [ByPixels(what), ByChannels(what)]
-    if ByTiles.fits(what):
-        ways.append(ByTiles(what))
-    return min(ways, key=lambda way: way.cost())
 
 
 def write_partial(what: WeightGradient, way: Partial) -> None:
@@ -335,12 +333,13 @@ class Whole:
         self.what, self.frame = what, what.frame(what.out[0])
         self.size = what.k.index_mul(what.k.index(what.cg), self.frame.plane)       # of a framed image
 
-    @staticmethod
-    def pays(what: WeightGradient) -> bool:
+    def cost(self) -> float:
+        """As that of `ByChannels`."""
+        what = self.what
         n, image = what.k.known(what.g.shape[0]), what.k.estimate(*what.out, 2 * what.og * what.depth)
         few = n is not None and n < PARTIALS and n * image * what.groups > BLOCK_WORK
         large = what.og * what.depth * what.itemsize > 4 * FRAME_BYTES
-        return bool((few and what.og >= what.lanes // 2) or large)
+        return 0.0 if (few and what.og >= what.lanes // 2) or large else math.inf
 
     def write(self) -> None:
         k, what, size = self.what.k, self.what, self.size

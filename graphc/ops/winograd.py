@@ -22,7 +22,7 @@ POINTS = 16                 # products of a tile
 TILES_BYTES = 1 << 19       # of transformed tiles: what should stay in the second-level cache
 FEW = 4                     # images and blocks of rows that are too few for the threads of most machines
 MADE = 32                   # channels whose products wait for their transform
-TRANSFORM = 14.0            # vector multiplications that a result's part of transforming a channel costs
+TRANSFORM = 28.0            # vector multiplications that a result's part of transforming a channel costs
 WEIGHT = 30.0               # and that transforming a kernel costs
 
 Vector = list[Any]
@@ -206,10 +206,10 @@ class Winograd:
         k, most = self.k, self.k.index(2 * self.rows)
         rows = most if whole is None else k.let(k.minimum(most, k.index_sub(self.h, top)))
         left, pixels = k.let(k.index_mul(top, self.w)), k.let(k.index_mul(rows, self.w))
-        with k.loop(k.index(0), k.index(self.together)) as q:
-            with k.written(self.out, (k.index_add(channel, q), k.index(1)), (left, pixels),
-                           (1, k.index_mul(most, self.w))) as to:
-                first = k.let(k.index_mul(q, self.tiles))
+        with k.written(self.out, (channel, k.index(self.together)), (left, pixels),
+                       (self.together, k.index_mul(most, self.w))) as block:
+            with k.loop(k.index(0), k.index(self.together)) as q:
+                first, to = k.let(k.index_mul(q, self.tiles)), block.rows_from(q)
                 if whole is None:
                     self.transform_result(results, first, to, self.w)
                 else:

@@ -18,10 +18,10 @@ from ..core.errors import ArgumentError
 from ..core.events import Event, compile_log
 from ..core.tensor import Buffer, Parameter
 from ..static.function import Function
-from ..static.printer import short_origin
+from ..static.printer import short_origins
 from ..static.session import TARGETS
 from .measure import code_of
-from .render import bytes_text
+from .render import bytes_text, table, to_text
 from .workload import Make, request, start, user_code
 
 if TYPE_CHECKING:
@@ -115,12 +115,7 @@ class Explanation:
         return json.dumps(asdict(self), indent=2)
 
     def __str__(self) -> str:
-        from io import StringIO
-
-        from rich.console import Console
-        out = StringIO()
-        Console(file=out, width=110).print(self)
-        return out.getvalue().rstrip()
+        return to_text(self, 110)
 
     __repr__ = __str__
 
@@ -131,20 +126,20 @@ class Explanation:
         return Group(
             Text(f"{self.subject} on {self.target}", style="bold"),
             Text(where.get(self.origin, "passes, fusion and lowering were run in this process")), Text(""),
-            _table("What was traced and compiled, and why", ("what", "cost >", "name", "why"), [
+            table("What was traced and compiled, and why", ("what", "cost >", "name", "why"), [
                 (e.kind, f"{e.seconds * 1e3:.1f} ms", e.name, e.reason) for e in self.log]),
-            _table("Kernels, in the order they run", ("kernel", "computes", "code", "lines"), [
+            table("Kernels, in the order they run", ("kernel", "computes", "code", "lines"), [
                 (k.name, _counted(k.ops), _code(k), k.lines) for k in self.kernels]),
-            _table("Fusion", ("value", "for", "", "because"), [
+            table("Fusion", ("value", "for", "", "because"), [
                 (d.producer, d.consumer, "fused" if d.fused else "stored", d.reason)
                 for d in self.decisions]),
-            _table("Memory of intermediate values", ("sizes", "arena >", "bound >", "steps >", "regions >"), [
+            table("Memory of intermediate values", ("sizes", "arena >", "bound >", "steps >", "regions >"), [
                 (m.sizes, bytes_text(m.arena_bytes), bytes_text(m.live_bytes), str(m.steps), str(m.waves))
                 for m in self.memory]),
-            *([_table(f"Kept from run to run: {bytes_text(sum(k.n_bytes for k in self.kept))}",
-                      ("of", "kernel", "bytes >", ""), [
-                          (k.states, k.kernel, bytes_text(k.n_bytes) if k.kernel else "", k.note)
-                          for k in self.kept])] if self.kept else ()))
+            *([table(f"Kept from run to run: {bytes_text(sum(k.n_bytes for k in self.kept))}",
+                     ("of", "kernel", "bytes >", ""), [
+                         (k.states, k.kernel, bytes_text(k.n_bytes) if k.kernel else "", k.note)
+                         for k in self.kept])] if self.kept else ()))
 
 
 def _counted(ops: Sequence[str]) -> str:
@@ -156,21 +151,6 @@ def _code(kernel: Kernel) -> str:
         return f"that of {kernel.same_as}"
     cost = f" in {kernel.compile_seconds * 1e3:.0f} ms" if kernel.compile_seconds else ""
     return {"disk": "from disk", "memory": "from this process"}.get(kernel.origin, kernel.origin + cost)
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-    table = Table(title=title, title_justify="left", title_style="bold cyan", box=box.SIMPLE_HEAD,
-                  pad_edge=False)
-    for k, name in enumerate(columns):
-        right = name.endswith(" >")
-        table.add_column(name.removesuffix(" >"), justify="right" if right else "left", overflow="fold",
-                         style="cyan" if k == 0 else "", no_wrap=right)
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    return table
 
 
 def explain(what: str | os.PathLike[str] | Make | Function[Any], seed: int = 0, target: str | None = None,
@@ -226,9 +206,8 @@ def _of(function: Function[Any], subject: str, log: Sequence[Event]) -> Explanat
     source: Any = runnable
     kernels, seen = [], dict[str, str]()
     for k in getattr(source, "kernels", ()):
-        lines = ", ".join(dict.fromkeys(line for n in k.nodes if (line := short_origin(n))))
         same = seen.setdefault(code_of(k), k.name)
-        kernels.append(Kernel(k.name, tuple(n.op.name for n in k.nodes), lines,
+        kernels.append(Kernel(k.name, tuple(n.op.name for n in k.nodes), short_origins(k.nodes),
                               "" if same == k.name else same, k.origin, k.compile_seconds))
     pairs = source.fusion.pairs if hasattr(source, "fusion") else ()
     plans = source.plans if hasattr(source, "plans") else ()

@@ -22,7 +22,7 @@ from ..core.errors import (
     InternalError,
 )
 from ..core.node import Node, Value
-from ..core.storage import Storage, owner, standard
+from ..core.storage import Storage, apart, owner, standard
 from ..core.tensor import Tensor
 from ..core.threads import fork_safe_lock
 from .graph import Graph, State, group_op, placeholder_op
@@ -288,13 +288,19 @@ class Session:
             Naming the value, both shapes or dtypes, and the line that made it.
         """
         try:
-            flat: list[Value] = []
-            structure = self._flatten(fetches, flat)
-            prepared = self.prepare(flat)
-            values = self._execute(prepared, self._feeds(prepared, feed_dict or {}))
+            structure, prepared, feeds = self.prepare_run(fetches, feed_dict)
+            values = self._execute(prepared, feeds)
         except (FetchError, FeedError, GraphError, DTypeError, AxisError) as error:
             raise record.located(error) from error.__cause__
         return _rebuild(structure, values)
+
+    def prepare_run(self, fetches: Any,
+                    feed_dict: Mapping[Any, Any] | None = None) -> tuple[Any, Prepared, list[Array]]:
+        """How ``fetches`` nest, their program, and what it is fed."""
+        flat: list[Value] = []
+        structure = self._flatten(fetches, flat)
+        prepared = self.prepare(flat)
+        return structure, prepared, self._feeds(prepared, feed_dict or {})
 
     def make_callable(self, fetches: Any, feed_list: Sequence[Any] = ()) -> Callable[..., Any]:
         """A function of the placeholders in ``feed_list`` that returns the fetches.
@@ -503,8 +509,6 @@ class Session:
     def _run(self, prepared: Prepared, bound: Bound, feeds: Sequence[Array],
              before: Mapping[State, Array] | None, keep: dict[State, Array] | None) -> list[Array]:
         program = prepared.program
-        if bound.targets:
-            feeds = [f.copy() if any(np.may_share_memory(f, t) for t in bound.targets) else f for f in feeds]
         fed = iter(feeds)
         arguments = [next(fed) if a is None else a for a in bound.arguments]
         drawn = random.reserve(program.draws) if program.draws and before is None else None
@@ -528,10 +532,24 @@ class Session:
             if drawn is not None and not done:
                 random.give_back(drawn, program.draws)
         if not done:
-            check = program.checks[code - FAILED]
-            raise AxisError(f"{check.op} at {', '.join(check.origins)}: an index is out of range in this "
-                            "run; nothing was updated")
+            raise failed(program, code)
         return outputs
+
+    def snapshot(self, prepared: Prepared, feeds: Sequence[Array]) -> tuple[Plan, list[Array]]:
+        """What a run on ``feeds`` would be given, its plan and its arrays: copies of what it writes."""
+        program = prepared.program
+        with self._locked(prepared) as bound:
+            copies = {id(a): a.copy() for a in bound.targets}
+            if bound.draw >= 0:
+                copies[id(bound.arguments[bound.draw])] = bound.arguments[bound.draw].copy()
+            fed = iter(feeds)
+            arguments = [next(fed) if a is None else copies.get(id(a), a) for a in bound.arguments]
+            targets = [copies[id(a)] for a in bound.targets]
+            if bound.kept is not None:
+                arguments.append(bound.kept.values())
+        env = bind_sizes(prepared.feeds, feeds)
+        check_sizes(program, env)
+        return prepared.runnable.plan(env), [*map(standard, arguments), *targets]
 
     def _run_plan(self, prepared: Prepared, feeds: Sequence[Array],
                   arguments: list[Array]) -> tuple[list[Array], int]:
@@ -547,10 +565,20 @@ class Session:
         plan = prepared.plan = prepared.runnable.plan(env)
         outputs, code = plan.run(arguments)
         if 0 <= code < FAILED:
-            outputs, code = plan.run([standard(a) for a in arguments])
+            n = len(arguments) - len(prepared.program.updates)
+            targets = arguments[n:]
+            states = {i for i, _ in prepared.reads}
+            outputs, code = plan.run([*apart(arguments[:n], targets, states), *map(standard, targets)])
             if 0 <= code < FAILED:
                 raise InternalError(f"argument {code} of a program does not fit its plan")
         return outputs, code
+
+
+def failed(program: Program, code: int) -> AxisError:
+    """The error of a run whose code says that a check does not hold, see `Plan.run`."""
+    check = program.checks[code - FAILED]
+    return AxisError(f"{check.op} at {', '.join(check.origins)}: an index is out of range in this run; "
+                     "nothing was updated")
 
 
 def _convert(node: Node, value: Any) -> Array:

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import compare, growth, limits, measure, overhead, result
+from benchmarks import compare, growth, measure, overhead, result
 from benchmarks.__main__ import main
 from benchmarks.engines import ENGINES, Engine
 from benchmarks.measure import ChildFailed, Spread, alternate, fresh_process
 from benchmarks.result import Figure
+from graphc.report import limits as machine
 
 GRAPHC = ("--engines", "graphc-eager,graphc-static")
 
@@ -24,8 +25,8 @@ GRAPHC = ("--engines", "graphc-eager,graphc-static")
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing here is timed for its own sake."""
-    monkeypatch.setattr(limits, "_WORKING_SETS", (2**14, 2**22))
-    monkeypatch.setattr(limits, "_TRY", 1e-4)
+    monkeypatch.setattr(machine, "WORKING_SETS", (2**14, 2**22))
+    monkeypatch.setattr(machine, "_TRY", 1e-4)
     monkeypatch.setattr(compare, "FULL", compare.Effort(seconds=0.0, rounds=(2, 2)))
 
 

@@ -18,7 +18,7 @@ from llvmlite import ir as ll
 
 from .. import loopir as ir
 from ..loopir import Call, Const, Expr, Lanes, Let, Load, Store, Var
-from .build import I1, I32, I64, _loop, _splat
+from .build import I1, I32, I64, repeat, splat
 from .machine import Machine
 
 _SIGNS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
@@ -230,7 +230,7 @@ class _LanesWriter:
     def write(self) -> None:
         b = self.b
         steps = b.sdiv(b.add(self.count, I64(self.w - 1)), I64(self.w))
-        with _loop(b, steps) as i:
+        with repeat(b, steps) as i:
             self.first = b.mul(i, I64(self.w))
             self.left = b.sub(self.count, self.first)
             for s in self.form.body:
@@ -262,7 +262,7 @@ class _LanesWriter:
         base, constant, stride = _split(e.index, self.form.var)
         if not stride:
             scalar = self.b.load(self.address(e.buffer, base, constant, 0, 0))
-            return _splat(self.b, scalar, self.w)
+            return splat(self.b, scalar, self.w)
         block, offset = divmod(constant, stride)
         reach = self.reach[e.buffer, base, stride, block]
         parts = [self.part(e.buffer, base, block * stride, stride, m, reach) for m in range(stride)]
@@ -321,7 +321,7 @@ class _LanesWriter:
     def below(self, count: ll.Value) -> ll.Value:
         most = self.b.select(self.b.icmp_signed("<", count, I64(self.w)), count, I64(self.w))
         numbers = ll.Constant(ll.VectorType(I32, self.w), [I32(i) for i in range(self.w)])
-        return self.b.icmp_signed("<", numbers, _splat(self.b, self.b.trunc(most, I32), self.w))
+        return self.b.icmp_signed("<", numbers, splat(self.b, self.b.trunc(most, I32), self.w))
 
     def shuffle(self, x: ll.Value, y: ll.Value, picks: list[int]) -> ll.Value:
         return self.b.shuffle_vector(x, y, ll.Constant(ll.VectorType(I32, self.w), [I32(p) for p in picks]))
@@ -345,11 +345,11 @@ class _LanesWriter:
                 return ll.Constant(ll.VectorType(t, self.w), [t(e.value)] * self.w)
             case Var() if e.name == self.form.var:
                 numbers = ll.Constant(ll.VectorType(I64, self.w), [I64(i) for i in range(self.w)])
-                return self.b.add(_splat(self.b, self.first, self.w), numbers)
+                return self.b.add(splat(self.b, self.first, self.w), numbers)
             case Var() if e.name in self.values:
                 return self.values[e.name]
             case Var():
-                return _splat(self.b, self.given[e.name], self.w)
+                return splat(self.b, self.given[e.name], self.w)
             case Load():
                 return self.load(e)
         return self.call(e.op, [self.expr(x) for x in e.args], e.args[-1].dtype, e.dtype)
