@@ -261,7 +261,7 @@ def test_a_pickle_of_buffers_that_others_hold() -> None:
     data = pickle.dumps(_parameter(), protocol=5, buffer_callback=buffers.append)
     held = bytearray(buffers[0].raw())
     w = pickle.loads(data, buffers=[held])
-    assert not w.storage().foreign and not np.shares_memory(np.asarray(w), np.frombuffer(held, np.float32))
+    assert not w.storage().is_foreign and not np.shares_memory(np.asarray(w), np.frombuffer(held, np.float32))
 
 
 # ---------------------------------------------------------------- which states last
