@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
-from ..core.dims import Shape, size_of
+from ..core.dims import Size, size_of
 from ..core.node import Node, Value
 from ..core.op import Loops, Pull
 from .schedule import SHORT, depths, is_long
@@ -44,6 +44,7 @@ class Group:
     nodes: list[Node]
     needs: set[int] = field(default_factory=set)          # ids of nodes in other groups that it reads
     early: bool = False                         # a run-time check needs it: runs before anything is written
+    lasting: bool = False                       # computes the same at each run
     space: Space | None = None                  # of a kernel over rows
 
     def __repr__(self) -> str:
@@ -58,9 +59,17 @@ def loops_of(g: Group) -> Node:
     return next(n for n in g.nodes if isinstance(n.op.lower, Loops))
 
 
-def matrix_space(shape: Shape) -> Space | None:
-    """A value as a matrix of its last axis, sides of 1 left out; None for a single element."""
-    sizes = [(n, k) for k, n in enumerate((size_of(shape[:-1]), *shape[-1:])) if n != 1]
+def matrix_of(made: Node) -> tuple[Size, Size]:
+    """Rows and columns of the matrix whose blocks a node with loops of its own writes."""
+    assert isinstance(made.op.lower, Loops)
+    shape = made.avals[0].shape
+    columns = len(shape) - made.op.lower.blocks
+    return size_of(shape[:columns]), size_of(shape[columns:])
+
+
+def matrix_space(made: Node) -> Space | None:
+    """The space of that matrix, sides of 1 left out; None for a single element."""
+    sizes = [(n, k) for k, n in enumerate(matrix_of(made)) if n != 1]
     return Space(tuple(n for n, _ in sizes), tuple(bool(k) for _, k in sizes)) if sizes else None
 
 
@@ -111,6 +120,8 @@ class Joiner:
         ga, gb = self.groups[a], self.groups[b]
         if ga.early != gb.early:
             return "a run-time check needs one of them first"
+        if ga.lasting != gb.lasting:
+            return "one of them is the same at each run, and kept"
         if self._between(a, b):
             return "another kernel runs between them"
         joined = self.rule(ga, gb)
@@ -178,7 +189,7 @@ def together(a: Group, b: Group, kind: str, position: dict[int, int]) -> Group:
     roots = a.roots + b.roots
     needs = (a.needs | b.needs) - {id(v.node) for v in roots}
     nodes = sorted(inside.values(), key=lambda n: position[id(n)])
-    return Group(kind, b.key, roots, nodes, needs, a.early)
+    return Group(kind, b.key, roots, nodes, needs, a.early, a.lasting)
 
 
 class LoopRule:
@@ -221,7 +232,7 @@ class EpilogueRule:
 def _misplaced_behind(a: Group, b: Group) -> str | None:
     """Why the nodes of ``b`` cannot follow the loops of ``a`` element by element."""
     made = loops_of(a)
-    space = matrix_space(made.avals[0].shape)
+    space = matrix_space(made)
     if space is None:
         return f"{made.name} is a single element"
     for v in b.roots:

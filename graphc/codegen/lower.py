@@ -10,14 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..core.dims import size_of
 from ..core.errors import GraphcError
 from ..core.node import Value
 from ..core.op import Loops
 from ..static.printer import short_origin
 from . import loopir as ir
 from .builder import Access, Block, Builder, Stored, unsupported
-from .cluster import loops_of, matrix_space
+from .cluster import loops_of, matrix_of, matrix_space
 from .folds import FoldWriter
 from .fuse import Fusion, Group, Window, parts_of, storage_of
 from .loopir import Expr, Kernel, Var
@@ -25,6 +24,7 @@ from .rows import RowWriter
 from .space import Space
 from .writer import Binding, InPlaceConflict, Lowered, MapWriter, Temporary, Writer, dtype_of
 
+WORTH_KEEPING = 0.02        # part of an op's time that is worth the memory of a value kept from run to run
 PRODUCTS = 8.0              # multiplications and additions of a product in the time of a unit of a map's work
 
 
@@ -39,7 +39,7 @@ def lower_group(group: Group, fusion: Fusion, in_place: dict[Value, Value] | Non
         if group.kind == "joined":
             return _lower_joined(group, fusion)
         if group.kind == "loops":
-            return _lower_loops(group, stored, in_place or {})
+            return _lower_loops(group, fusion, in_place or {})
         if group.kind == "rows":
             return RowWriter(group, stored).lower()
         if group.kind == "fold":
@@ -63,6 +63,7 @@ class OpKernels(Builder):
     """
     group: Group
     in_memory: Set[int]
+    lasting: Set[int] = frozenset()             # nodes that are the same at each run
     variant: str = ""
     lowered: list[Lowered] = field(default_factory=list)
     epilogue: Epilogue | None = None
@@ -102,6 +103,12 @@ class OpKernels(Builder):
         self._read_only.discard(out.buffer)
         return out
 
+    def lasts(self, x: Stored) -> bool:
+        """Whether an input is the same at each run: what these loops make of it alone is kept."""
+        home = self._bindings[int(x.buffer[1:])]
+        value = home.value if isinstance(home, Window) else home
+        return isinstance(value, Value) and id(value.node) in self.lasting
+
     def following(self) -> float:
         """What is made of an element of a result, in multiplications and additions of a product."""
         return 0.0 if self.epilogue is None else PRODUCTS * self.epilogue.work_of_element()
@@ -122,13 +129,13 @@ class OpKernels(Builder):
         Parameters
         ----------
         out
-            The result, seen as a matrix: its last axis is the columns, all others are the rows.
+            The result, seen as a matrix: `Loops.blocks` trailing axes are the columns, all others the rows.
         rows, columns
             Where the block begins, and its extent.
         most
             At least the extents of all blocks.
         """
-        width = out.shape[-1]
+        width = self.size(matrix_of(loops_of(self.group))[1])
         at = self.let(ir.iadd(ir.imul(rows[0], width), columns[0]))
         home = out if self.epilogue is None else self.epilogue.home(out)
         if home is None:
@@ -139,9 +146,12 @@ class OpKernels(Builder):
         if self.epilogue is not None:
             self.epilogue.write(block, rows, columns)
 
-    def temporary(self, dtype: str, size: Expr) -> Stored:
-        """A buffer for results that one parallel region hands to the next."""
-        t = Temporary(f"t{len(self._bindings)}", dtype, size)
+    def temporary(self, dtype: str, size: Expr, saves: float = 1.0) -> Stored:
+        """A buffer for results that one parallel region hands to the next.
+
+        Of what lasts, it is kept from run to run if that ``saves`` enough: a part of the op's time.
+        """
+        t = Temporary(f"t{len(self._bindings)}", dtype, size, saves >= WORTH_KEEPING)
         self._bindings.append(t)
         return Stored(self, f"p{len(self._bindings) - 1}", [size], dtype)
 
@@ -227,9 +237,10 @@ class Epilogue(Writer):
         self.source = Value(loops_of(group), 0)
         self.inside.discard(id(self.source.node))
         self.results = [v for v in group.roots if v != self.source]
-        space = matrix_space(self.source.aval.shape)
+        space = matrix_space(self.source.node)
         assert space is not None
         self.space: Space = space
+        self.matrix = matrix_of(self.source.node)
         self.element: Expr | None = None            # of the source, where results are being computed
         self.buffers.update({(id(v.node), v.index): k.bind_in_place(v) for v in in_place.values()})
         for v in self.results:
@@ -248,17 +259,13 @@ class Epilogue(Writer):
         b = self.b
         with b.loop(b.index(0), rows[1]) as r, b.loop(b.index(0), columns[1]) as c:
             at = [b.let(ir.iadd(first, i)) for (first, _), i in ((rows, r), (columns, c))]
-            flat = b.flatten(at, self._matrix())
+            flat = b.flatten(at, self.matrix)
             near = flat if block.buffer[0] == "p" else ir.iadd(block.offset, ir.iadd(ir.imul(r, block.ld), c))
             self.element = b.let(ir.Load(block.buffer, near, block.dtype))
-            within = [i for i, n in zip(at, self._matrix()) if n != 1]
+            within = [i for i, n in zip(at, self.matrix) if n != 1]
             results = [self.compute(v, self.space.index(b, within, v.aval.shape)) for v in self.results]
             for v, e in zip(self.results, results):
                 self.output(v).store_flat(flat, e)
-
-    def _matrix(self) -> tuple[Any, Any]:
-        shape = self.source.aval.shape
-        return size_of(shape[:-1]), shape[-1]
 
     def stored(self, value: Value, role: str) -> Any:
         home, at = storage_of(value, self.in_memory) if role == "in" else (value, 0)
@@ -303,11 +310,11 @@ class _OneElement(Access):
         return self.element
 
 
-def _lower_loops(group: Group, stored: Set[int], in_place: dict[Value, Value]) -> list[Lowered]:
-    node = loops_of(group)
+def _lower_loops(group: Group, fusion: Fusion, in_place: dict[Value, Value]) -> list[Lowered]:
+    node, stored = loops_of(group), fusion.stored
     lower = node.op.lower
     assert isinstance(lower, Loops)
-    k = OpKernels(group, stored)
+    k = OpKernels(group, stored, fusion.lasting if not group.early else frozenset())
     inputs = [k.bind(v, "in", v.aval.shape, v.aval.dtype.name) for v in node.inputs]
     if node is not group.nodes[-1]:
         k.epilogue = Epilogue(k, group, stored, in_place)

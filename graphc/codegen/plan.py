@@ -14,13 +14,12 @@ import numpy as np
 
 from ..core.config import config
 from ..core.dims import evaluate_shape
-from ..core.memory import allocator
+from ..core.memory import aligned, allocator
 from ..static.program import FAILED
 from .builder import size_variable
 from .executor import BUSY, COLUMNS, OK, Call, Operand, run_alone
-from .image import Array, Image, evaluate_expr
+from .image import ALIGN, Array, Image, evaluate_expr
 
-ALIGN = 64
 Piece = tuple[int, int]         # of memory: the slot that has it, and the element at which the piece begins
 WORTH_A_THREAD = 0.25           # of a chunk's work: less is not run side by side with other steps
 
@@ -54,8 +53,10 @@ class Plan:
         # arguments that are no state which is updated: they must not lie where one is written
         self.apart = {k for k, s in enumerate(image.slots) if image.aliases and s.kind == "argument"
                       and s.index not in image.aliases}
-        self._outputs = [(allocator(shape := self.shapes[k] or (), self.dtypes[k]), shape, self.dtypes[k])
-                         for k in self.operands if image.slots[k].kind == "output"]
+        keep = {s.index for s in image.slots if s.kind == "kept"}       # the operand that has what is kept
+        self._outputs = [(aligned if k in keep else allocator(shape, self.dtypes[k]), shape, self.dtypes[k])
+                         for k in self.operands if image.slots[k].kind == "output"
+                         for shape in [self.shapes[k] or ()]]
         self.instances: list[Instance] = []
         self.calls: list[Any] = []                      # theirs, to be tried in turn
 
@@ -241,7 +242,8 @@ class Instance:
         slots = np.zeros(max(1, len(image.slots)), np.int64)
         for s, view in self.views.items():
             slots[s] = _address(view)
-        moving = []                                     # windows of what each run brings
+        # windows of what each run brings
+        moving = [(s, slot.index, slot.offset) for s, slot in enumerate(image.slots) if slot.kind == "kept"]
         for s, home, at in self.windows:
             offset = at * plan.dtypes[s].itemsize
             if home in self.views:
@@ -290,6 +292,10 @@ class Instance:
                 if s in plan.apart and any(np.may_share_memory(a, t) for t in arrays[first_target:]):
                     return k
                 views[s] = self.instead[s] if s in self.instead else a.reshape(-1)
+            for s, slot in enumerate(image.slots):
+                if slot.kind == "kept":
+                    at, n_bytes = slot.offset, plan.room(s) * plan.dtypes[s].itemsize
+                    views[s] = views[slot.index][at:at + n_bytes].view(plan.dtypes[s])
             for s, home, at in self.windows:
                 views[s] = views[home][at:]
             run(range(image.n_early))

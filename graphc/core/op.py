@@ -69,11 +69,12 @@ class Loops:
     """A builder of loops.
 
     ``build(k, inputs, outputs, **attrs)`` writes them with the kernel builder ``k``. With ``blocks`` its one
-    result is written in blocks, each inside ``k.written(...)``: what is made of it element by element is
-    then computed block by block, and the result itself has no buffer unless something else reads it.
+    result is written in blocks of a matrix, each inside ``k.written(...)``: so many trailing axes are the
+    columns, all others the rows. What is made of the result element by element is then computed block by
+    block, and the result itself has no buffer unless something else reads it.
     """
     build: Callable[..., Any]
-    blocks: bool = False
+    blocks: int = 0
 
 
 Lowering = Map | Pull | Fold | Loops
@@ -185,6 +186,14 @@ def anonymous(name: str, vjp: tuple[Rule | None, ...] | EachInput | AllInputs, o
     object.__setattr__(op, "vjp", vjp)
     object.__setattr__(op, "outputs", outputs)
     return op
+
+
+def variant(op: Op, **changes: Any) -> Op:
+    """``op`` with other fields, which is not registered: to measure and test what graphc would not choose."""
+    out = object.__new__(Op)
+    for f in fields(Op):
+        object.__setattr__(out, f.name, changes.get(f.name, getattr(op, f.name)))
+    return out
 
 
 def get_op(name: str) -> Op:
