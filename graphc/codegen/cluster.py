@@ -44,6 +44,7 @@ class Group:
     nodes: list[Node]
     needs: set[int] = field(default_factory=set)          # ids of nodes in other groups that it reads
     early: bool = False                         # a run-time check needs it: runs before anything is written
+    lasting: bool = False                       # computes the same at each run
     space: Space | None = None                  # of a kernel over rows
 
     def __repr__(self) -> str:
@@ -62,7 +63,7 @@ def matrix_of(made: Node) -> tuple[Size, Size]:
     """Rows and columns of the matrix whose blocks a node with loops of its own writes."""
     assert isinstance(made.op.lower, Loops)
     shape = made.avals[0].shape
-    columns = len(shape) - made.op.lower.blocks
+    columns = len(shape) - made.op.lower.columns(made.attrs)
     return size_of(shape[:columns]), size_of(shape[columns:])
 
 
@@ -119,6 +120,8 @@ class Joiner:
         ga, gb = self.groups[a], self.groups[b]
         if ga.early != gb.early:
             return "a run-time check needs one of them first"
+        if ga.lasting != gb.lasting:
+            return "one of them is the same at each run, and kept"
         if self._between(a, b):
             return "another kernel runs between them"
         joined = self.rule(ga, gb)
@@ -186,7 +189,7 @@ def together(a: Group, b: Group, kind: str, position: dict[int, int]) -> Group:
     roots = a.roots + b.roots
     needs = (a.needs | b.needs) - {id(v.node) for v in roots}
     nodes = sorted(inside.values(), key=lambda n: position[id(n)])
-    return Group(kind, b.key, roots, nodes, needs, a.early)
+    return Group(kind, b.key, roots, nodes, needs, a.early, a.lasting)
 
 
 class LoopRule:
@@ -218,7 +221,7 @@ class EpilogueRule:
             return ""
         made = loops_of(a)
         assert isinstance(made.op.lower, Loops)
-        if not made.op.lower.blocks:
+        if not made.op.lower.columns(made.attrs):
             return f"{made.op.name} does not write its result block by block"
         joined = together(a, b, "loops", self.position)
         if len(joined.nodes) > MAX_GROUP:

@@ -14,13 +14,12 @@ import numpy as np
 
 from ..core.config import config
 from ..core.dims import evaluate_shape
-from ..core.memory import allocator
+from ..core.memory import aligned, allocator
 from ..static.program import FAILED
 from .builder import size_variable
 from .executor import BUSY, COLUMNS, OK, Call, Operand, run_alone
-from .image import Array, Image, evaluate_expr
+from .image import ALIGN, Array, Image, evaluate_expr
 
-ALIGN = 64
 Piece = tuple[int, int]         # of memory: the slot that has it, and the element at which the piece begins
 WORTH_A_THREAD = 0.25           # of a chunk's work: less is not run side by side with other steps
 
@@ -54,8 +53,10 @@ class Plan:
         # arguments that are no state which is updated: they must not lie where one is written
         self.apart = {k for k, s in enumerate(image.slots) if image.aliases and s.kind == "argument"
                       and s.index not in image.aliases}
-        self._outputs = [(allocator(shape := self.shapes[k] or (), self.dtypes[k]), shape, self.dtypes[k])
-                         for k in self.operands if image.slots[k].kind == "output"]
+        keep = {s.index for s in image.slots if s.kind == "kept"}       # the operand that has what is kept
+        self._outputs = [(aligned if k in keep else allocator(shape, self.dtypes[k]), shape, self.dtypes[k])
+                         for k in self.operands if image.slots[k].kind == "output"
+                         for shape in [self.shapes[k] or ()]]
         self.instances: list[Instance] = []
         self.calls: list[Any] = []                      # theirs, to be tried in turn
 
@@ -234,6 +235,8 @@ class Instance:
         # (a window that begins at the end has nothing in it, and shows all instead: clamped indices again)
         self.windows = [(s, plan.home(s), at if at < plan.counts[plan.home(s)] else 0)
                         for s, at in plan.windows.items()]
+        self.kept = [(s, evaluate_expr(slot.offset, {})) for s, slot in enumerate(image.slots)
+                     if slot.kind == "kept"]                    # (slot, where it is in bytes of its home)
         self.call, self.step = self._python(plan) if plan.python else self._native(plan)
 
     def _native(self, plan: Plan) -> tuple[Callable[..., int], Callable[[int, int], None]]:
@@ -241,7 +244,8 @@ class Instance:
         slots = np.zeros(max(1, len(image.slots)), np.int64)
         for s, view in self.views.items():
             slots[s] = _address(view)
-        moving = []                                     # windows of what each run brings
+        # windows of what each run brings
+        moving = [(s, image.slots[s].index, at) for s, at in self.kept]
         for s, home, at in self.windows:
             offset = at * plan.dtypes[s].itemsize
             if home in self.views:
@@ -290,6 +294,9 @@ class Instance:
                 if s in plan.apart and any(np.may_share_memory(a, t) for t in arrays[first_target:]):
                     return k
                 views[s] = self.instead[s] if s in self.instead else a.reshape(-1)
+            for s, at in self.kept:
+                n_bytes = plan.room(s) * plan.dtypes[s].itemsize
+                views[s] = views[image.slots[s].index][at:at + n_bytes].view(plan.dtypes[s])
             for s, home, at in self.windows:
                 views[s] = views[home][at:]
             run(range(image.n_early))

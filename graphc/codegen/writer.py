@@ -22,10 +22,14 @@ from .loopir import Expr, Kernel, Var
 
 @dataclass(frozen=True, slots=True)
 class Temporary:
-    """A buffer that only the kernels of one group share."""
+    """A buffer that only the kernels of one group share.
+
+    ``keeps``: whether it is worth its memory from run to run, if it lasts.
+    """
     name: str
     dtype: str
     size: Expr
+    keeps: bool = True
 
 
 TILE = 8                    # rows and columns of a tile: lines that fit into one set of a cache

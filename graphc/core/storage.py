@@ -2,10 +2,13 @@
 
 A tensor and all its views share one Storage, made when first needed. Each in-place write bumps the
 version; the tape and compiled programs compare versions to notice that a value they rely on was changed.
+What others hold may be written without a version: a Storage knows whether its memory came from outside, and
+which arrays of it were given out (`Storage.lend`).
 """
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 import weakref
 from collections.abc import Container, Sequence
@@ -54,13 +57,65 @@ def owner(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return array
 
 
-class Storage:
-    """The buffer that a tensor, its views and the static Variables bound to it share."""
-    __slots__ = ("__weakref__", "_lock", "array", "version", "views", "written_at")
+class _Clock:
+    """A number that is another one after each write to any Storage: while it stays, nothing was written."""
+    __slots__ = ("ticks",)
+    ticks: int
 
-    def __init__(self, array: np.ndarray[Any, Any]) -> None:
+
+_ticks = itertools.count()
+clock = _Clock()
+clock.ticks = next(_ticks)
+
+
+# An array keeps its base alive, but NumPy looks through bases of the array's own type: with two types between
+# them, all views of an array that was given out keep its loan alive, and the loan the memory.
+
+class _Inner(np.ndarray[Any, Any]):
+    """The memory as the base of a loan."""
+
+
+class _Loan(np.ndarray[Any, Any]):
+    """The base of an array that was given out."""
+
+
+class _Loans:
+    """The arrays of a buffer that were given out: the number of the last, and those that are in use."""
+    __slots__ = ("_numbers", "_out", "last")
+
+    def __init__(self) -> None:
+        self._numbers, self.last = itertools.count(1), 0
+        self._out: dict[int, weakref.ref[_Loan]] = {}
+
+    def lend(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        loan, number, out = array.view(_Inner).view(_Loan), next(self._numbers), self._out
+        out[number] = weakref.ref(loan, lambda _: out.pop(number, None))
+        self.last = number
+        return loan.view(np.ndarray)
+
+    @property
+    def are_out(self) -> bool:
+        return self is FOREIGN or bool(self._out)
+
+
+FOREIGN = _Loans()
+
+
+class Storage:
+    """The buffer that a tensor, its views and the static Variables bound to it share.
+
+    Attributes
+    ----------
+    held
+        None if nobody outside ever had the memory; `FOREIGN` if it is that of an array from outside; else the
+        arrays that were given out.
+    """
+    __slots__ = ("__weakref__", "_lock", "array", "held", "version", "views", "written_at")
+
+    def __init__(self, array: np.ndarray[Any, Any], held: _Loans | None = None) -> None:
         # one is made for every saved value of the tape: what few need is made later
         self.array = array
+        self.held = held
         self.version = 0
         self.written_at: str | None = None      # the line of the last write, under record_sources()
         self.views: list[weakref.ref[Any]] | None = None    # views that are being differentiated
@@ -78,6 +133,41 @@ class Storage:
     def bump(self, where: str | None = None) -> None:
         self.version += 1
         self.written_at = where
+        clock.ticks = next(_ticks)
+
+    # ------------------------------------------------------------ memory that others hold
+
+    def lend(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """An array to give out, of the same memory as ``array``, which is the buffer or a part of it.
+
+        As long as it or a view of it is alive, somebody may write where no version is bumped.
+        """
+        if self.held is FOREIGN:
+            return array
+        if self.held is None:
+            with _making_locks:
+                self.held = self.held or _Loans()
+        lent = self.held.lend(array)
+        clock.ticks = next(_ticks)                              # after it can be seen
+        return lent
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the memory is that of an array from outside, which others may write at any time."""
+        return self.held is FOREIGN
+
+    @property
+    def is_lent(self) -> bool:
+        """Whether somebody outside may be writing the memory."""
+        return self.held is not None and self.held.are_out
+
+    @property
+    def stamp(self) -> tuple[int, int] | None:
+        """What is another one when the buffer may have been written; None while that is so."""
+        held = self.held
+        if held is None:
+            return self.version, 0
+        return None if held.are_out else (self.version, held.last)
 
     def note_view(self, view: Any) -> None:
         """``view`` shares this buffer and has a history of its own."""

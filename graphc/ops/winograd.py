@@ -20,6 +20,7 @@ from .window import Pair
 
 POINTS = 16                 # products of a tile
 TILES_BYTES = 1 << 19       # of transformed tiles: what should stay in the second-level cache
+FEW = 4                     # images and blocks of rows that are too few for the threads of most machines
 MADE = 32                   # channels whose products wait for their transform
 TRANSFORM = 28.0            # vector multiplications that a result's part of transforming a channel costs
 WEIGHT = 30.0               # and that transforming a kernel costs
@@ -77,8 +78,14 @@ class Winograd:
         full = 4 * self.high * self.wide / (k.known(self.h) * k.known(self.w))      # tiles over the edge
         ragged = -(-self.wide // lanes) * lanes / self.wide
         transforms = TRANSFORM * ragged * (1 / self.made + 1 / self.reduced)
-        kernels = WEIGHT * lanes / max(k.estimate(self.source.shape[0], self.h, self.w), 1)
+        kernels = 0.0 if k.lasts(self.weight.access) else self.cost_of_kernels()
         return float(full * (POINTS / 4 * k.cost(self.products()) + transforms) + kernels)
+
+    def cost_of_kernels(self) -> float:
+        """The part of transforming them in that."""
+        k = self.k
+        pixels = max(k.estimate(self.source.shape[0], self.h, self.w), 1)
+        return float(WEIGHT * k.vector_lanes(self.source.dtype) / pixels)
 
     # ------------------------------------------------------------ regions
 
@@ -88,34 +95,81 @@ class Winograd:
         kernels = self.transform_weight()
         n = self.source.shape[0]
         items = k.index_mul(n, k.index(self.groups * self.blocks))
-        work = 8.0 * self.tiles * self.made * self.reduced + 4 * self.tiles * self.made * k.following()
+        if (k.known(items) or FEW) < FEW:
+            self.write_few(kernels, items)
+            return
+        work = self.work_of(self.made)
         with k.parallel_chunks(items, k.grain(work)) as (_, begin, end):
             self.frame.begin()
-            tiles = k.scratch(self.source.dtype, k.index(POINTS * self.to_tile))
+            here = k.scratch(self.source.dtype, k.index(POINTS * self.to_tile)), k.index(0)
             results = k.scratch(self.source.dtype, k.index(POINTS * self.to_result))
-            whole = None if self.even else k.scratch(self.source.dtype, k.index(4 * self.tiles)).rows_of(
-                k.index(2 * self.wide))
+            whole = self.over_the_edge()
             with k.loop(begin, end) as item:
                 image, group, block = k.unravel(item, (n, self.groups, self.blocks))
                 unit = k.let(k.index_add(k.index_mul(image, self.groups), group))
                 first = k.let(k.index_mul(block, 2 * self.rows))
-                self.transform_source(k.let(k.index_mul(unit, self.reduced)), first, tiles)
+                with k.loop(k.index(0), k.index(self.reduced)) as r:
+                    self.transform_source(k.let(k.index_mul(unit, self.reduced)), r, first, here)
                 with k.loop(k.index(0), k.index(self.made // self.together)) as part:
-                    channel = k.let(k.index_mul(part, self.together))
-                    row = k.index_add(k.index_mul(group, POINTS * self.to_kernel),
-                                      k.index_mul(channel, self.reduced))
-                    with k.loop(k.index(0), k.index(POINTS)) as p:
-                        at = k.index_add(row, k.index_mul(p, self.to_kernel))
-                        k.contract(self.products(), (kernels, at), (tiles, k.index_mul(p, self.to_tile)),
-                                   (results, k.index_mul(p, self.to_result)))
-                    to = k.let(k.index_add(k.index_mul(unit, self.made), channel))
-                    self.transform_results(results, to, first, whole)
+                    self.multiply(kernels, here, unit, group, first, part, results, whole)
+
+    def write_few(self, kernels: Any, items: Index) -> None:
+        """Few images and blocks, as one image of a late stage: a region over channels for each half."""
+        k, n, dtype = self.k, self.source.shape[0], self.source.dtype
+        size, parts = POINTS * self.to_tile, self.made // self.together
+        tiles = k.temporary(dtype, k.index_mul(items, size))
+
+        def of_item(i: Index, each: int) -> tuple[Index, ...]:
+            """The unit, the group, the first row, which of ``each``, and where the item's tiles are."""
+            image, group, block, one = k.unravel(i, (n, self.groups, self.blocks, each))
+            unit = k.let(k.index_add(k.index_mul(image, self.groups), group))
+            first = k.let(k.index_mul(block, 2 * self.rows))
+            return unit, group, first, one, k.let(k.index_mul(k.index_div(i, k.index(each)), size))
+
+        sources = k.index_mul(items, self.reduced)
+        with k.parallel_chunks(sources, k.grain(32.0 * self.tiles)) as (_, begin, end):
+            self.frame.begin()
+            with k.loop(begin, end) as i:
+                unit, _, first, r, at = of_item(i, self.reduced)
+                self.transform_source(k.let(k.index_mul(unit, self.reduced)), r, first, (tiles, at))
+        with k.parallel_chunks(k.index_mul(items, parts), k.grain(self.work_of(self.together))) as (
+                _, begin, end):
+            results = k.scratch(dtype, k.index(POINTS * self.to_result))
+            whole = self.over_the_edge()
+            with k.loop(begin, end) as i:
+                unit, group, first, part, at = of_item(i, parts)
+                self.multiply(kernels, (tiles, at), unit, group, first, part, results, whole)
+
+    def work_of(self, channels: int) -> float:
+        """Scalar operations that make so many channels of a block."""
+        return float(channels * self.tiles * (8 * self.reduced + 4 * self.k.following()))
+
+    def over_the_edge(self) -> Any:
+        """Scratch for a channel of a block whose tiles go over the edge of the output; None if none do."""
+        k = self.k
+        return None if self.even else k.scratch(self.source.dtype, k.index(4 * self.tiles)).rows_of(
+            k.index(2 * self.wide))
+
+    def multiply(self, kernels: Any, tiles: Any, unit: Index, group: Index, first: Index, part: Index,
+                 results: Any, whole: Any) -> None:
+        """`together` channels of results, from the ``part``-th of so many on, of a block's tiles."""
+        k, (buffer, start) = self.k, tiles
+        channel = k.let(k.index_mul(part, self.together))
+        row = k.index_add(k.index_mul(group, POINTS * self.to_kernel), k.index_mul(channel, self.reduced))
+        with k.loop(k.index(0), k.index(POINTS)) as p:
+            at = k.index_add(row, k.index_mul(p, self.to_kernel))
+            k.contract(self.products(), (kernels, at),
+                       (buffer, k.index_add(start, k.index_mul(p, self.to_tile))),
+                       (results, k.index_mul(p, self.to_result)))
+        to = k.let(k.index_add(k.index_mul(unit, self.made), channel))
+        self.transform_results(results, to, first, whole)
 
     def transform_weight(self) -> Any:
         """G g G' of all kernels: [group][point][made][reduced]."""
         k, w, part = self.k, self.weight, self.part
         size = POINTS * self.to_kernel
-        kernels = k.temporary(self.source.dtype, k.index(self.groups * size))
+        kernels = k.temporary(self.source.dtype, k.index(self.groups * size),
+                              saves=self.cost_of_kernels() / max(self.cost(), 1.0))
         with k.parallel(k.index(self.groups * self.made), work=self.reduced * 64.0) as i:
             group, q = k.unravel(i, (self.groups, self.made))
             first = k.index_add(k.index_mul(group, w.group), part.y.first * w.kw + part.x.first)
@@ -127,25 +181,25 @@ class Winograd:
                 taps = [[k.let(w.access.at_flat(k.index_add(at, u * down + v * right))) for v in range(3)]
                         for u in range(3)]
                 half = k.const(0.5, self.source.dtype)
-                square = _both(taps, lambda g: _of_kernel(k, half, g))
-                _put(k, square, kernels, k.let(k.index_add(to, r)), self.to_kernel)
+                square = both(taps, lambda g: of_kernel(k, half, g))
+                put(k, square, kernels, k.let(k.index_add(to, r)), self.to_kernel)
         return kernels
 
-    def transform_source(self, channel: Index, top: Index, tiles: Any) -> None:
-        """B' d B of a block's tiles, channel by channel: [point][reduced][tile]."""
-        k, pitch = self.k, self.frame.pitch
-        with k.loop(k.index(0), k.index(self.reduced)) as r:
-            source, at = self.frame.enter(k.index_add(channel, r), top, self.blocks == 1)
-            at = self.frame.place(at, self.part.y.start, self.part.x.start)
-            with k.loop(k.index(0), k.index(self.rows)) as y:
-                rows = [k.let(k.index_add(at, k.index_mul(k.index_add(k.index_mul(y, 2), u), pitch)))
-                        for u in range(4)]
-                to = k.let(k.index_add(k.index_mul(r, self.tiles), k.index_mul(y, self.wide)))
-                with k.lanes(k.index(self.wide)) as x:
-                    left = k.index_mul(x, 2)
-                    d = [[k.let(source.at_flat(k.index_add(k.index_add(row, left), v))) for v in range(4)]
-                         for row in rows]
-                    _put(k, _both(d, lambda t: _of_tile(k, t)), tiles, k.index_add(to, x), self.to_tile)
+    def transform_source(self, channel: Index, r: Index, top: Index, tiles: Any) -> None:
+        """B' d B of a block's tiles, of the ``r``-th channel from ``channel`` on: [point][reduced][tile]."""
+        k, pitch, (buffer, start) = self.k, self.frame.pitch, tiles
+        source, at = self.frame.enter(k.index_add(channel, r), top, self.blocks == 1)
+        at = self.frame.place(at, self.part.y.start, self.part.x.start)
+        with k.loop(k.index(0), k.index(self.rows)) as y:
+            rows = [k.let(k.index_add(at, k.index_mul(k.index_add(k.index_mul(y, 2), u), pitch)))
+                    for u in range(4)]
+            line = k.index_add(k.index_mul(r, self.tiles), k.index_mul(y, self.wide))
+            to = k.let(k.index_add(start, line))
+            with k.lanes(k.index(self.wide)) as x:
+                left = k.index_mul(x, 2)
+                d = [[k.let(source.at_flat(k.index_add(k.index_add(row, left), v))) for v in range(4)]
+                     for row in rows]
+                put(k, both(d, lambda t: of_tile(k, t)), buffer, k.index_add(to, x), self.to_tile)
 
     def transform_results(self, results: Any, channel: Index, top: Index, whole: Any) -> None:
         """A' m A of `together` channels from ``channel`` of all images' on, to their rows from ``top`` on."""
@@ -173,7 +227,7 @@ class Winograd:
                 here = k.index_add(at, x)
                 m = [[k.let(results.at_flat(k.index_add(here, (4 * u + v) * self.to_result)))
                       for v in range(4)] for u in range(4)]
-                for row, line in zip((upper, lower), _both(m, lambda t: _of_result(k, t))):
+                for row, line in zip((upper, lower), both(m, lambda t: of_result(k, t))):
                     for v, value in enumerate(line):
                         k.store(to, k.index_add(k.index_add(row, k.index_mul(x, 2)), v), value)
 
@@ -251,8 +305,8 @@ class WinogradWeight:
         rows = k.let(k.index_add(image, k.index_mul(first, self.ow)))
         k.transpose(k.index(self.og), k.index(4 * self.tiles), self.g.block(rows, pixels),
                     self.gradient.block(self.gradient.base, k.index(self.og)))
-        self.transform(self.source, self.cg, self.frame.pitch, 4, _of_tile, self.sources, self.to_source)
-        self.transform(self.gradient, self.og, self.ow, 2, _of_gradient, self.gradients, self.to_gradient)
+        self.transform(self.source, self.cg, self.frame.pitch, 4, of_tile, self.sources, self.to_source)
+        self.transform(self.gradient, self.og, self.ow, 2, of_gradient, self.gradients, self.to_gradient)
         to = k.let(k.index_mul(group, POINTS * self.to_sum))
         with k.loop(k.index(0), k.index(POINTS)) as p:
             k.contract(self.products(), (self.sources, k.index_mul(p, self.to_source)),
@@ -271,7 +325,7 @@ class WinogradWeight:
             with k.lanes(k.index(channels)) as c:
                 tile = [[k.let(image.at_flat(k.index_add(k.index_add(row, c), v * channels)))
                          for v in range(side)] for row in rows]
-                _put(k, _both(tile, lambda t: transform(k, t)), to, k.index_add(there, c), apart)
+                put(k, both(tile, lambda t: transform(k, t)), to, k.index_add(there, c), apart)
 
     def finish(self, to: Any, first: Index) -> None:
         """A chunk's sums as gradients of the taps, [group][reduced][3][3][made] from ``first`` on."""
@@ -284,41 +338,41 @@ class WinogradWeight:
                 at, half = k.index_add(here, o), k.const(0.5, self.x.dtype)
                 m = [[k.let(self.sums.at_flat(k.index_add(at, (4 * u + v) * self.to_sum))) for v in range(4)]
                      for u in range(4)]
-                _put(k, _both(m, lambda t: _of_taps(k, half, t)), to, k.index_add(there, o), self.og)
+                put(k, both(m, lambda t: of_taps(k, half, t)), to, k.index_add(there, o), self.og)
 
 
 # ---------------------------------------------------------------- transforms
 
-def _put(k: Any, values: Sequence[Vector], to: Any, at: Index, apart: int) -> None:
+def put(k: Any, values: Sequence[Vector], to: Any, at: Index, apart: int) -> None:
     """The values of a square, row by row, ``apart`` from one another."""
     for p, value in enumerate(v for row in values for v in row):
         to.store_flat(k.index_add(at, p * apart), value)
 
 
-def _both(square: Sequence[Vector], transform: Callable[[Vector], Vector]) -> list[Vector]:
+def both(square: Sequence[Vector], transform: Callable[[Vector], Vector]) -> list[Vector]:
     """T s T'"""
     columns = [transform(list(column)) for column in zip(*square)]
     return [transform(list(row)) for row in zip(*columns)]
 
 
-def _of_kernel(k: Any, half: Any, g: Vector) -> Vector:
+def of_kernel(k: Any, half: Any, g: Vector) -> Vector:
     outer = k.let(k.add(g[0], g[2]))
     return [g[0], k.let(k.mul(k.add(outer, g[1]), half)), k.let(k.mul(k.sub(outer, g[1]), half)), g[2]]
 
 
-def _of_tile(k: Any, d: Vector) -> Vector:
+def of_tile(k: Any, d: Vector) -> Vector:
     return [k.let(k.sub(d[0], d[2])), k.let(k.add(d[1], d[2])), k.let(k.sub(d[2], d[1])),
             k.let(k.sub(d[1], d[3]))]
 
 
-def _of_result(k: Any, m: Vector) -> Vector:
+def of_result(k: Any, m: Vector) -> Vector:
     return [k.let(k.add(k.add(m[0], m[1]), m[2])), k.let(k.sub(k.sub(m[1], m[2]), m[3]))]
 
 
-def _of_gradient(k: Any, y: Vector) -> Vector:
+def of_gradient(k: Any, y: Vector) -> Vector:
     return [y[0], k.let(k.add(y[0], y[1])), k.let(k.sub(y[0], y[1])), k.let(k.neg(y[1]))]
 
 
-def _of_taps(k: Any, half: Any, m: Vector) -> Vector:
+def of_taps(k: Any, half: Any, m: Vector) -> Vector:
     even, odd = k.let(k.mul(k.add(m[1], m[2]), half)), k.let(k.mul(k.sub(m[1], m[2]), half))
     return [k.let(k.add(m[0], even)), odd, k.let(k.add(even, m[3]))]

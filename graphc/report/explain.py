@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..core import random
 from ..core.config import config
 from ..core.errors import ArgumentError
 from ..core.events import Event, compile_log
+from ..core.tensor import Buffer, Parameter
 from ..static.function import Function
 from ..static.printer import short_origins
 from ..static.session import TARGETS
@@ -73,6 +75,26 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """What is kept of states from run to run, computed again when one of them was written.
+
+    Attributes
+    ----------
+    states : str
+        Their names.
+    kernel : str
+        What computes it; "" where nothing can be kept.
+    n_bytes : int
+    note : str
+        Why that is so, or why it is computed at each run at present.
+    """
+    states: str
+    kernel: str
+    n_bytes: int
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """What `explain` found; prints as tables."""
     subject: str
@@ -82,6 +104,7 @@ class Explanation:
     kernels: tuple[Kernel, ...]
     decisions: tuple[Decision, ...]
     memory: tuple[Memory, ...]
+    kept: tuple[Kept, ...] = ()
 
     def why(self, producer: str, consumer: str | None = None) -> list[Decision]:
         """The decisions about a value, by its node's name, and about one of its users if given."""
@@ -112,7 +135,11 @@ class Explanation:
                 for d in self.decisions]),
             table("Memory of intermediate values", ("sizes", "arena >", "bound >", "steps >", "regions >"), [
                 (m.sizes, bytes_text(m.arena_bytes), bytes_text(m.live_bytes), str(m.steps), str(m.waves))
-                for m in self.memory]))
+                for m in self.memory]),
+            *([table(f"Kept from run to run: {bytes_text(sum(k.n_bytes for k in self.kept))}",
+                      ("of", "kernel", "bytes >", ""), [
+                          (k.states, k.kernel, bytes_text(k.n_bytes) if k.kernel else "", k.note)
+                          for k in self.kept])] if self.kept else ()))
 
 
 def _counted(ops: Sequence[str]) -> str:
@@ -188,7 +215,22 @@ def _of(function: Function[Any], subject: str, log: Sequence[Event]) -> Explanat
         subject, session.target, getattr(source, "origin", "interpreted"), tuple(log), tuple(kernels),
         tuple(Decision(p.producer, p.consumer, p.fused, p.reason) for p in pairs),
         tuple(Memory(p.sizes_text, p.arena_bytes, p.live_bytes, len(p.image.steps), len(p.waves))
-              for p in plans))
+              for p in plans), tuple(_kept(function)))
 
 
-__all__ = ["Decision", "Explanation", "Kernel", "Memory", "explain"]
+def _kept(function: Function[Any]) -> Iterator[Kept]:
+    """What is kept of states, and those of which nothing can be."""
+    session, prepared = function.traces[0].session, function.traces[0].prepared
+    states = dict(prepared.reads)
+    for value in getattr(prepared.runnable, "kept", ()):
+        lent = any(session.storage(states[k]).is_lent for k in value.sources)
+        yield Kept(", ".join(states[k].name for k in value.sources), value.step, value.n_bytes,
+                   "computed at each run as long as an array of numpy() is alive" if lent else "")
+    updated = {u.state for u in prepared.program.updates}
+    for state in states.values():
+        bound = isinstance(state.tensor, (Parameter, Buffer)) and state not in updated
+        if bound and state.tensor is not random.state and session.storage(state).foreign:
+            yield Kept(state.name, "", 0, "nothing: its memory is that of an array from outside")
+
+
+__all__ = ["Decision", "Explanation", "Kept", "Kernel", "Memory", "explain"]

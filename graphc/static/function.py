@@ -328,6 +328,8 @@ class _Quick:
                 return None
             states = self.bound.arguments
             arrays = [arrays[k] if k >= 0 else states[i] for i, k in enumerate(self.positions)]
+            if self.bound.kept is not None:
+                arrays.append(self.bound.kept.values())
         outputs, code = self.plan.run(arrays)
         if code != -1:
             return None                                  # other sizes, or an index out of range

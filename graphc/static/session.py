@@ -27,6 +27,7 @@ from ..core.tensor import Tensor
 from ..core.threads import fork_safe_lock
 from .graph import Graph, State, group_op, placeholder_op
 from .interpret import Interpreted
+from .lasting import Kept, lasting_arguments
 from .passes import optimize
 from .program import FAILED, Program, build_program
 
@@ -43,8 +44,8 @@ class Plan(Protocol):
         Parameters
         ----------
         arrays
-            One per `Program.arguments`, then the buffers of the updated states, written only if all checks
-            hold.
+            One per `Program.arguments`, then what is kept of states, if anything is, then the buffers of the
+            updated states, written only if all checks hold.
 
         Returns
         -------
@@ -57,7 +58,14 @@ class Plan(Protocol):
 class Runnable(Protocol):
     """What a target makes of a Program."""
 
+    @property
+    def kept_of(self) -> tuple[int, ...]:
+        """The positions of the arguments that something is kept of, from run to run."""
+
     def plan(self, env: Mapping[str, int]) -> Plan: ...
+
+    def keep(self, arrays: Sequence[Array]) -> Array:
+        """What is kept of these arguments, for a run to take after all others."""
 
 
 def build(program: Program, target: str, name: str) -> Runnable:
@@ -155,8 +163,10 @@ class Bound:
     targets : list of array
     copies : bool
         Whether some of these are copies, good for one run.
+    kept : Kept or None
+        The values that last from run to run.
     """
-    __slots__ = ("arguments", "captured", "copies", "draw", "eager", "locks", "scattered", "states",
+    __slots__ = ("arguments", "captured", "copies", "draw", "eager", "kept", "locks", "scattered", "states",
                  "storages", "targets")
 
     def __init__(self, prepared: Prepared, session: Session) -> None:
@@ -186,6 +196,9 @@ class Bound:
         self.scattered = [(s.tensor, a) for s, a in written.items()
                           if s.tensor is not None and a is not s.tensor._data]
         self.locks = [s.lock for s in sorted({id(s): s for s in self.storages}.values(), key=id)]
+        kept_of, runnable = prepared.runnable.kept_of, prepared.runnable
+        self.kept = Kept(runnable.keep, [self.arguments[k] for k in kept_of], [
+            session.storage(program.arguments[k].attrs["state"]) for k in kept_of]) if kept_of else None
         self.copies = any(s.tensor is not None and self.arguments[i] is not s.tensor._data
                           for i, s in prepared.reads) or bool(self.scattered)
 
@@ -334,6 +347,7 @@ class Session:
         program = build_program(self.graph, (*fetches, *updates))
         returned = tuple(v.node.op is not group_op for v in fetches) + (False,) * len(updates)
         program = replace(program, outputs=tuple(v for v, r in zip(program.outputs, returned) if r))
+        program = replace(program, lasting=lasting_arguments(program, self.graph.trains(fetches)))
         _forbid_shared_updates(program)
         feeds = tuple(n for n in program.arguments if n.op is placeholder_op)
         reads = tuple((i, n.attrs["state"]) for i, n in enumerate(program.arguments)
@@ -505,6 +519,10 @@ class Session:
         if before is not None:
             for i, state in prepared.reads:
                 arguments[i] = before.get(state, arguments[i])
+        if bound.kept is not None:
+            runnable = prepared.runnable
+            arguments.append(bound.kept.values() if not before else
+                             runnable.keep([arguments[k] for k in runnable.kept_of]))
         arguments += bound.targets
         done = False
         try:
@@ -527,6 +545,8 @@ class Session:
             fed = iter(feeds)
             arguments = [next(fed) if a is None else copies.get(id(a), a) for a in bound.arguments]
             targets = [copies[id(a)] for a in bound.targets]
+            if bound.kept is not None:
+                arguments.append(bound.kept.values())
         env = bind_sizes(prepared.feeds, feeds)
         check_sizes(program, env)
         return prepared.runnable.plan(env), [*map(standard, arguments), *targets]
@@ -545,7 +565,7 @@ class Session:
         plan = prepared.plan = prepared.runnable.plan(env)
         outputs, code = plan.run(arguments)
         if 0 <= code < FAILED:
-            n = len(prepared.program.arguments)
+            n = len(arguments) - len(prepared.program.updates)
             targets = arguments[n:]
             states = {i for i, _ in prepared.reads}
             outputs, code = plan.run([*apart(arguments[:n], targets, states), *map(standard, targets)])

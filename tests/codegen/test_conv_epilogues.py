@@ -1,4 +1,4 @@
-"""What is made of a convolution element by element is computed block by block, in the convolution's kernel."""
+"""What is made of a convolution element by element is computed block by block, in its kernel."""
 
 from __future__ import annotations
 
