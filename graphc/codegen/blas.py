@@ -130,7 +130,7 @@ def _set_environment(values: dict[str, str | None]) -> None:
             os.environ[name] = value
 
 
-# A row or a column goes to gemv, with the Haswell kernels up to five times as fast as gemm there. CBLAS
+# A row or a column goes to gemv, a vector whose elements lie side by side being a row of A, or of B'. CBLAS
 # checks lda >= the row length even where there is one row and the stride means nothing: it is raised there.
 _SHIM = """
 declare void @graphc_{x}gemv(i32, i32, i32, i32, {real}, ptr, i32, ptr, i32, {real}, ptr, i32)
@@ -163,8 +163,16 @@ zero:
   br i1 %more, label %zero, label %done
 product:
   %beta = select i1 %adds, {real} 1.0, {real} 0.0
-  %is_ta = icmp ne i64 %ta, 0
-  %is_tb = icmp ne i64 %tb, 0
+  %is_row = icmp eq i64 %m, 1
+  %is_column = icmp eq i64 %n, 1
+  %a_close = icmp eq i64 %lda, 1
+  %b_close = icmp eq i64 %ldb, 1
+  %given_ta = icmp ne i64 %ta, 0
+  %given_tb = icmp ne i64 %tb, 0
+  %a_along = and i1 %is_row, %a_close
+  %is_ta = select i1 %a_along, i1 false, i1 %given_ta
+  %b_along = and i1 %is_column, %b_close
+  %is_tb = select i1 %b_along, i1 true, i1 %given_tb
   %op_a = select i1 %is_ta, i32 112, i32 111
   %op_b = select i1 %is_tb, i32 112, i32 111
   %row_a = select i1 %is_ta, i64 %m, i64 %k
@@ -178,7 +186,6 @@ product:
   %lda32 = trunc i64 %lda_ to i32
   %ldb32 = trunc i64 %ldb_ to i32
   %ldc32 = trunc i64 %ldc_ to i32
-  %is_row = icmp eq i64 %m, 1
   br i1 %is_row, label %row_times_matrix, label %not_row
 row_times_matrix:
   %op_row = select i1 %is_tb, i32 111, i32 112
@@ -189,7 +196,6 @@ row_times_matrix:
                             ptr %a, i32 %inc_a, {real} %beta, ptr %c, i32 1)
   br label %done
 not_row:
-  %is_column = icmp eq i64 %n, 1
   br i1 %is_column, label %matrix_times_column, label %tiles
 matrix_times_column:
   %rows_a = select i1 %is_ta, i32 %k32, i32 %m32
@@ -199,8 +205,8 @@ matrix_times_column:
                             ptr %b, i32 %inc_b, {real} %beta, ptr %c, i32 %ldc32)
   br label %done
 tiles:
-  call void @graphc_product_{code}(i64 %m, i64 %n, i64 %k, ptr %a, i64 %lda, i64 %ta, ptr %b, i64 %ldb, i64 %tb,
-                                   ptr %c, i64 %ldc, i64 %add)
+  call void @graphc_product_{code}(i64 %m, i64 %n, i64 %k, ptr %a, i64 %lda, i64 %ta,
+                                   ptr %b, i64 %ldb, i64 %tb, ptr %c, i64 %ldc, i64 %add)
   br label %done
 done:
   ret void

@@ -28,9 +28,10 @@ from .winograd import Winograd
 
 CHUNKS = 16                 # at most so many chunks, each with scratch of its own
 BLOCK_WORK = 8e6            # multiplications and additions that make a block of rows
-PACKING = 0.05              # what packing the weight costs beside the multiplications, about
+PACKING = 1.5               # what packing an element of the weight costs
 PACKED = 11.0               # pixels of results in the time of packing the weight
-TRANSPOSING = 10.0          # vector multiplications that a result costs on its way out of vectors of channels
+FAR_SOURCE = 0.15           # and what a source beyond the second-level cache adds, pixel by pixel
+TRANSPOSING = 16.0          # vector multiplications that a result costs on its way out of vectors of channels
 FRAMING = 8.0               # vector multiplications that a vector of the source costs on its way into a frame
 SPLITTING = 11.0            # the same, where the columns of a stride are brought together
 ROWS = 0.3                  # vector multiplications that few rows at a time cost, for their shorter loops
@@ -87,8 +88,8 @@ def cheapest(costs: Costs) -> str:
 
 # ---------------------------------------------------------------- the three convolutions
 
-def conv_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int,
-               choose: Callable[[Costs], str] = cheapest) -> None:
+def conv_way(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int,
+             choose: Callable[[Costs], str] = cheapest) -> Correlation:
     (x, w), (y,) = inputs, outputs
     o, cg, kh, kw = (k.known(s) for s in w.shape)
     sizes = x.shape[2:], y.shape[2:]
@@ -101,11 +102,11 @@ def conv_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, d
     others: dict[str, Winograd | Columns] = {}
     if Winograd.fits(k, part, sizes[1]):
         others["tiles"] = Winograd(k, x, y, weight, sizes, channels, part)
-    _Correlation(k, x, y, weight, sizes, channels, [part], (1, 1), padding != (0, 0), others, choose).write()
+    return Correlation(k, x, y, weight, sizes, channels, [part], (1, 1), padding != (0, 0), others, choose)
 
 
-def dx_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int,
-             size: Pair, choose: Callable[[Costs], str] = cheapest) -> None:
+def dx_way(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int,
+           size: Pair, choose: Callable[[Costs], str] = cheapest) -> Correlation:
     """Input positions of each phase of the stride: a correlation with the taps that reach them."""
     (g, w), (dx,) = inputs, outputs
     o, cg, kh, kw = (k.known(s) for s in w.shape)
@@ -113,7 +114,7 @@ def dx_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dil
     plain = (kh, kw) == stride == (1, 1) and padding == (0, 0)
     if plain:
         sizes = (rows_of_pixels(k, sizes[1], cg, o // groups, g.dtype),) * 2
-    phases = [[_phase(k, a, *rest) for a in range(rest[1])]
+    phases = [[phase_taps(k, a, *rest) for a in range(rest[1])]
               for rest in zip((kh, kw), stride, padding, dilation, sizes[1])]
     parts = [Part(ty, tx, (a, b)) for a, ty in enumerate(phases[0]) for b, tx in enumerate(phases[1])]
     weight = Weight(w, kh * kw, cg * kh * kw, o // groups * cg * kh * kw, kw)
@@ -123,15 +124,11 @@ def dx_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dil
         others["tiles"] = Winograd(k, g, dx, weight, sizes, channels, parts[0])
     if Columns.fits(k, sizes, o // groups, g.dtype):
         others["columns"] = Columns(k, g, dx, weight, sizes, channels, (kh, kw), stride, padding, dilation)
-    _Correlation(k, g, dx, weight, sizes, channels, parts, stride, not plain, others, choose).write()
+    return Correlation(k, g, dx, weight, sizes, channels, parts, stride, not plain, others, choose)
 
 
-def one_row(k: Any, source: Any, out: Any) -> tuple[list[Index], list[Index]]:
-    """A 1x1 kernel sees one row of all pixels."""
-    return [k.index(1), k.product(source)], [k.index(1), k.product(out)]
-
-
-def _phase(k: Any, phase: int, kernel: int, stride: int, padding: int, dilation: int, size: Index) -> Taps:
+def phase_taps(k: Any, phase: int, kernel: int, stride: int, padding: int, dilation: int,
+               size: Index) -> Taps:
     """The taps i that reach positions ``phase + u*stride``, from the last to the first.
 
     Those with ``phase + padding - i*dilation`` a multiple of the stride; none where the output, shorter than
@@ -169,7 +166,7 @@ def rows_of_pixels(k: Any, size: Sequence[Index], made: int, reduced: int, dtype
 
 # ---------------------------------------------------------------- correlation
 
-class _Correlation:
+class Correlation:
     """out[q, y, x] = the sum over r and taps of source[r, ...] * weight[q, r, ...], for images and groups.
 
     ``sizes`` are those of source and output, ``channels`` (made, reduced, groups); several ``parts`` are
@@ -196,11 +193,17 @@ class _Correlation:
                     min((p.x.start for p in self.live), default=0))
         extent = self.span(0, self.rows if len(parts) == 1 else None), self.span(1, None)
         self.frame = Frame(k, source, (self.sh, self.sw), self.reduced, self.low, extent if framed else None)
-        self.form = choose(self.costs() | {form: other.cost() for form, other in others.items()})
+        costs = self.costs() | {form: other.cost() for form, other in others.items()}
+        self.form = choose(costs)
+        self.cost_of_form = costs[self.form]
         if self.form == "rows":
             self.frame = self.low_frame()
         if self.form == "split":
             self.frame = self.split_frame()
+
+    @property
+    def itemsize(self) -> int:
+        return int(np.dtype(self.source.dtype).itemsize)
 
     def span(self, axis: int, outputs: Index | None) -> Index:
         """Rows (or columns) of a frame."""
@@ -234,10 +237,17 @@ class _Correlation:
         plane, row = self.result_strides(part)
         return k.contraction(
             [k.axis(self.part_rows(part), k.index_mul(self.frame.pitch, y.step), 0, row),
-             k.axis(x.outputs, x.step, 0, 1)], [], k.axis(self.made, 0, 1, plane),
+             k.axis(x.outputs, x.step, 0, 1)], [], k.axis(self.panel(part), 0, 1, plane),
             [k.axis(self.reduced, self.frame.plane, part.taps * self.made),
              k.axis(y.count, k.index_mul(self.frame.pitch, y.dilation), x.count * self.made),
              k.axis(x.count, x.dilation, self.made)], self.source.dtype)
+
+    def panel(self, part: Part) -> int:
+        """Channels that `by_channels` makes at once: of a weight that the cache does not hold, a tile's."""
+        lanes = self.k.vector_lanes(self.source.dtype)
+        if self.made * self.reduced * part.taps * self.itemsize <= 2 * FRAME_BYTES:
+            return self.made
+        return max((n for n in range(lanes, 4 * lanes + 1, lanes) if self.made % n == 0), default=self.made)
 
     def part_rows(self, part: Part) -> Index:
         return self.rows if len(self.parts) == 1 else part.y.outputs
@@ -279,12 +289,18 @@ class _Correlation:
                                              first=x.first + first * x.stride, stride=every * x.stride)))
                 for at, first, count, every, apart in frame.taps(x.count, x.dilation)]
 
+    def cost(self) -> float:
+        """Of all images."""
+        k = self.k
+        pairs = k.estimate(self.source.shape[0], self.h, self.w, self.made * self.reduced * self.groups)
+        return float(pairs / k.vector_lanes(self.source.dtype) * self.cost_of_form)
+
     def costs(self) -> Costs:
         """Of a result and a reduced channel, in each form that can run."""
         k, each = self.k, 1 / len(self.parts)
-        packing = 0.0 if k.lasts(self.weight.access) else PACKING
-        costs = {"channels": each * sum(p.taps * (k.cost(self.by_channels(p)) + packing)
-                                        + TRANSPOSING / self.reduced for p in self.live)}
+        far = k.estimate(self.sh, self.sw, self.reduced) / self.blocks * self.itemsize > 2 * FRAME_BYTES
+        costs = {"channels": each * sum(p.taps * (k.cost(self.by_channels(p)) + (FAR_SOURCE if far else 0.0))
+                                        + TRANSPOSING / self.reduced for p in self.live) + self.packing()}
         if any(p.x.step > 1 for p in self.live):                # vectors of pixels would have gaps
             costs["split"] = self.split_cost()
         else:
@@ -293,6 +309,13 @@ class _Correlation:
             if len(self.parts) == self.blocks == 1 and self.live and None not in sizes:
                 costs["rows"] = self.rows_cost()
         return {form: cost + self.framing(form) for form, cost in costs.items()}
+
+    def packing(self) -> float:
+        k, taps = self.k, sum(p.taps for p in self.parts)
+        if self.weight.made == taps == 1 or k.lasts(self.weight.access):
+            return 0.0
+        results = max(k.estimate(self.source.shape[0], self.h, self.w), 1.0)
+        return float(PACKING * taps * k.vector_lanes(self.source.dtype) / results)
 
     def framing(self, form: str) -> float:
         if form != "split" and self.frame.extent is None:
@@ -371,8 +394,12 @@ class _Correlation:
             return
         before = sum(p.taps for p in self.parts[:self.parts.index(part)]) * self.groups
         weight = k.index_add(k.index_mul(group, part.taps), before)
-        k.contract(self.by_channels(part), (source, at),
-                   (packed, k.index_mul(weight, self.reduced * self.made)), to)
+        panel, (plane, _), (out, start) = self.panel(part), self.result_strides(part), to
+        weight = k.let(k.index_mul(weight, self.reduced * self.made))
+        with k.loop(k.index(0), k.index(self.made // panel)) as p:
+            first = k.let(k.index_mul(p, panel))
+            k.contract(self.by_channels(part), (source, at), (packed, k.index_add(weight, first)),
+                       (out, k.index_add(start, k.index_mul(first, plane))))
 
     def correlate_rows(self, source: Any, at: Index, group: Index, to: Any) -> None:
         """`few_rows` for each pair of rows."""
@@ -395,21 +422,17 @@ class _Correlation:
 
     def pack(self) -> Any:
         """The weight as [part][group][reduced][tap][made]."""
-        k, w = self.k, self.weight
+        k, w, taps = self.k, self.weight, sum(p.taps for p in self.parts)
+        if w.made == taps == 1:                                 # as it is
+            return w.access
         pixels = k.estimate(self.source.shape[0], self.h, self.w)
-        packed = k.temporary(w.access.dtype, k.index(
-            self.groups * self.reduced * self.made * sum(p.taps for p in self.parts)),
-            saves=PACKED / (PACKED + pixels))
+        packed = k.temporary(w.access.dtype, k.index(self.groups * self.reduced * self.made * taps),
+                             saves=PACKED / (PACKED + pixels))
+        if self.whole_kernel():
+            self.pack_whole(packed, taps)
+            return packed
         with k.parallel(k.index(self.groups * self.reduced), work=2.0 * self.made * w.kw * w.kw) as unit:
             group, r = k.unravel(unit, (self.groups, self.reduced))
-            if self.whole_kernel():                             # from the first tap to the last, or backwards
-                taps = self.parts[0].taps
-                start = k.index_add(k.index_mul(group, w.group), k.index_mul(r, w.reduced))
-                to, ld = k.index_mul(unit, taps * self.made), self.made * self.parts[0].x.stride
-                to = k.index_add(to, 0 if ld > 0 else (taps - 1) * self.made)
-                k.transpose(k.index(self.made), k.index(taps), w.access.block(start, k.index(w.made)),
-                            packed.block(to, k.index(ld)))
-                return packed
             before = 0
             for p in self.live:
                 start = k.let(k.index_add(k.index_mul(group, w.group), k.index_mul(r, w.reduced)))
@@ -425,6 +448,22 @@ class _Correlation:
                                           w.access.at_flat(k.index_add(tap, k.index_mul(q, w.made))))
                 before += p.taps * self.groups * self.reduced * self.made
         return packed
+
+    def pack_whole(self, packed: Any, taps: int) -> None:
+        """All taps, from the first to the last, of some channels at once; or backwards, of each channel."""
+        k, w, forward = self.k, self.weight, self.parts[0].x.stride > 0
+        some = 1
+        if forward and w.reduced == taps:
+            some = next(n for n in range(1, self.reduced + 1) if self.reduced % n == 0
+                        and (n * taps >= k.vector_lanes(packed.dtype) or n == self.reduced))
+        blocks = self.groups * self.reduced // some
+        with k.parallel(k.index(blocks), work=2.0 * self.made * taps * some) as block:
+            group, r = k.unravel(block, (self.groups, self.reduced // some))
+            start = k.index_add(k.index_mul(group, w.group), k.index_mul(r, some * w.reduced))
+            to, ld = k.index_mul(block, some * taps * self.made), self.made if forward else -self.made
+            to = k.index_add(to, 0 if forward else (taps - 1) * self.made)
+            k.transpose(k.index(self.made), k.index(some * taps), w.access.block(start, k.index(w.made)),
+                        packed.block(to, k.index(ld)))
 
     def whole_kernel(self) -> bool:
         """Whether there is one part, with every tap of the kernel in order or in reverse."""

@@ -137,9 +137,9 @@ class Explanation:
                 (m.sizes, bytes_text(m.arena_bytes), bytes_text(m.live_bytes), str(m.steps), str(m.waves))
                 for m in self.memory]),
             *([table(f"Kept from run to run: {bytes_text(sum(k.n_bytes for k in self.kept))}",
-                     ("of", "kernel", "bytes >", ""), [
-                         (k.states, k.kernel, bytes_text(k.n_bytes) if k.kernel else "", k.note)
-                         for k in self.kept])] if self.kept else ()))
+                      ("of", "kernel", "bytes >", ""), [
+                          (k.states, k.kernel, bytes_text(k.n_bytes) if k.kernel else "", k.note)
+                          for k in self.kept])] if self.kept else ()))
 
 
 def _counted(ops: Sequence[str]) -> str:
@@ -229,7 +229,7 @@ def _kept(function: Function[Any]) -> Iterator[Kept]:
     updated = {u.state for u in prepared.program.updates}
     for state in states.values():
         bound = isinstance(state.tensor, (Parameter, Buffer)) and state not in updated
-        if bound and state.tensor is not random.state and session.storage(state).is_foreign:
+        if bound and state.tensor is not random.state and session.storage(state).foreign:
             yield Kept(state.name, "", 0, "nothing: its memory is that of an array from outside")
 
 

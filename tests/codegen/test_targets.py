@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+import graphc as gc
 from graphc.codegen import executor, numba_target, python_target
 from graphc.codegen.compile import compile_kernels
 from graphc.codegen.emit import CODES, kernel_key

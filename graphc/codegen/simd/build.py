@@ -108,6 +108,12 @@ class Vectors:
         f = self.declare(f"llvm.masked.store.{self.suffix}.p0", ir.VoidType(), types)
         self.b.call(f, [value, at, I32(self.real_bytes), mask])
 
+    def prefetch(self, at: ir.Value) -> None:
+        """Into the second-level cache."""
+        byte = self.b.bitcast(at, ir.IntType(8).as_pointer())
+        f = self.declare("llvm.prefetch.p0", ir.VoidType(), [byte.type, I32, I32, I32])
+        self.b.call(f, [byte, I32(0), I32(2), I32(1)])
+
     def below(self, count: ir.Value) -> ir.Value:
         """The mask of the first ``count`` lanes."""
         numbers = ir.Constant(ir.VectorType(I32, self.w), [I32(i) for i in range(self.w)])
@@ -132,7 +138,7 @@ class Vectors:
         return square
 
     def sums(self, values: list[ir.Value]) -> ir.Value:
-        """A vector whose first lanes are the sums of the lanes of ``values``, no more than there are lanes."""
+        """A vector whose first lanes are the sums of the lanes of each of ``values``, at most as many."""
         nothing = ir.Constant(self.vector, ir.Undefined)
         run = self.w                                            # neighbouring lanes that are one value's
         while run > 1:

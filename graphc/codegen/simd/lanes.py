@@ -116,12 +116,9 @@ class _Former:
         return Var(self.given.setdefault(e, f"a{len(self.given)}"), e.dtype)
 
     def place(self, index: Expr) -> Expr:
-        base, stride = self.affine(self.expr_index(index))
+        base, constant, stride = self.affine(self.expr_index(index))
         if not 0 <= stride <= MOST_APART:
             raise _Scalar
-        constant = 0
-        if isinstance(base, Call) and base.op == "add" and isinstance(last := base.args[1], Const):
-            base, constant = base.args[0], last.value
         at = ir.iadd(self.lift(base), constant)
         return ir.iadd(at, ir.imul(Var(self.s.var), stride)) if stride else at
 
@@ -129,18 +126,21 @@ class _Former:
         known = self.bound | self.lets
         return ir.map_expr(e, lambda x: known.get(x.name, x) if isinstance(x, Var) else x)
 
-    def affine(self, e: Expr) -> tuple[Expr, int]:
-        """``e`` as (what is the same in all lanes, factor of the lane)."""
+    def affine(self, e: Expr) -> tuple[Expr, int, int]:
+        """``e`` as (what is the same in all lanes, a constant, factor of the lane)."""
         if e == Var(self.s.var):
-            return Const(0, "int64"), 1
-        if not self.varies(e):
-            return e, 0
+            return Const(0, "int64"), 0, 1
+        if isinstance(e, Const):
+            return Const(0, "int64"), int(e.value), 0
         if isinstance(e, Call) and e.op in ("add", "sub"):
-            (x, i), (y, j) = (self.affine(a) for a in e.args)
-            return (ir.iadd(x, y), i + j) if e.op == "add" else (ir.isub(x, y), i - j)
+            (x, c, i), (y, d, j) = (self.affine(a) for a in e.args)
+            return (ir.iadd(x, y), c + d, i + j) if e.op == "add" else (ir.isub(x, y), c - d, i - j)
+        if not self.varies(e):
+            return e, 0, 0
         if isinstance(e, Call) and e.op == "mul" and isinstance(factor := e.args[1], Const):
-            x, i = self.affine(e.args[0])
-            return ir.imul(x, factor), i * int(factor.value)
+            x, c, i = self.affine(e.args[0])
+            n = int(factor.value)
+            return ir.imul(x, factor), c * n, i * n
         raise _Scalar
 
 
