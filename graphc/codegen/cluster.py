@@ -63,7 +63,7 @@ def matrix_of(made: Node) -> tuple[Size, Size]:
     """Rows and columns of the matrix whose blocks a node with loops of its own writes."""
     assert isinstance(made.op.lower, Loops)
     shape = made.avals[0].shape
-    columns = len(shape) - made.op.lower.blocks
+    columns = len(shape) - made.op.lower.columns(made.attrs)
     return size_of(shape[:columns]), size_of(shape[columns:])
 
 
@@ -221,7 +221,7 @@ class EpilogueRule:
             return ""
         made = loops_of(a)
         assert isinstance(made.op.lower, Loops)
-        if not made.op.lower.blocks:
+        if not made.op.lower.columns(made.attrs):
             return f"{made.op.name} does not write its result block by block"
         joined = together(a, b, "loops", self.position)
         if len(joined.nodes) > MAX_GROUP:

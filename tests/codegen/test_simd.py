@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from llvmlite import ir as ll
 from on_threads import on_threads
+from op_samples import channels_last
 
 import graphc as gc
 from benchmarks.forms import Forms
@@ -43,7 +44,7 @@ from graphc.core import record
 from graphc.core.errors import InternalError
 from graphc.ops.conv import conv2d_dw_op, conv2d_dx_op, conv2d_op
 from graphc.ops.linalg import matmul_op
-from graphc.ops.pool import avg_pool2d_op, avg_unpool2d_op, max_pool2d_op, max_unpool2d_op
+from graphc.ops.pool import avg_pool2d_op, avg_unpool2d_op, max_pool2d_op, max_unpool2d_op, pick_window_op
 
 TOLERANCE = {"float32": 2e-5, "float64": 1e-13}
 ONE = const(1)
@@ -310,6 +311,18 @@ def _conv_case(op: Any, seed: int, dtype: str) -> tuple[list[Any], dict[str, Any
     return [x, g], {**attributes, "kernel": w_shape[2:]}
 
 
+each_layout = pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+
+
+def _laid_out(op: Any, arrays: list[Any], attributes: dict[str, Any], layout: str) -> Any:
+    """A call of NCHW as one of that layout: (arrays, attributes, what makes NCHW of its results)"""
+    attributes = {**attributes, "layout": layout}
+    if layout == "NCHW":
+        return arrays, attributes, lambda y, i=0: y
+    return (list(channels_last(tuple(arrays), op.images.inputs)), attributes,
+            lambda y, i=0: y.transpose(0, 3, 1, 2) if i in op.images.outputs else y)
+
+
 def _evaluate(op: Any, arrays: list[Any], attributes: dict[str, Any], target: str,
               named: bool = False) -> Any:
     shapes = [("n", *x.shape[1:]) if named and i in (op.batched or ()) else x.shape
@@ -325,12 +338,14 @@ def _evaluate(op: Any, arrays: list[Any], attributes: dict[str, Any], target: st
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("seed", range(16))
 @pytest.mark.parametrize("op", [conv2d_op, conv2d_dx_op, conv2d_dw_op], ids=lambda op: str(op.name))
-def test_convolutions_of_any_shape(op: Any, seed: int, dtype: str) -> None:
+@each_layout
+def test_convolutions_of_any_shape(layout: str, op: Any, seed: int, dtype: str) -> None:
     arrays, attributes = _conv_case(op, seed, dtype)
     exact = op.run(*(x.astype(np.float64) for x in arrays), **attributes)
     scale = max(1.0, float(np.abs(exact).max(initial=0)))
+    arrays, attributes, planes = _laid_out(op, arrays, attributes, layout)
     for target, named in (("interpret", False), ("python", False), ("cpu", False), ("cpu", True)):
-        found, = _evaluate(op, arrays, attributes, target, named)
+        found = planes(*_evaluate(op, arrays, attributes, target, named))
         assert found.shape == exact.shape and found.dtype == dtype
         np.testing.assert_allclose(found, exact, rtol=0, atol=TOLERANCE[dtype] * scale)
 
@@ -400,9 +415,10 @@ def test_what_follows_an_input_gradient_by_columns() -> None:
 @pytest.mark.parametrize("stride, dilation, kernel", [
     ((2, 2), (1, 1), 3), ((1, 3), (2, 2), 3), ((2, 2), (2, 2), 2), ((3, 2), (1, 3), 4), ((2, 5), (1, 1), 3)])
 @pytest.mark.parametrize("op", [conv2d_op, conv2d_dx_op, conv2d_dw_op], ids=lambda op: str(op.name))
-def test_strides_of_single_channels(op: Any, stride: tuple[int, int], dilation: tuple[int, int],
+@each_layout
+def test_strides_of_single_channels(layout: str, op: Any, stride: tuple[int, int], dilation: tuple[int, int],
                                     kernel: int) -> None:
-    """Vectors are pixels, a stride's columns side by side; rows end within a stride."""
+    """Vectors are pixels, a stride's columns side by side, or groups; rows end within a stride."""
     rng = np.random.default_rng(1)
     attributes: dict[str, Any] = {"stride": stride, "padding": (1, 2), "dilation": dilation, "groups": 5}
     x = rng.standard_normal((3, 5, 18, 45)).astype("f4")
@@ -411,8 +427,9 @@ def test_strides_of_single_channels(op: Any, stride: tuple[int, int], dilation: 
     arrays, more = {"conv2d": ([x, w], {}), "conv2d_dx": ([g, w], {"size": (18, 45)}),
                     "conv2d_dw": ([x, g], {"kernel": (kernel, kernel)})}[op.name]
     exact = op.run(*(a.astype(np.float64) for a in arrays), **attributes, **more)
+    arrays, attributes, planes = _laid_out(op, arrays, attributes | more, layout)
     for target in ("python", "cpu"):
-        found, = _evaluate(op, arrays, attributes | more, target)
+        found = planes(*_evaluate(op, arrays, attributes, target))
         np.testing.assert_allclose(found, exact, rtol=0, atol=2e-6 * np.abs(exact).max())
 
 
@@ -420,8 +437,9 @@ def test_strides_of_single_channels(op: Any, stride: tuple[int, int], dilation: 
     ((3, 4, 1, 7), (2, 2), (2, 2)), ((2, 4, 7, 2), (1, 3), (0, 1)), ((2, 4, 1, 1), (4, 3), (1, 1)),
     ((0, 16, 8, 8), (1, 1), (1, 1))], ids=["low", "narrow", "pixel", "no-images"])
 @pytest.mark.parametrize("op", [conv2d_op, conv2d_dx_op, conv2d_dw_op], ids=lambda op: str(op.name))
-def test_images_smaller_than_a_stride_and_none(op: Any, shape: tuple[int, ...], stride: tuple[int, int],
-                                               padding: tuple[int, int]) -> None:
+@each_layout
+def test_images_smaller_than_a_stride_and_none(layout: str, op: Any, shape: tuple[int, ...],
+                                               stride: tuple[int, int], padding: tuple[int, int]) -> None:
     """Some phases of the stride have no positions."""
     rng = np.random.default_rng(1)
     attributes: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": (1, 1), "groups": 1}
@@ -430,21 +448,24 @@ def test_images_smaller_than_a_stride_and_none(op: Any, shape: tuple[int, ...], 
     arrays, more = {"conv2d": ([x, w], {}), "conv2d_dx": ([g, w], {"size": shape[2:]}),
                     "conv2d_dw": ([x, g], {"kernel": (3, 3)})}[op.name]
     exact = op.run(*(a.astype(np.float64) for a in arrays), **attributes, **more)
+    arrays, attributes, planes = _laid_out(op, arrays, attributes | more, layout)
     for target in ("python", "cpu"):
-        found, = _evaluate(op, arrays, attributes | more, target)
+        found = planes(*_evaluate(op, arrays, attributes, target))
         assert found.shape == exact.shape
         np.testing.assert_allclose(found, exact, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("op", [conv2d_op, conv2d_dx_op, conv2d_dw_op], ids=lambda op: str(op.name))
-def test_convolutions_are_the_same_on_any_number_of_threads(op: Any) -> None:
+@each_layout
+def test_convolutions_are_the_same_on_any_number_of_threads(layout: str, op: Any) -> None:
     attributes = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
     rng = np.random.default_rng(0)
     x, g = (rng.standard_normal((5, 20, 24, 24)).astype("f4") for _ in range(2))
     w = rng.standard_normal((20, 20, 3, 3)).astype("f4")
     arrays, more = {"conv2d": ([x, w], {}), "conv2d_dx": ([g, w], {"size": (24, 24)}),
                     "conv2d_dw": ([x, g], {"kernel": (3, 3)})}[op.name]
-    results = on_threads(lambda: _evaluate(op, arrays, {**attributes, **more}, "cpu")[0])
+    arrays, attributes, _ = _laid_out(op, arrays, attributes | more, layout)
+    results = on_threads(lambda: _evaluate(op, arrays, attributes, "cpu")[0])
     for other in results[1:]:
         np.testing.assert_array_equal(other, results[0])
 
@@ -463,7 +484,8 @@ def _kernels(op: Any, arrays: list[Any], attributes: dict[str, Any]) -> list[str
 
 
 @pytest.mark.parametrize("op, shape, made, padding, groups", WINOGRAD)
-def test_winograd_is_as_exact_as_the_plain_sum(op: Any, shape: tuple[int, ...], made: int,
+@each_layout
+def test_winograd_is_as_exact_as_the_plain_sum(layout: str, op: Any, shape: tuple[int, ...], made: int,
                                                padding: tuple[int, int], groups: int) -> None:
     rng = np.random.default_rng(1)
     attributes: dict[str, Any] = {"stride": (1, 1), "padding": padding, "dilation": (1, 1), "groups": groups}
@@ -473,43 +495,50 @@ def test_winograd_is_as_exact_as_the_plain_sum(op: Any, shape: tuple[int, ...], 
     arrays, more = {"conv2d": ([x, w], {}), "conv2d_dx": ([g, w], {"size": shape[2:]}),
                     "conv2d_dw": ([x, g], {"kernel": (3, 3)})}[op.name]
     attributes |= more
-    even = op is not conv2d_dw_op or all(n % 2 == 0 for n in g.shape[2:])
-    assert any("winograd" in name for name in _kernels(op, arrays, attributes)) == even
     exact = op.run(*(a.astype(np.float64) for a in arrays), **attributes)
+    plain = op.run(*arrays, **attributes)
+    arrays, attributes, planes = _laid_out(op, arrays, attributes, layout)
+    even = op is not conv2d_dw_op or layout == "NHWC" or all(n % 2 == 0 for n in g.shape[2:])
+    assert any("winograd" in name for name in _kernels(op, arrays, attributes)) == even
 
     def error(found: Any) -> float:
         return float(np.sqrt(np.mean((found - exact) ** 2)))
-    found, = _evaluate(op, arrays, attributes, "cpu", named=True)
+    found = planes(*_evaluate(op, arrays, attributes, "cpu", named=True))
     assert found.shape == exact.shape
-    assert error(found) <= 2 * error(op.run(*arrays, **attributes))
+    assert error(found) <= 2 * error(plain)
     assert np.abs(found - exact).max() <= 2e-6 * np.abs(exact).max()
 
 
-def test_winograd_is_not_for_few_channels_strides_or_one_small_image() -> None:
+@each_layout
+def test_winograd_is_not_for_few_channels_strides_or_one_small_image(layout: str) -> None:
     rng = np.random.default_rng(1)
     plain: dict[str, Any] = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
     for shape, made, change in (((8, 3, 32, 32), 16, {}), ((8, 32, 32, 32), 32, {"stride": (2, 2)}),
                                 ((8, 32, 32, 32), 32, {"dilation": (2, 2), "padding": (2, 2)}),
                                 ((1, 64, 7, 7), 64, {})):
         arrays = [rng.standard_normal(s).astype("f4") for s in (shape, (made, shape[1], 3, 3))]
-        assert not any("winograd" in name for name in _kernels(conv2d_op, arrays, plain | change))
+        arrays, attributes, _ = _laid_out(conv2d_op, arrays, plain | change, layout)
+        assert not any("winograd" in name for name in _kernels(conv2d_op, arrays, attributes))
 
 
 @pytest.mark.parametrize("op", [conv2d_op, conv2d_dx_op, conv2d_dw_op], ids=lambda op: str(op.name))
-def test_winograd_on_the_python_target(op: Any) -> None:
+@each_layout
+def test_winograd_on_the_python_target(layout: str, op: Any) -> None:
     rng = np.random.default_rng(1)
     attributes: dict[str, Any] = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
     x, w = rng.standard_normal((8, 16, 2, 30)).astype("f4"), rng.standard_normal((16, 16, 3, 3)).astype("f4")
     arrays, more = {"conv2d": ([x, w], {}), "conv2d_dx": ([x, w], {"size": (2, 30)}),
                     "conv2d_dw": ([x, x], {"kernel": (3, 3)})}[op.name]
-    assert any("winograd" in name for name in _kernels(op, arrays, attributes | more))
     exact = op.run(*(a.astype(np.float64) for a in arrays), **attributes, **more)
-    found, = _evaluate(op, arrays, attributes | more, "python")
+    arrays, attributes, planes = _laid_out(op, arrays, attributes | more, layout)
+    assert any("winograd" in name for name in _kernels(op, arrays, attributes))
+    found = planes(*_evaluate(op, arrays, attributes, "python"))
     np.testing.assert_allclose(found, exact, rtol=0, atol=2e-6 * np.abs(exact).max())
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_pooling_of_any_shape(seed: int) -> None:
+@each_layout
+def test_pooling_of_any_shape(layout: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
     kernel, stride = (tuple(int(n) for n in rng.integers(1, 5, 2)) for _ in range(2))
     stride = kernel if rng.random() < 0.5 else stride
@@ -521,21 +550,24 @@ def test_pooling_of_any_shape(seed: int) -> None:
     g = rng.integers(-9, 9, best.shape).astype(x.dtype)
     cases: list[tuple[Any, list[Any], dict[str, Any]]] = [
         (max_pool2d_op, [x], {}), (avg_pool2d_op, [x], {}),
-        (max_unpool2d_op, [g, where], {"size": size}), (avg_unpool2d_op, [g], {"size": size})]
+        (max_unpool2d_op, [g, where], {"size": size}), (avg_unpool2d_op, [g], {"size": size}),
+        (pick_window_op, [x, where], {})]
     for op, arrays, more in cases:
         expected = op.run(*arrays, **attributes, **more)
         expected = expected if isinstance(expected, tuple) else (expected,)
+        given, all_attributes, planes = _laid_out(op, arrays, attributes | more, layout)
         for target, named in (("python", False), ("cpu", False), ("cpu", True)):
-            found = _evaluate(op, arrays, {**attributes, **more}, target, named)
-            for y, z in zip(found, expected):
-                np.testing.assert_allclose(y, z, rtol=1e-6)
+            found = _evaluate(op, given, all_attributes, target, named)
+            for i, (y, z) in enumerate(zip(found, expected)):
+                np.testing.assert_allclose(planes(y, i), z, rtol=1e-6)
 
 
-def test_nan_wins_a_window() -> None:
+@each_layout
+def test_nan_wins_a_window(layout: str) -> None:
     x = np.arange(2 * 28, dtype="f4").reshape(1, 1, 2, 28)
     x[0, 0, 1, 4] = np.nan
     attributes = {"kernel": (2, 2), "stride": (2, 2), "padding": (0, 0)}
-    best, where = _evaluate(max_pool2d_op, [x], attributes, "cpu")
     expected = max_pool2d_op.run(x, **attributes)
-    np.testing.assert_array_equal(best, expected[0])
-    np.testing.assert_array_equal(where, expected[1])
+    arrays, attributes, planes = _laid_out(max_pool2d_op, [x], attributes, layout)
+    for i, (found, wanted) in enumerate(zip(_evaluate(max_pool2d_op, arrays, attributes, "cpu"), expected)):
+        np.testing.assert_array_equal(planes(found, i), wanted)
