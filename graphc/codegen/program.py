@@ -125,6 +125,11 @@ class CompiledProgram:
         return self._assembly.kernels
 
     @property
+    def step_kernels(self) -> list[KernelInfo | None]:
+        """The kernel of each step of a run; None for a copy."""
+        return self._assembly.step_kernels
+
+    @property
     def steps(self) -> tuple[Step, ...]:
         return self.image.steps
 
@@ -280,6 +285,9 @@ class Assembly:
         self.image, kept = cut(whole, program.lasting, self._passing)
         self.keeping_entries = [self.entries[t] for t in kept]
         self.entries = [e for t, e in enumerate(self.entries) if t not in set(kept)]
+        copies, late = [None] * len(before), [None] * len(after)
+        each = enumerate([*self.kernels[:n_early], *copies, *self.kernels[n_early:], *late])
+        self.step_kernels = [k for t, k in each if t not in set(kept)]
 
     def _checks_first(self) -> tuple[list[Group], int]:
         """Groups that checks need come first, so that nothing is written before they hold."""

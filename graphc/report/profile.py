@@ -137,11 +137,10 @@ class Profile:
         """The program's nodes in boxes, one per kernel: the redder, the more of the time is spent there."""
         runnable: Any = self._prepared.runnable
         clusters, heat = dict[int, str](), dict[str, float]()
-        timed = [k for k in self.kernels if k.ops]
-        for number, (info, k) in enumerate(zip(runnable.kernels, timed)):
+        for number, (info, k) in enumerate(zip(runnable.step_kernels, self.kernels, strict=True)):
             name = f"{number}: {k.name}, {seconds_text(k.seconds)} ({k.share:.0%})"
             heat[name] = k.share
-            clusters |= {id(n): name for n in info.nodes}
+            clusters |= {id(n): name for n in (info.nodes if info else ())}
         return dot.nodes_to_dot(runnable.program.nodes(), f"{self.subject}: times", clusters, heat)
 
     def __str__(self) -> str:
@@ -206,7 +205,8 @@ def profile(function: Callable[..., Any], *args: Any, min_seconds: float = 0.5, 
 
     Notes
     -----
-    States are copied, the random state too: a train step trains nothing. Steps are timed in the order of a
+    States are copied, the random state too: a train step trains nothing. What a program keeps of states from
+    run to run is no step of a run. Steps are timed in the order of a
     run, so that each finds in cache what the ones before it left there. Kernels that a run has side by side
     are timed one after another.
 
@@ -284,9 +284,9 @@ def _of(session: Session, prepared: Prepared, feeds: Sequence[Any], subject: str
     if times is None:
         raise failed(prepared.program, code)
     rates = _rates(threads) if compare and session.target == "cpu" else None
-    total, infos, kernels = sum(times.steps) or 1.0, iter(runnable.kernels), []
-    for t, (step, seconds) in enumerate(zip(plan.image.steps, times.steps, strict=True)):
-        info = next(infos) if step.key else None
+    total, kernels = sum(times.steps) or 1.0, []
+    steps = zip(plan.image.steps, runnable.step_kernels, times.steps, strict=True)
+    for t, (step, info, seconds) in enumerate(steps):
         moved, flop = _work(plan, t, info)
         limit, bound = _limit(rates, moved, flop)
         nodes = info.nodes if info else ()

@@ -544,6 +544,8 @@ class Session:
                 copies[id(bound.arguments[bound.draw])] = bound.arguments[bound.draw].copy()
             fed = iter(feeds)
             arguments = [next(fed) if a is None else copies.get(id(a), a) for a in bound.arguments]
+            if bound.kept is not None:
+                arguments.append(bound.kept.values())
             targets = [copies[id(a)] for a in bound.targets]
         env = bind_sizes(prepared.feeds, feeds)
         check_sizes(program, env)
@@ -563,7 +565,7 @@ class Session:
         plan = prepared.plan = prepared.runnable.plan(env)
         outputs, code = plan.run(arguments)
         if 0 <= code < FAILED:
-            n = len(prepared.program.arguments)
+            n = len(arguments) - len(prepared.program.updates)
             targets = arguments[n:]
             states = {i for i, _ in prepared.reads}
             outputs, code = plan.run([*apart(arguments[:n], targets, states), *map(standard, targets)])
