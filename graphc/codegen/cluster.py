@@ -63,7 +63,7 @@ def matrix_of(made: Node) -> tuple[Size, Size]:
     """Rows and columns of the matrix whose blocks a node with loops of its own writes."""
     assert isinstance(made.op.lower, Loops)
     shape = made.avals[0].shape
-    columns = len(shape) - made.op.lower.blocks
+    columns = len(shape) - made.op.lower.columns(made.attrs)
     return size_of(shape[:columns]), size_of(shape[columns:])
 
 
@@ -221,7 +221,7 @@ class EpilogueRule:
             return ""
         made = loops_of(a)
         assert isinstance(made.op.lower, Loops)
-        if not made.op.lower.blocks:
+        if not made.op.lower.columns(made.attrs):
             return f"{made.op.name} does not write its result block by block"
         joined = together(a, b, "loops", self.position)
         if len(joined.nodes) > MAX_GROUP:
@@ -241,9 +241,10 @@ def _misplaced_behind(a: Group, b: Group) -> str | None:
     held = {id(v.node) for v in a.roots}            # and all that depends on them
     for n in b.nodes:
         found = reads(space, n)
+        pulls = isinstance(n.op.lower, Pull) and space.level(n.avals[0].shape) == "full"
         for v, reading in zip(n.inputs, found):
             held_here = id(v.node) in held
-            across = isinstance(n.op.lower, Pull) and reading == "other"
+            across = pulls and reading == "other"
             if across or (held_here and reading != "same"):
                 return f"{n.name} reads {v.node.name} at another place than its own"
         if any(id(v.node) in held for v in n.inputs):

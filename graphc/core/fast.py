@@ -198,9 +198,10 @@ def code_of(source: str) -> CodeType:
 
 def _source(op: Op, n: int, attrs: tuple[str, ...], otherwise: bool, number: int | None) -> str:
     inputs, arrays = _INPUTS[:n], _ARRAYS[:n]
-    takes = ", ".join((*inputs, *attrs))
+    usual = dict(zip(attrs[::-1], (op.infer.__defaults__ or ())[::-1]))
+    takes = ", ".join((*inputs, *(f"{k}={usual[k]!r}" if k in usual else k for k in attrs)))
     named = ", ".join(("op", *inputs, *(f"{k}={k}" for k in attrs)))
-    leave = f"return otherwise({takes})" if otherwise else f"return apply({named})"
+    leave = f"return otherwise({', '.join((*inputs, *attrs))})" if otherwise else f"return apply({named})"
     # attributes by position where run takes them in infer's order: a name costs 20 ns
     code = getattr(op.run, "__code__", None)
     in_order = not _variadic(op) and (code is None or code.co_varnames[n:code.co_argcount] == attrs)

@@ -4,7 +4,7 @@ An op's literal lives in `graphc/ops/`. The rest of graphc asks the op and keeps
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
@@ -70,17 +70,34 @@ class Loops:
 
     ``build(k, inputs, outputs, **attrs)`` writes them with the kernel builder ``k``. With ``blocks`` its one
     result is written in blocks of a matrix, each inside ``k.written(...)``: so many trailing axes are the
-    columns, all others the rows. What is made of the result element by element is then computed block by
-    block, and the result itself has no buffer unless something else reads it.
+    columns, all others the rows; ``blocks(**attrs)``, where attributes decide that. What is made of the
+    result element by element is then computed block by block, and the result itself has no buffer unless
+    something else reads it.
     """
     build: Callable[..., Any]
-    blocks: int = 0
+    blocks: int | Callable[..., int] = 0
+
+    def columns(self, attrs: Mapping[str, Any]) -> int:
+        """The trailing axes that are columns of blocks; 0 where a call does not write in blocks."""
+        return self.blocks if isinstance(self.blocks, int) else self.blocks(**attrs)
 
 
 Lowering = Map | Pull | Fold | Loops
 
 
 # ---------------------------------------------------------------- the op
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """The operands and results of an op that its attribute ``layout`` is about, by position.
+
+    ``cost(k, avals, attrs)`` is about what a call costs in its layout, in vector multiplications of a core at
+    its peak; ``k`` is a builder of codegen's, whose models of the machine it asks.
+    """
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    cost: Callable[..., float]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Op:
@@ -118,6 +135,8 @@ class Op:
         Elements of the first input from which eager calls go to the compiled kernel; 0: never.
     batched
         Inputs whose first axis is the batch: compiled once for every batch size.
+    images
+        Which operands and results are images that lie as the attribute ``layout`` says.
     check
         ``check(*inputs, **attrs) -> bool tensor`` that must be true at run time.
     """
@@ -134,6 +153,7 @@ class Op:
     cost: float = 1.0
     compiled: int = 0
     batched: tuple[int, ...] = ()
+    images: Images | None = None
     check: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:

@@ -88,8 +88,8 @@ def cheapest(costs: Costs) -> str:
 
 # ---------------------------------------------------------------- the three convolutions
 
-def conv_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int,
-               choose: Callable[[Costs], str] = cheapest) -> None:
+def conv_way(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int,
+             choose: Callable[[Costs], str] = cheapest) -> Correlation:
     (x, w), (y,) = inputs, outputs
     o, cg, kh, kw = (k.known(s) for s in w.shape)
     sizes = x.shape[2:], y.shape[2:]
@@ -102,11 +102,11 @@ def conv_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, d
     others: dict[str, Winograd | Columns] = {}
     if Winograd.fits(k, part, sizes[1]):
         others["tiles"] = Winograd(k, x, y, weight, sizes, channels, part)
-    _Correlation(k, x, y, weight, sizes, channels, [part], (1, 1), padding != (0, 0), others, choose).write()
+    return Correlation(k, x, y, weight, sizes, channels, [part], (1, 1), padding != (0, 0), others, choose)
 
 
-def dx_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int,
-             size: Pair, choose: Callable[[Costs], str] = cheapest) -> None:
+def dx_way(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int,
+           size: Pair, choose: Callable[[Costs], str] = cheapest) -> Correlation:
     """Input positions of each phase of the stride: a correlation with the taps that reach them."""
     (g, w), (dx,) = inputs, outputs
     o, cg, kh, kw = (k.known(s) for s in w.shape)
@@ -114,7 +114,7 @@ def dx_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dil
     plain = (kh, kw) == stride == (1, 1) and padding == (0, 0)
     if plain:
         sizes = (rows_of_pixels(k, sizes[1], cg, o // groups, g.dtype),) * 2
-    phases = [[_phase(k, a, *rest) for a in range(rest[1])]
+    phases = [[phase_taps(k, a, *rest) for a in range(rest[1])]
               for rest in zip((kh, kw), stride, padding, dilation, sizes[1])]
     parts = [Part(ty, tx, (a, b)) for a, ty in enumerate(phases[0]) for b, tx in enumerate(phases[1])]
     weight = Weight(w, kh * kw, cg * kh * kw, o // groups * cg * kh * kw, kw)
@@ -124,10 +124,11 @@ def dx_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dil
         others["tiles"] = Winograd(k, g, dx, weight, sizes, channels, parts[0])
     if Columns.fits(k, sizes, o // groups, g.dtype):
         others["columns"] = Columns(k, g, dx, weight, sizes, channels, (kh, kw), stride, padding, dilation)
-    _Correlation(k, g, dx, weight, sizes, channels, parts, stride, not plain, others, choose).write()
+    return Correlation(k, g, dx, weight, sizes, channels, parts, stride, not plain, others, choose)
 
 
-def _phase(k: Any, phase: int, kernel: int, stride: int, padding: int, dilation: int, size: Index) -> Taps:
+def phase_taps(k: Any, phase: int, kernel: int, stride: int, padding: int, dilation: int,
+               size: Index) -> Taps:
     """The taps i that reach positions ``phase + u*stride``, from the last to the first.
 
     Those with ``phase + padding - i*dilation`` a multiple of the stride; none where the output, shorter than
@@ -165,7 +166,7 @@ def rows_of_pixels(k: Any, size: Sequence[Index], made: int, reduced: int, dtype
 
 # ---------------------------------------------------------------- correlation
 
-class _Correlation:
+class Correlation:
     """out[q, y, x] = the sum over r and taps of source[r, ...] * weight[q, r, ...], for images and groups.
 
     ``sizes`` are those of source and output, ``channels`` (made, reduced, groups); several ``parts`` are
@@ -192,7 +193,9 @@ class _Correlation:
                     min((p.x.start for p in self.live), default=0))
         extent = self.span(0, self.rows if len(parts) == 1 else None), self.span(1, None)
         self.frame = Frame(k, source, (self.sh, self.sw), self.reduced, self.low, extent if framed else None)
-        self.form = choose(self.costs() | {form: other.cost() for form, other in others.items()})
+        costs = self.costs() | {form: other.cost() for form, other in others.items()}
+        self.form = choose(costs)
+        self.cost_of_form = costs[self.form]
         if self.form == "rows":
             self.frame = self.low_frame()
         if self.form == "split":
@@ -285,6 +288,12 @@ class _Correlation:
         return [(at, replace(part, x=replace(x, count=count, step=1, dilation=apart,
                                              first=x.first + first * x.stride, stride=every * x.stride)))
                 for at, first, count, every, apart in frame.taps(x.count, x.dilation)]
+
+    def cost(self) -> float:
+        """Of all images."""
+        k = self.k
+        pairs = k.estimate(self.source.shape[0], self.h, self.w, self.made * self.reduced * self.groups)
+        return float(pairs / k.vector_lanes(self.source.dtype) * self.cost_of_form)
 
     def costs(self) -> Costs:
         """Of a result and a reduced channel, in each form that can run."""

@@ -1,7 +1,8 @@
 """Pooling in two dimensions, with its adjoints as ops of their own."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,37 +11,52 @@ from ..core import record
 from ..core.aval import Aval
 from ..core.dims import Shape, format_shape
 from ..core.errors import DTypeError, ShapeError
-from ..core.op import Loops, Op
+from ..core.op import Images, Loops, Op
 from ..core.tensor import Tensor, as_tensor
+from . import pool_last
+from .layout import by_layout, image, image_shape, image_size, laid_out, planes
 from .window import Array, Pair, add_windows, out_size, pair, windows
 
+STEP = 4.0                  # vector operations on an element of a window
 
-def _pool_infer(name: str, x: Aval, kernel: Pair, stride: Pair, padding: Pair) -> Shape:
+
+def _pool_infer(name: str, x: Aval, kernel: Pair, stride: Pair, padding: Pair, layout: str) -> Shape:
     if x.dtype.kind == "b":
         raise DTypeError(f"{name}: takes numbers, not bool")
-    if x.ndim != 4:
-        raise ShapeError(f"{name}: input {format_shape(x.shape)}; expected (n, c, h, w)")
+    n, c, size = image(name, x, layout)
     if any(2 * p > k for p, k in zip(padding, kernel)):
         raise ShapeError(f"{name}: padding {padding} is more than half of the kernel {kernel}")
-    out = tuple(out_size(x.shape[2 + i], kernel[i], stride[i], padding[i], 1) for i in (0, 1))
-    if any(isinstance(s, int) and s <= 0 for s in out):
-        raise ShapeError(f"{name}: a window of {kernel} does not fit into {format_shape(x.shape[2:])}")
-    return (*x.shape[:2], *out)
+    oh, ow = (out_size(size[i], kernel[i], stride[i], padding[i], 1) for i in (0, 1))
+    if any(isinstance(s, int) and s <= 0 for s in (oh, ow)):
+        raise ShapeError(f"{name}: a window of {kernel} does not fit into {format_shape(size)}")
+    return image_shape(layout, n, c, (oh, ow))
 
 
-def _max_pool_infer(x: Aval, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Aval, Aval]:
-    shape = _pool_infer("max_pool2d", x, kernel, stride, padding)
+def _max_pool_infer(x: Aval, kernel: Pair, stride: Pair, padding: Pair,
+                    layout: str = "NCHW") -> tuple[Aval, Aval]:
+    shape = _pool_infer("max_pool2d", x, kernel, stride, padding, layout)
     return Aval(shape, x.dtype), Aval(shape, np.dtype(np.int32))
 
 
+def _unpool_infer(name: str, g: Aval, size: Pair, layout: str) -> Aval:
+    n, c, _ = image(name, g, layout)
+    return Aval(image_shape(layout, n, c, size), g.dtype)
+
+
 def _window(c: Any) -> dict[str, Any]:
-    return {key: c.attrs[key] for key in ("kernel", "stride", "padding")}
+    return {key: c.attrs[key] for key in ("kernel", "stride", "padding", "layout") if key in c.attrs}
 
 
-def _max_pool_run(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Array, Array]:
-    _pool_infer("max_pool2d", Aval(x.shape, x.dtype), kernel, stride, padding)
+def _size(c: Any) -> tuple[Any, Any]:
+    """Rows and columns of the first input."""
+    return image_size(c.shapes[0], c.attrs.get("layout", "NCHW"))
+
+
+def _max_pool_run(x: Array, kernel: Pair, stride: Pair, padding: Pair,
+                  layout: str = "NCHW") -> tuple[Array, Array]:
+    _pool_infer("max_pool2d", Aval(x.shape, x.dtype), kernel, stride, padding, layout)
     low = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
-    win = windows(x, kernel, stride, padding, (1, 1), low)
+    win = windows(planes("max_pool2d", x, layout), kernel, stride, padding, (1, 1), low)
     best, where = win[..., 0, 0].copy(), np.zeros(win.shape[:4], np.int32)
     for k in range(1, kernel[0] * kernel[1]):
         candidate = win[..., k // kernel[1], k % kernel[1]]
@@ -49,7 +65,21 @@ def _max_pool_run(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> tuple[
             wins |= np.isnan(candidate) & ~np.isnan(best)
         np.copyto(best, candidate, where=wins)
         where[wins] = k
-    return best, where
+    return laid_out(best, layout), laid_out(where, layout)
+
+
+def _pool_cost(k: Any, avals: Sequence[Aval], attrs: dict[str, Any]) -> float:
+    """`Images.cost` of poolings and their adjoints: by elements of windows."""
+    layout, kernel = attrs.get("layout", "NCHW"), attrs["kernel"]
+    n, c, size = image("pooling", avals[-1], layout)
+    if len(avals) == 1 and "size" not in attrs:                 # the operand is what windows are of
+        steps, padding = attrs["stride"], attrs["padding"]
+        oh, ow = (out_size(size[i], kernel[i], steps[i], padding[i], 1) for i in (0, 1))
+        size = oh, ow
+    lanes = k.vector_lanes(avals[0].dtype.name)
+    windows, along = (k.estimate(*map(k.size, sizes)) for sizes in ((n, c, *size), (image_shape(
+        layout, n, c, size)[-1],)))
+    return float(windows * STEP * kernel[0] * kernel[1] * -(-along // lanes) / along)
 
 
 def _flat(k: Any, plane: Any, y: Any, x: Any, h: Any, w: Any) -> Any:
@@ -96,7 +126,8 @@ def _each_window(k: Any, x: Any, out: Any, kernel: Pair, stride: Pair, padding: 
             at(k.index_add(first, z), padding)
 
 
-def _max_pool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pair, padding: Pair) -> None:
+def _max_pool_loops(each_window: Callable[..., None], k: Any, inputs: Any, outputs: Any, kernel: Pair,
+                    stride: Pair, padding: Pair) -> None:
     (x,), (best, where) = inputs, outputs
     low = k.lowest(x.dtype)
 
@@ -114,7 +145,7 @@ def _max_pool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pai
                 value = v if first else k.let(k.select(wins, v, value))
         best.store_flat(at, value)
         where.store_flat(at, tap)
-    _each_window(k, x, best, kernel, stride, padding, 4 * kernel[0] * kernel[1], window)
+    each_window(k, x, best, kernel, stride, padding, 4 * kernel[0] * kernel[1], window)
 
 
 max_pool2d_op: Op = Op(
@@ -122,23 +153,27 @@ max_pool2d_op: Op = Op(
     infer=_max_pool_infer,
     run=_max_pool_run,
     vjp=(lambda g, c: record.apply(max_unpool2d_op, g[0], c.outputs[1], **_window(c),
-                                   size=c.shapes[0][2:]),),
+                                   size=_size(c)),),
     saves=("out",),
-    lower=Loops(_max_pool_loops),
+    lower=Loops(by_layout(partial(_max_pool_loops, _each_window),
+                          partial(_max_pool_loops, pool_last.each_window))),
     outputs=2,
     kinds="iuf",
     cost=8.0,
     compiled=2048,
     batched=(0,),
+    images=Images((0,), (0, 1), _pool_cost),
 )
 
 
-def _unpool_run(g: Array, where: Array, kernel: Pair, stride: Pair, padding: Pair, size: Pair) -> Array:
+def _unpool_run(g: Array, where: Array, kernel: Pair, stride: Pair, padding: Pair, size: Pair,
+                layout: str = "NCHW") -> Array:
+    g, where = (planes("max_unpool2d", v, layout) for v in (g, where))
     n, c, oh, ow = g.shape
     win = np.zeros((n, c, oh, ow, kernel[0] * kernel[1]), g.dtype)
     np.put_along_axis(win, where[..., None].astype(np.int64), g[..., None], -1)
     win = win.reshape(n, c, oh, ow, *kernel)
-    return np.ascontiguousarray(add_windows(win, (n, c, *size), stride, padding, (1, 1)))
+    return np.ascontiguousarray(laid_out(add_windows(win, (n, c, *size), stride, padding, (1, 1)), layout))
 
 
 def _covering(k: Any, position: Any, size: Any, kernel: int, stride: int,
@@ -242,21 +277,23 @@ def _from_windows(k: Any, g: Any, dx: Any, kernel: Pair, stride: Pair, padding: 
         one_by_one(k.index_mul(last, step), w)
 
 
-def _unpool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pair, padding: Pair,
-                  size: Pair) -> None:
+def _unpool_loops(from_windows: Callable[..., None], k: Any, inputs: Any, outputs: Any, kernel: Pair,
+                  stride: Pair, padding: Pair, size: Pair) -> None:
     """Each input element adds up the gradients of the windows it won."""
     (g, where), (dx,) = inputs, outputs
 
     def share(at: Any, tap: Any) -> Any:
         won = k.eq(k.let(where.at_flat(at)), k.cast(tap, "int32"))
         return k.select(won, k.let(g.at_flat(at)), k.const(0, g.dtype))
-    _from_windows(k, g, dx, kernel, stride, padding, share)
+    from_windows(k, g, dx, kernel, stride, padding, share)
 
 
-def _pick_window_run(x: Array, where: Array, kernel: Pair, stride: Pair, padding: Pair) -> Array:
+def _pick_window_run(x: Array, where: Array, kernel: Pair, stride: Pair, padding: Pair,
+                     layout: str = "NCHW") -> Array:
+    x, where = (planes("pick_window", v, layout) for v in (x, where))
     win = windows(x, kernel, stride, padding, (1, 1))
     flat = win.reshape(*win.shape[:4], kernel[0] * kernel[1])
-    return np.take_along_axis(flat, where[..., None].astype(np.int64), -1)[..., 0]
+    return laid_out(np.take_along_axis(flat, where[..., None].astype(np.int64), -1)[..., 0], layout)
 
 
 def _pick_window_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pair, padding: Pair) -> None:
@@ -274,36 +311,52 @@ def _pick_window_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: 
             out.store_flat(at, x.at_flat(_flat(k, plane, a, b, h, w)))
 
 
+def _pick_window_last(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pair, padding: Pair) -> None:
+    (x, where), (out,) = inputs, outputs
+
+    def window(at: Any, element: Any) -> None:
+        tap, value = k.let(where.at_flat(at)), k.const(0, x.dtype)
+        for n, (i, j) in enumerate(np.ndindex(*kernel)):
+            value = k.let(k.select(k.eq(tap, k.const(n, "int32")), k.let(element(i, j)[0]), value))
+        out.store_flat(at, value)
+    pool_last.each_window(k, x, out, kernel, stride, padding, 3 * kernel[0] * kernel[1], window)
+
+
 max_unpool2d_op: Op = Op(
     "max_unpool2d",                      # the adjoint of max_pool2d: gradients to the winners
-    infer=lambda g, where, kernel, stride, padding, size: Aval((*g.shape[:2], *size), g.dtype),
+    infer=lambda g, where, kernel, stride, padding, size, layout="NCHW":
+        _unpool_infer("max_unpool2d", g, size, layout),
     run=_unpool_run,
     vjp=(lambda g, c: record.apply(pick_window_op, g, c.y, **_window(c)), None),
     saves=("y",),
-    lower=Loops(_unpool_loops),
+    lower=Loops(by_layout(partial(_unpool_loops, _from_windows),
+                          partial(_unpool_loops, pool_last.from_windows))),
     cost=8.0,
     compiled=2048,
     batched=(0, 1),
+    images=Images((0, 1), (0,), _pool_cost),
 )
 
 pick_window_op: Op = Op(
     "pick_window",                       # of each window the element that won before
-    infer=lambda x, where, kernel, stride, padding: Aval(where.shape, x.dtype),
+    infer=lambda x, where, kernel, stride, padding, layout="NCHW": Aval(where.shape, x.dtype),
     run=_pick_window_run,
-    vjp=(lambda g, c: record.apply(max_unpool2d_op, g, c.y, **_window(c), size=c.shapes[0][2:]), None),
+    vjp=(lambda g, c: record.apply(max_unpool2d_op, g, c.y, **_window(c), size=_size(c)), None),
     saves=("y",),
-    lower=Loops(_pick_window_loops),
+    lower=Loops(by_layout(_pick_window_loops, _pick_window_last)),
     cost=8.0,
+    images=Images((0, 1), (0,), _pool_cost),
 )
 
 
-def _avg_pool_run(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> Array:
-    _pool_infer("avg_pool2d", Aval(x.shape, x.dtype), kernel, stride, padding)
-    total = windows(x, kernel, stride, padding, (1, 1)).sum((4, 5))
-    return (total / x.dtype.type(kernel[0] * kernel[1])).astype(x.dtype)
+def _avg_pool_run(x: Array, kernel: Pair, stride: Pair, padding: Pair, layout: str = "NCHW") -> Array:
+    _pool_infer("avg_pool2d", Aval(x.shape, x.dtype), kernel, stride, padding, layout)
+    total = windows(planes("avg_pool2d", x, layout), kernel, stride, padding, (1, 1)).sum((4, 5))
+    return laid_out((total / x.dtype.type(kernel[0] * kernel[1])).astype(x.dtype), layout)
 
 
-def _avg_pool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pair, padding: Pair) -> None:
+def _avg_pool_loops(each_window: Callable[..., None], k: Any, inputs: Any, outputs: Any, kernel: Pair,
+                    stride: Pair, padding: Pair) -> None:
     (x,), (out,) = inputs, outputs
     area = k.const(float(kernel[0] * kernel[1]), x.dtype)
 
@@ -315,49 +368,57 @@ def _avg_pool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pai
                 v = v if inside is None else k.select(inside, v, k.const(0, x.dtype))
                 total = v if total is None else k.add(total, v)
         out.store_flat(at, k.div(total, area))
-    _each_window(k, x, out, kernel, stride, padding, 2 * kernel[0] * kernel[1], window)
+    each_window(k, x, out, kernel, stride, padding, 2 * kernel[0] * kernel[1], window)
 
 
-def _avg_unpool_run(g: Array, kernel: Pair, stride: Pair, padding: Pair, size: Pair) -> Array:
+def _avg_unpool_run(g: Array, kernel: Pair, stride: Pair, padding: Pair, size: Pair,
+                    layout: str = "NCHW") -> Array:
+    g = planes("avg_unpool2d", g, layout)
     share = g / g.dtype.type(kernel[0] * kernel[1])
     win = np.broadcast_to(share[..., None, None], (*g.shape, *kernel))
-    return np.ascontiguousarray(add_windows(win, (*g.shape[:2], *size), stride, padding, (1, 1)))
+    dx = add_windows(win, (*g.shape[:2], *size), stride, padding, (1, 1))
+    return np.ascontiguousarray(laid_out(dx, layout))
 
 
-def _avg_unpool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pair, padding: Pair,
-                      size: Pair) -> None:
+def _avg_unpool_loops(from_windows: Callable[..., None], k: Any, inputs: Any, outputs: Any, kernel: Pair,
+                      stride: Pair, padding: Pair, size: Pair) -> None:
     (g,), (dx,) = inputs, outputs
     area = k.const(float(kernel[0] * kernel[1]), g.dtype)
-    _from_windows(k, g, dx, kernel, stride, padding, lambda at, tap: k.let(k.div(g.at_flat(at), area)))
+    from_windows(k, g, dx, kernel, stride, padding, lambda at, tap: k.let(k.div(g.at_flat(at), area)))
 
 
-def _float_pool(name: str, x: Aval, kernel: Pair, stride: Pair, padding: Pair) -> Aval:
+def _avg_pool_infer(x: Aval, kernel: Pair, stride: Pair, padding: Pair, layout: str = "NCHW") -> Aval:
     if x.dtype.kind != "f":
-        raise DTypeError(f"{name}: takes floats, not {x.dtype.name}")
-    return Aval(_pool_infer(name, x, kernel, stride, padding), x.dtype)
+        raise DTypeError(f"avg_pool2d: takes floats, not {x.dtype.name}")
+    return Aval(_pool_infer("avg_pool2d", x, kernel, stride, padding, layout), x.dtype)
 
 
 avg_pool2d_op: Op = Op(
     "avg_pool2d",                        # the mean of each window, padding counted in
-    infer=lambda x, kernel, stride, padding: _float_pool("avg_pool2d", x, kernel, stride, padding),
+    infer=_avg_pool_infer,
     run=_avg_pool_run,
-    vjp=(lambda g, c: record.apply(avg_unpool2d_op, g, **_window(c), size=c.shapes[0][2:]),),
-    lower=Loops(_avg_pool_loops),
+    vjp=(lambda g, c: record.apply(avg_unpool2d_op, g, **_window(c), size=_size(c)),),
+    lower=Loops(by_layout(partial(_avg_pool_loops, _each_window),
+                          partial(_avg_pool_loops, pool_last.each_window))),
     kinds="f",
     cost=8.0,
     compiled=2048,
     batched=(0,),
+    images=Images((0,), (0,), _pool_cost),
 )
 
 avg_unpool2d_op: Op = Op(
     "avg_unpool2d",                      # the adjoint of avg_pool2d
-    infer=lambda g, kernel, stride, padding, size: Aval((*g.shape[:2], *size), g.dtype),
+    infer=lambda g, kernel, stride, padding, size, layout="NCHW":
+        _unpool_infer("avg_unpool2d", g, size, layout),
     run=_avg_unpool_run,
     vjp=(lambda g, c: record.apply(avg_pool2d_op, g, **_window(c)),),
-    lower=Loops(_avg_unpool_loops),
+    lower=Loops(by_layout(partial(_avg_unpool_loops, _from_windows),
+                          partial(_avg_unpool_loops, pool_last.from_windows))),
     cost=8.0,
     compiled=2048,
     batched=(0,),
+    images=Images((0,), (0,), _pool_cost),
 )
 
 

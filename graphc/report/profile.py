@@ -137,10 +137,11 @@ class Profile:
         """The program's nodes in boxes, one per kernel: the redder, the more of the time is spent there."""
         runnable: Any = self._prepared.runnable
         clusters, heat = dict[int, str](), dict[str, float]()
-        for number, (info, k) in enumerate(zip(runnable.step_kernels, self.kernels, strict=True)):
+        timed = [k for k in self.kernels if k.ops]
+        for number, (info, k) in enumerate(zip(_at_each_run(runnable), timed)):
             name = f"{number}: {k.name}, {seconds_text(k.seconds)} ({k.share:.0%})"
             heat[name] = k.share
-            clusters |= {id(n): name for n in (info.nodes if info else ())}
+            clusters |= {id(n): name for n in info.nodes}
         return dot.nodes_to_dot(runnable.program.nodes(), f"{self.subject}: times", clusters, heat)
 
     def __str__(self) -> str:
@@ -205,8 +206,7 @@ def profile(function: Callable[..., Any], *args: Any, min_seconds: float = 0.5, 
 
     Notes
     -----
-    States are copied, the random state too: a train step trains nothing. What a program keeps of states from
-    run to run is no step of a run. Steps are timed in the order of a
+    States are copied, the random state too: a train step trains nothing. Steps are timed in the order of a
     run, so that each finds in cache what the ones before it left there. Kernels that a run has side by side
     are timed one after another.
 
@@ -284,9 +284,9 @@ def _of(session: Session, prepared: Prepared, feeds: Sequence[Any], subject: str
     if times is None:
         raise failed(prepared.program, code)
     rates = _rates(threads) if compare and session.target == "cpu" else None
-    total, kernels = sum(times.steps) or 1.0, []
-    steps = zip(plan.image.steps, runnable.step_kernels, times.steps, strict=True)
-    for t, (step, info, seconds) in enumerate(steps):
+    total, infos, kernels = sum(times.steps) or 1.0, iter(_at_each_run(runnable)), []
+    for t, (step, seconds) in enumerate(zip(plan.image.steps, times.steps, strict=True)):
+        info = next(infos) if step.key else None
         moved, flop = _work(plan, t, info)
         limit, bound = _limit(rates, moved, flop)
         nodes = info.nodes if info else ()
@@ -295,6 +295,10 @@ def _of(session: Session, prepared: Prepared, feeds: Sequence[Any], subject: str
             seconds / total, moved, sum(flop.values()), limit, bound))
     return Profile(subject, session.target, threads, plan.sizes_text, times.runs, times.whole,
                    len(plan.waves), tuple(kernels), prepared)
+
+
+def _at_each_run(runnable: CompiledProgram) -> list[KernelInfo]:
+    return [k for k in runnable.kernels if not k.lasting]
 
 
 def _work(plan: Any, t: int, info: KernelInfo | None) -> tuple[int, dict[str, float]]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from llvmlite import ir as ll
 from on_threads import on_threads
+from op_samples import channels_last
 
 import graphc as gc
 from benchmarks.forms import Forms
@@ -37,13 +38,13 @@ from graphc.codegen.loopir import (
     print_kernel,
     verify,
 )
-from graphc.codegen.simd import build, lanes, machine, tiling
+from graphc.codegen.simd import build, lanes, machine, products, tiling
 from graphc.codegen.simd.form import TileForm
 from graphc.core import record
 from graphc.core.errors import InternalError
 from graphc.ops.conv import conv2d_dw_op, conv2d_dx_op, conv2d_op
 from graphc.ops.linalg import matmul_op
-from graphc.ops.pool import avg_pool2d_op, avg_unpool2d_op, max_pool2d_op, max_unpool2d_op
+from graphc.ops.pool import avg_pool2d_op, avg_unpool2d_op, max_pool2d_op, max_unpool2d_op, pick_window_op
 
 TOLERANCE = {"float32": 2e-5, "float64": 1e-13}
 ONE = const(1)
@@ -231,6 +232,48 @@ def test_products_of_any_shape(m: int, n: int, k: int, ta: bool, tb: bool, dtype
         np.testing.assert_allclose(found, exact, rtol=0, atol=TOLERANCE[dtype] * np.abs(exact).max())
 
 
+def _product(code: str, cpu: machine.Machine) -> Any:
+    """The product of matrices of any size for some machine's registers, as this one runs it."""
+    module, number = ll.Module("product"), next(_names)
+    module.triple = native.triple()
+    transpose = build.transpose_function(module, f"transpose_test_{number}", code, cpu)
+    function = products.product_function(module, f"product_test_{number}", code, cpu, transpose)
+    object_code = native.emit_object(native.optimise(str(module), unroll=False))
+    size, pointer = ctypes.c_int64, ctypes.c_void_p
+    types = [size, size, size, pointer, size, size, pointer, size, size, pointer, size, size]
+    return ctypes.CFUNCTYPE(None, *types)(native.load_object(object_code, function.name))
+
+
+# rows and columns fewer than a vector, than a tile's, than what is turned; sums of no whole vector, and long
+PRODUCTS = [*itertools.product((2, 5, 13), (2, 9, 40), (1, 3, 70)), (6, 300, 50), (17, 270, 40), (3, 5, 600),
+            (50, 70, 400), (2, 30, 1100), (12, 1030, 6), (40, 1030, 33), (60, 7, 90), (1040, 3, 9)]
+
+
+@pytest.mark.parametrize("cpu", [machine.AVX512, machine.AVX2, machine.SSE], ids=["avx512", "avx2", "sse"])
+@pytest.mark.parametrize("code", ["f4", "f8"])
+def test_every_way_to_multiply(code: str, cpu: machine.Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All transposes, strides beyond the rows, added or not, whatever C holds, and nothing beyond it."""
+    if cpu.width > machine.host().width:
+        pytest.skip("this CPU has no such registers")
+    monkeypatch.setattr(products, "FAR", 1 << 14)            # so that matrices of some KiB come "from memory"
+    multiply, rng = _product(code, cpu), np.random.default_rng(0)
+    for (m, n, k), ta, tb, add in itertools.product(PRODUCTS, (False, True), (False, True), (False, True)):
+        x, y = (rng.standard_normal((rows, columns + 3)).astype(code)
+                for rows, columns in (((k, m) if ta else (m, k)), ((n, k) if tb else (k, n))))
+        a, b = x[:, :-3], y[:, :-3]
+        product = (a.T if ta else a) @ (b.T if tb else b)
+        c = rng.standard_normal((m + 1, n + 5)).astype(code)
+        expected = c.copy()
+        expected[:m, :n] = product + (c[:m, :n] if add else 0)
+        if not add:
+            c[:m, :n] = np.nan
+        operands = [part for array, turned in ((x, ta), (y, tb), (c, add))
+                    for part in (array.ctypes.data, array.shape[1], int(turned))]
+        multiply(m, n, k, *operands)
+        np.testing.assert_allclose(c, expected, rtol=0, atol=20 * TOLERANCE[np.dtype(code).name] * np.sqrt(k),
+                                   err_msg=f"{m} x {k} x {n}, {ta=} {tb=} {add=}")
+
+
 # ---------------------------------------------------------------- convolution and pooling
 
 def _convolution(seed: int) -> tuple[dict[str, Any], tuple[int, ...], tuple[int, ...]]:
@@ -268,6 +311,18 @@ def _conv_case(op: Any, seed: int, dtype: str) -> tuple[list[Any], dict[str, Any
     return [x, g], {**attributes, "kernel": w_shape[2:]}
 
 
+each_layout = pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+
+
+def _laid_out(op: Any, arrays: list[Any], attributes: dict[str, Any], layout: str) -> Any:
+    """A call of NCHW as one of that layout: (arrays, attributes, what makes NCHW of its results)"""
+    attributes = {**attributes, "layout": layout}
+    if layout == "NCHW":
+        return arrays, attributes, lambda y, i=0: y
+    return (list(channels_last(tuple(arrays), op.images.inputs)), attributes,
+            lambda y, i=0: y.transpose(0, 3, 1, 2) if i in op.images.outputs else y)
+
+
 def _evaluate(op: Any, arrays: list[Any], attributes: dict[str, Any], target: str,
               named: bool = False) -> Any:
     shapes = [("n", *x.shape[1:]) if named and i in (op.batched or ()) else x.shape
@@ -283,12 +338,14 @@ def _evaluate(op: Any, arrays: list[Any], attributes: dict[str, Any], target: st
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("seed", range(16))
 @pytest.mark.parametrize("op", [conv2d_op, conv2d_dx_op, conv2d_dw_op], ids=lambda op: str(op.name))
-def test_convolutions_of_any_shape(op: Any, seed: int, dtype: str) -> None:
+@each_layout
+def test_convolutions_of_any_shape(layout: str, op: Any, seed: int, dtype: str) -> None:
     arrays, attributes = _conv_case(op, seed, dtype)
     exact = op.run(*(x.astype(np.float64) for x in arrays), **attributes)
     scale = max(1.0, float(np.abs(exact).max(initial=0)))
+    arrays, attributes, planes = _laid_out(op, arrays, attributes, layout)
     for target, named in (("interpret", False), ("python", False), ("cpu", False), ("cpu", True)):
-        found, = _evaluate(op, arrays, attributes, target, named)
+        found = planes(*_evaluate(op, arrays, attributes, target, named))
         assert found.shape == exact.shape and found.dtype == dtype
         np.testing.assert_allclose(found, exact, rtol=0, atol=TOLERANCE[dtype] * scale)
 
@@ -358,9 +415,10 @@ def test_what_follows_an_input_gradient_by_columns() -> None:
 @pytest.mark.parametrize("stride, dilation, kernel", [
     ((2, 2), (1, 1), 3), ((1, 3), (2, 2), 3), ((2, 2), (2, 2), 2), ((3, 2), (1, 3), 4), ((2, 5), (1, 1), 3)])
 @pytest.mark.parametrize("op", [conv2d_op, conv2d_dx_op, conv2d_dw_op], ids=lambda op: str(op.name))
-def test_strides_of_single_channels(op: Any, stride: tuple[int, int], dilation: tuple[int, int],
+@each_layout
+def test_strides_of_single_channels(layout: str, op: Any, stride: tuple[int, int], dilation: tuple[int, int],
                                     kernel: int) -> None:
-    """Vectors are pixels, a stride's columns side by side; rows end within a stride."""
+    """Vectors are pixels, a stride's columns side by side, or groups; rows end within a stride."""
     rng = np.random.default_rng(1)
     attributes: dict[str, Any] = {"stride": stride, "padding": (1, 2), "dilation": dilation, "groups": 5}
     x = rng.standard_normal((3, 5, 18, 45)).astype("f4")
@@ -369,8 +427,9 @@ def test_strides_of_single_channels(op: Any, stride: tuple[int, int], dilation: 
     arrays, more = {"conv2d": ([x, w], {}), "conv2d_dx": ([g, w], {"size": (18, 45)}),
                     "conv2d_dw": ([x, g], {"kernel": (kernel, kernel)})}[op.name]
     exact = op.run(*(a.astype(np.float64) for a in arrays), **attributes, **more)
+    arrays, attributes, planes = _laid_out(op, arrays, attributes | more, layout)
     for target in ("python", "cpu"):
-        found, = _evaluate(op, arrays, attributes | more, target)
+        found = planes(*_evaluate(op, arrays, attributes, target))
         np.testing.assert_allclose(found, exact, rtol=0, atol=2e-6 * np.abs(exact).max())
 
 
@@ -378,8 +437,9 @@ def test_strides_of_single_channels(op: Any, stride: tuple[int, int], dilation: 
     ((3, 4, 1, 7), (2, 2), (2, 2)), ((2, 4, 7, 2), (1, 3), (0, 1)), ((2, 4, 1, 1), (4, 3), (1, 1)),
     ((0, 16, 8, 8), (1, 1), (1, 1))], ids=["low", "narrow", "pixel", "no-images"])
 @pytest.mark.parametrize("op", [conv2d_op, conv2d_dx_op, conv2d_dw_op], ids=lambda op: str(op.name))
-def test_images_smaller_than_a_stride_and_none(op: Any, shape: tuple[int, ...], stride: tuple[int, int],
-                                               padding: tuple[int, int]) -> None:
+@each_layout
+def test_images_smaller_than_a_stride_and_none(layout: str, op: Any, shape: tuple[int, ...],
+                                               stride: tuple[int, int], padding: tuple[int, int]) -> None:
     """Some phases of the stride have no positions."""
     rng = np.random.default_rng(1)
     attributes: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": (1, 1), "groups": 1}
@@ -388,21 +448,24 @@ def test_images_smaller_than_a_stride_and_none(op: Any, shape: tuple[int, ...], 
     arrays, more = {"conv2d": ([x, w], {}), "conv2d_dx": ([g, w], {"size": shape[2:]}),
                     "conv2d_dw": ([x, g], {"kernel": (3, 3)})}[op.name]
     exact = op.run(*(a.astype(np.float64) for a in arrays), **attributes, **more)
+    arrays, attributes, planes = _laid_out(op, arrays, attributes | more, layout)
     for target in ("python", "cpu"):
-        found, = _evaluate(op, arrays, attributes | more, target)
+        found = planes(*_evaluate(op, arrays, attributes, target))
         assert found.shape == exact.shape
         np.testing.assert_allclose(found, exact, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("op", [conv2d_op, conv2d_dx_op, conv2d_dw_op], ids=lambda op: str(op.name))
-def test_convolutions_are_the_same_on_any_number_of_threads(op: Any) -> None:
+@each_layout
+def test_convolutions_are_the_same_on_any_number_of_threads(layout: str, op: Any) -> None:
     attributes = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
     rng = np.random.default_rng(0)
     x, g = (rng.standard_normal((5, 20, 24, 24)).astype("f4") for _ in range(2))
     w = rng.standard_normal((20, 20, 3, 3)).astype("f4")
     arrays, more = {"conv2d": ([x, w], {}), "conv2d_dx": ([g, w], {"size": (24, 24)}),
                     "conv2d_dw": ([x, g], {"kernel": (3, 3)})}[op.name]
-    results = on_threads(lambda: _evaluate(op, arrays, {**attributes, **more}, "cpu")[0])
+    arrays, attributes, _ = _laid_out(op, arrays, attributes | more, layout)
+    results = on_threads(lambda: _evaluate(op, arrays, attributes, "cpu")[0])
     for other in results[1:]:
         np.testing.assert_array_equal(other, results[0])
 
@@ -421,7 +484,8 @@ def _kernels(op: Any, arrays: list[Any], attributes: dict[str, Any]) -> list[str
 
 
 @pytest.mark.parametrize("op, shape, made, padding, groups", WINOGRAD)
-def test_winograd_is_as_exact_as_the_plain_sum(op: Any, shape: tuple[int, ...], made: int,
+@each_layout
+def test_winograd_is_as_exact_as_the_plain_sum(layout: str, op: Any, shape: tuple[int, ...], made: int,
                                                padding: tuple[int, int], groups: int) -> None:
     rng = np.random.default_rng(1)
     attributes: dict[str, Any] = {"stride": (1, 1), "padding": padding, "dilation": (1, 1), "groups": groups}
@@ -431,43 +495,50 @@ def test_winograd_is_as_exact_as_the_plain_sum(op: Any, shape: tuple[int, ...], 
     arrays, more = {"conv2d": ([x, w], {}), "conv2d_dx": ([g, w], {"size": shape[2:]}),
                     "conv2d_dw": ([x, g], {"kernel": (3, 3)})}[op.name]
     attributes |= more
-    even = op is not conv2d_dw_op or all(n % 2 == 0 for n in g.shape[2:])
-    assert any("winograd" in name for name in _kernels(op, arrays, attributes)) == even
     exact = op.run(*(a.astype(np.float64) for a in arrays), **attributes)
+    plain = op.run(*arrays, **attributes)
+    arrays, attributes, planes = _laid_out(op, arrays, attributes, layout)
+    even = op is not conv2d_dw_op or layout == "NHWC" or all(n % 2 == 0 for n in g.shape[2:])
+    assert any("winograd" in name for name in _kernels(op, arrays, attributes)) == even
 
     def error(found: Any) -> float:
         return float(np.sqrt(np.mean((found - exact) ** 2)))
-    found, = _evaluate(op, arrays, attributes, "cpu", named=True)
+    found = planes(*_evaluate(op, arrays, attributes, "cpu", named=True))
     assert found.shape == exact.shape
-    assert error(found) <= 2 * error(op.run(*arrays, **attributes))
+    assert error(found) <= 2 * error(plain)
     assert np.abs(found - exact).max() <= 2e-6 * np.abs(exact).max()
 
 
-def test_winograd_is_not_for_few_channels_strides_or_one_small_image() -> None:
+@each_layout
+def test_winograd_is_not_for_few_channels_strides_or_one_small_image(layout: str) -> None:
     rng = np.random.default_rng(1)
     plain: dict[str, Any] = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
     for shape, made, change in (((8, 3, 32, 32), 16, {}), ((8, 32, 32, 32), 32, {"stride": (2, 2)}),
                                 ((8, 32, 32, 32), 32, {"dilation": (2, 2), "padding": (2, 2)}),
                                 ((1, 64, 7, 7), 64, {})):
         arrays = [rng.standard_normal(s).astype("f4") for s in (shape, (made, shape[1], 3, 3))]
-        assert not any("winograd" in name for name in _kernels(conv2d_op, arrays, plain | change))
+        arrays, attributes, _ = _laid_out(conv2d_op, arrays, plain | change, layout)
+        assert not any("winograd" in name for name in _kernels(conv2d_op, arrays, attributes))
 
 
 @pytest.mark.parametrize("op", [conv2d_op, conv2d_dx_op, conv2d_dw_op], ids=lambda op: str(op.name))
-def test_winograd_on_the_python_target(op: Any) -> None:
+@each_layout
+def test_winograd_on_the_python_target(layout: str, op: Any) -> None:
     rng = np.random.default_rng(1)
     attributes: dict[str, Any] = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
     x, w = rng.standard_normal((8, 16, 2, 30)).astype("f4"), rng.standard_normal((16, 16, 3, 3)).astype("f4")
     arrays, more = {"conv2d": ([x, w], {}), "conv2d_dx": ([x, w], {"size": (2, 30)}),
                     "conv2d_dw": ([x, x], {"kernel": (3, 3)})}[op.name]
-    assert any("winograd" in name for name in _kernels(op, arrays, attributes | more))
     exact = op.run(*(a.astype(np.float64) for a in arrays), **attributes, **more)
-    found, = _evaluate(op, arrays, attributes | more, "python")
+    arrays, attributes, planes = _laid_out(op, arrays, attributes | more, layout)
+    assert any("winograd" in name for name in _kernels(op, arrays, attributes))
+    found = planes(*_evaluate(op, arrays, attributes, "python"))
     np.testing.assert_allclose(found, exact, rtol=0, atol=2e-6 * np.abs(exact).max())
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_pooling_of_any_shape(seed: int) -> None:
+@each_layout
+def test_pooling_of_any_shape(layout: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
     kernel, stride = (tuple(int(n) for n in rng.integers(1, 5, 2)) for _ in range(2))
     stride = kernel if rng.random() < 0.5 else stride
@@ -479,21 +550,24 @@ def test_pooling_of_any_shape(seed: int) -> None:
     g = rng.integers(-9, 9, best.shape).astype(x.dtype)
     cases: list[tuple[Any, list[Any], dict[str, Any]]] = [
         (max_pool2d_op, [x], {}), (avg_pool2d_op, [x], {}),
-        (max_unpool2d_op, [g, where], {"size": size}), (avg_unpool2d_op, [g], {"size": size})]
+        (max_unpool2d_op, [g, where], {"size": size}), (avg_unpool2d_op, [g], {"size": size}),
+        (pick_window_op, [x, where], {})]
     for op, arrays, more in cases:
         expected = op.run(*arrays, **attributes, **more)
         expected = expected if isinstance(expected, tuple) else (expected,)
+        given, all_attributes, planes = _laid_out(op, arrays, attributes | more, layout)
         for target, named in (("python", False), ("cpu", False), ("cpu", True)):
-            found = _evaluate(op, arrays, {**attributes, **more}, target, named)
-            for y, z in zip(found, expected):
-                np.testing.assert_allclose(y, z, rtol=1e-6)
+            found = _evaluate(op, given, all_attributes, target, named)
+            for i, (y, z) in enumerate(zip(found, expected)):
+                np.testing.assert_allclose(planes(y, i), z, rtol=1e-6)
 
 
-def test_nan_wins_a_window() -> None:
+@each_layout
+def test_nan_wins_a_window(layout: str) -> None:
     x = np.arange(2 * 28, dtype="f4").reshape(1, 1, 2, 28)
     x[0, 0, 1, 4] = np.nan
     attributes = {"kernel": (2, 2), "stride": (2, 2), "padding": (0, 0)}
-    best, where = _evaluate(max_pool2d_op, [x], attributes, "cpu")
     expected = max_pool2d_op.run(x, **attributes)
-    np.testing.assert_array_equal(best, expected[0])
-    np.testing.assert_array_equal(where, expected[1])
+    arrays, attributes, planes = _laid_out(max_pool2d_op, [x], attributes, layout)
+    for i, (found, wanted) in enumerate(zip(_evaluate(max_pool2d_op, arrays, attributes, "cpu"), expected)):
+        np.testing.assert_array_equal(planes(found, i), wanted)
