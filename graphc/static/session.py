@@ -547,8 +547,6 @@ class Session:
             if bound.kept is not None:
                 arguments.append(bound.kept.values())
             targets = [copies[id(a)] for a in bound.targets]
-            if bound.kept is not None:
-                arguments.append(bound.kept.values())
         env = bind_sizes(prepared.feeds, feeds)
         check_sizes(program, env)
         return prepared.runnable.plan(env), [*map(standard, arguments), *targets]
