@@ -79,8 +79,12 @@ def graph(case: Case, followers: list[str], dtype: str = "float32",
 @pytest.fixture
 def forced(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Makes correlations run in a form, in small blocks, whatever would be the cheapest."""
+    plain = conv_loops.Correlation.__init__
+
     def force(form: str) -> None:
-        monkeypatch.setattr(conv_loops._Correlation, "cheapest", lambda self: form)
+        def chosen(self: Any, *args: Any) -> None:
+            plain(self, *args[:-1], lambda costs: form)
+        monkeypatch.setattr(conv_loops.Correlation, "__init__", chosen)
         monkeypatch.setattr(conv_loops, "BLOCK_WORK", 8e6 if form == "rows" else 2000.0)    # of a whole image
         monkeypatch.setattr(config, "check", 1)         # programs are not taken from the cache, so made
     return force
