@@ -34,6 +34,7 @@ BATCHES = ((64, 128, 128, 32), (64, 128, 32, 128), (16, 512, 64, 512), (256, 32,
 OTHERS = ((1024, 1024, 1), (1024, 1024, 4), (1024, 1024, 16), (784, 512, 128), (1, 1, 1 << 20),
           (4, 4, 1 << 18), (20000, 1, 100), (20000, 4, 100), (100, 4, 20000), (4096, 2, 4096),
           (2, 4096, 4096))
+SMALL = 1 << 12                     # elements of B of which a product is a call and little else
 LOW = 0.6                           # of the limit: less is a hole
 _TICK = 5e-5                        # seconds: shorter calls are timed in loops of about this
 
@@ -167,17 +168,31 @@ def _cell(row: dict[str, Any] | None) -> str:
 
 
 def _summary(rows: Sequence[dict[str, Any]], threads: int) -> Any:
+    """By kinds, then by transposes."""
     lines = []
-    for dtype, t in itertools.product(DTYPES, TRANSPOSES):
-        some = [r for r in rows if (r["dtype"], r["transposes"]) == (dtype, t)]
-        if some:
-            ratios = [r["to_torch"] for r in some if r["to_torch"] is not None]
-            lines.append((f"{dtype} {t}", f"{_mean([r['share_of_limit'] for r in some]):.0%}",
-                          str(sum(r["share_of_limit"] < LOW for r in some)),
-                          f"{_mean(ratios):.2f}x" if ratios else "-",
-                          str(sum(r < 0.95 for r in ratios)) if ratios else "-", str(len(some))))
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for what in (_kind, lambda row: str(row["transposes"])):
+        for row in rows:
+            kinds.setdefault(f"{row['dtype']}, {what(row)}", []).append(row)
+    for kind, some in kinds.items():
+        ratios = [r["to_torch"] for r in some if r["to_torch"] is not None]
+        lines.append((kind, f"{_mean([r['share_of_limit'] for r in some]):.0%}",
+                      str(sum(r["share_of_limit"] < LOW for r in some)),
+                      f"{_mean(ratios):.2f}x" if ratios else "-",
+                      str(sum(r < 0.95 for r in ratios)) if ratios else "-", str(len(some))))
     columns = "of limit", f"below {LOW:.0%}", "PyTorch's time to graphc's", "PyTorch faster", "products"
     return table(f"products on {threads} threads: geometric means", ("", *columns), lines)
+
+
+def _kind(row: dict[str, Any]) -> str:
+    if row["batch"] is not None:
+        return "batches"
+    if (row["n"], row["depth"]) not in SIZES:
+        return "other shapes"
+    if row["n"] * row["depth"] < SMALL:
+        return "10 columns, depth 84"
+    low, high = next(ends for ends in ((1, 1), (2, 6), (8, 16), (24, 128)) if row["m"] <= ends[1])
+    return "rows: 1" if high == 1 else f"rows: {low} to {high}"
 
 
 def _mean(numbers: Sequence[float]) -> float:

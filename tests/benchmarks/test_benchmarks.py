@@ -145,7 +145,7 @@ def test_products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = asked[1].arrays()
     assert x.shape == (6, 5, 3) and y.shape == (6, 4, 5)
     assert asked[1].cost().flop == 2 * 6 * 3 * 4 * 5 and asked[1].cost().bytes == 8 * 6 * (15 + 20 + 12)
-    assert 0 < rows[0]["share_of_limit"] < math.inf and "float32 nt" in shown
+    assert 0 < rows[0]["share_of_limit"] < math.inf and "float32, 10 columns, depth 84" in shown
 
 
 def test_startup(tmp_path: Path) -> None:
