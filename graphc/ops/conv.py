@@ -1,7 +1,7 @@
 """Convolution in two dimensions, with its two adjoints as ops of their own.
 
 Convolution is bilinear, so its two gradients are ops whose gradients are again these three. How they run is
-in `conv_loops.py` and `conv_weight.py`.
+in `conv_loops.py` and `conv_weight.py`, where channels are last in `channels_last.py` and its relatives.
 """
 from __future__ import annotations
 
