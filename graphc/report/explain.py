@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,10 @@ from ..core.config import config
 from ..core.errors import ArgumentError
 from ..core.events import Event, compile_log
 from ..static.function import Function
+from ..static.passes import before
+from ..static.passes.layouts import choose
 from ..static.printer import short_origin
+from ..static.program import Program
 from ..static.session import TARGETS
 from .measure import code_of
 from .render import bytes_text
@@ -73,6 +76,27 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
+class Layout:
+    """How the images of one node lie, or that of a conversion between two layouts.
+
+    Attributes
+    ----------
+    op : str
+        That of the node; "conversion" for the value of the node ``name`` from one layout to the other.
+    layout : {"NCHW", "NHWC"}
+        Which it has; to which it is converted.
+    nchw, nhwc : float
+        What it costs in each, by the model that chose, in scalar operations.
+    """
+    name: str
+    op: str
+    layout: str
+    nchw: float
+    nhwc: float
+    lines: str
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """What `explain` found; prints as tables."""
     subject: str
@@ -82,6 +106,7 @@ class Explanation:
     kernels: tuple[Kernel, ...]
     decisions: tuple[Decision, ...]
     memory: tuple[Memory, ...]
+    layouts: tuple[Layout, ...] = ()
 
     def why(self, producer: str, consumer: str | None = None) -> list[Decision]:
         """The decisions about a value, by its node's name, and about one of its users if given."""
@@ -117,7 +142,8 @@ class Explanation:
                 for d in self.decisions]),
             _table("Memory of intermediate values", ("sizes", "arena >", "bound >", "steps >", "regions >"), [
                 (m.sizes, bytes_text(m.arena_bytes), bytes_text(m.live_bytes), str(m.steps), str(m.waves))
-                for m in self.memory]))
+                for m in self.memory]),
+            *(_layouts_table(self.layouts) if self.layouts else ()))
 
 
 def _counted(ops: Sequence[str]) -> str:
@@ -129,6 +155,16 @@ def _code(kernel: Kernel) -> str:
         return f"that of {kernel.same_as}"
     cost = f" in {kernel.compile_seconds * 1e3:.0f} ms" if kernel.compile_seconds else ""
     return {"disk": "from disk", "memory": "from this process"}.get(kernel.origin, kernel.origin + cost)
+
+
+def _layouts_table(layouts: Sequence[Layout]) -> Iterator[RenderableType]:
+    moved = [x for x in layouts if x.op == "conversion"]
+    chosen = sum(x.nhwc if x.layout == "NHWC" else x.nchw for x in layouts)
+    title = (f"Layouts of images: {sum(x.layout == 'NHWC' for x in layouts if x not in moved)} of "
+             f"{len(layouts) - len(moved)} channels last, {len(moved)} conversions; "
+             f"{chosen:.3g} operations, as recorded {sum(x.nchw for x in layouts if x not in moved):.3g}")
+    yield _table(title, ("value", "computes", "layout", "NCHW >", "NHWC >", "lines"), [
+        (x.name, x.op, x.layout, f"{x.nchw:.3g}", f"{x.nhwc:.3g}", x.lines) for x in layouts])
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType:
@@ -205,11 +241,23 @@ def _of(function: Function[Any], subject: str, log: Sequence[Event]) -> Explanat
                               "" if same == k.name else same, k.origin, k.compile_seconds))
     pairs = source.fusion.pairs if hasattr(source, "fusion") else ()
     plans = source.plans if hasattr(source, "plans") else ()
+    layouts = tuple(_layouts(function.traces[0].prepared.program))
     return Explanation(
         subject, session.target, getattr(source, "origin", "interpreted"), tuple(log), tuple(kernels),
         tuple(Decision(p.producer, p.consumer, p.fused, p.reason) for p in pairs),
         tuple(Memory(p.sizes_text, p.arena_bytes, p.live_bytes, len(p.image.steps), len(p.waves))
-              for p in plans))
+              for p in plans), layouts)
 
 
-__all__ = ["Decision", "Explanation", "Kernel", "Memory", "explain"]
+def _layouts(program: Program) -> Iterator[Layout]:
+    """Of the ops that have a price in each layout, and of the conversions."""
+    choice = choose(before("choose_layouts", program))
+    for m in choice.members if choice is not None else ():
+        if m.node.op.images is not None:
+            layout = "NHWC" if id(m.node) in choice.last else "NCHW"
+            yield Layout(m.node.name, m.node.op.name, layout, *m.costs, short_origin(m.node))
+    for c in choice.conversions if choice is not None else ():
+        yield Layout(c.value.node.name, "conversion", c.to, c.cost, c.cost, short_origin(c.value.node))
+
+
+__all__ = ["Decision", "Explanation", "Kernel", "Layout", "Memory", "explain"]

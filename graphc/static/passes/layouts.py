@@ -1,0 +1,312 @@
+"""How images lie inside a program: (n, c, h, w) as recorded, or channels last, whichever costs less.
+
+Convolutions and pooling have a price in each layout (`Op.images`). What stands between them takes images
+either way, if its op says how (`Op.reordered`); all else, arguments and results have them as recorded. Where
+two neighbours differ, the value between them is converted, once for all that want it so. The cheapest choice
+is a minimum cut: each node is on the side of its layout, and what lies between the sides is paid for.
+"""
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from ...core.config import config
+from ...core.dims import Shape, typical
+from ...core.node import Node, Value
+from ...core.op import Images, Map
+from ..program import Program, RunCheck, Update, rewrite
+from .algebra import simplify
+from .steps import call, reshaped
+
+NCHW, NHWC = "NCHW", "NHWC"
+LAST, FIRST = (0, 2, 3, 1), (0, 3, 1, 2)        # the axes of (n, c, h, w) with channels last, and back
+BYTE = 0.5                  # scalar operations in the time in which a conversion moves a byte
+FLAT = 100.0                # ... of one that moves nothing, but stands between two nodes
+
+PRICE = lambda node, layout: 0.0
+Vertex = Any                # of the network: a layout, a node's id, or a value as it is wanted
+
+
+# ---------------------------------------------------------------- what may lie either way
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A node whose images may lie either way.
+
+    Attributes
+    ----------
+    images
+        Which of its operands and results are images.
+    attrs
+        Those that are others with channels last; None where the node is a change of layout itself, which is
+        nothing then.
+    costs
+        As recorded, and with channels last.
+    """
+    node: Node
+    images: Images
+    attrs: Mapping[str, Any] | None
+    costs: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def results(self) -> list[Value]:
+        return [Value(self.node, k) for k in self.images.outputs]
+
+    @property
+    def operands(self) -> list[Value]:
+        return [self.node.inputs[k] for k in self.images.inputs]
+
+
+def _member(node: Node) -> Member | None:
+    if node.op.images is not None:
+        return Member(node, node.op.images, {"layout": NHWC}, _costs(node))
+    shapes = [a.shape for a in (*node.avals, *(v.aval for v in node.inputs))]
+    if max(map(len, shapes), default=0) != 4:
+        return None
+    if node.op.name == "transpose" and node.attrs["axes"] in (LAST, FIRST):     # the user's
+        images = Images((0,), ()) if node.attrs["axes"] == LAST else Images((), (0,))
+        return Member(node, images, None, (_cost_of_moving(Value(node, 0)), 0.0))
+    attrs = _reordered(node)
+    if attrs is None:
+        return None
+    operands = tuple(k for k, v in enumerate(node.inputs) if v.aval.shape)
+    return Member(node, Images(operands, tuple(k for k, a in enumerate(node.avals) if len(a.shape) == 4)), attrs)
+
+
+def _reordered(node: Node) -> Mapping[str, Any] | None:
+    if node.op.reordered is not None:
+        return node.op.reordered(LAST, **node.attrs)
+    return {} if isinstance(node.op.lower, Map) else None
+
+
+def _costs(node: Node) -> tuple[float, float]:
+    """Of an op on images in both layouts; where sizes are not known only the recorded one will do."""
+    m = Member(node, node.op.images, None)
+    if not all(isinstance(n, int) for v in (*m.operands, *m.results) for n in v.aval.shape[1:]):
+        return 0.0, math.inf
+    return PRICE(node, NCHW), PRICE(node, NHWC)
+
+
+# ---------------------------------------------------------------- conversions
+
+def _four(shape: Shape) -> Shape:
+    """A shape as it broadcasts with images."""
+    return (*(1,) * (4 - len(shape)), *shape)
+
+
+def _ordered(items: Sequence[Any], order: Sequence[int]) -> tuple[Any, ...]:
+    return tuple(items[a] for a in order)
+
+
+def _is_flat(shape: Shape) -> bool:
+    """Whether the elements of an (n, c, h, w) lie in the same order with channels last."""
+    return shape[1] == 1 or shape[2:] == (1, 1)
+
+
+def _cost_of_moving(v: Value) -> float:
+    """Of a conversion, which reads and writes each element."""
+    shape = _four(v.aval.shape)
+    if _is_flat(shape):
+        return FLAT
+    return FLAT + 2 * BYTE * math.prod(map(typical, shape)) * v.aval.dtype.itemsize
+
+
+def _converted(v: Value, order: Sequence[int], layout: str) -> Value:
+    """``v`` with its axes in another order; what it was converted from, where that is what is wanted."""
+    name = f"{v.node.name}/{layout}" + (f"_{v.index}" if v.index else "")
+    v = reshaped(v, _four(v.aval.shape), f"{name}/as_image")
+    shape = _ordered(v.aval.shape, order)
+    if _is_flat(v.aval.shape if order == LAST else shape):
+        return reshaped(v, shape, name)
+    return call("transpose", (v,), name, v.node.origins, axes=tuple(order))
+
+
+# ---------------------------------------------------------------- the choice
+
+class Conversion(NamedTuple):
+    """A value that some want as recorded and others with channels last."""
+    value: Value
+    to: str
+    cost: float
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Who has channels last.
+
+    Attributes
+    ----------
+    members
+        All nodes that were asked.
+    last
+        Those of them with channels last, by their ids.
+    conversions
+        What stands between the layouts.
+    cost, recorded
+        Of all members as they are, and of all conversions; and with every image as it was recorded.
+    """
+    members: tuple[Member, ...]
+    last: frozenset[int]
+    conversions: tuple[Conversion, ...]
+
+    @property
+    def cost(self) -> float:
+        return sum(m.costs[id(m.node) in self.last] for m in self.members) + sum(
+            c.cost for c in self.conversions)
+
+    @property
+    def recorded(self) -> float:
+        return sum(m.costs[0] for m in self.members)
+
+
+def choose(program: Program) -> Choice | None:
+    """The cheapest choice; None where no op is one on images."""
+    nodes = program.nodes()
+    if not any(n.op.images is not None for n in nodes):
+        return None
+    links = _Links(program, nodes)
+    gains = any(last < first for first, last in map(_prices, links.members.values()))
+    return links.choice(_minimum_cut(links) if gains else frozenset())
+
+
+def _prices(m: Member) -> tuple[float, float]:
+    """The costs, or what makes them the setting."""
+    first, last = m.costs
+    if m.node.op.images is None or config.layout == "auto" or last == math.inf:
+        return m.costs
+    return (first, math.inf) if config.layout == NCHW else (math.inf, last)
+
+
+class _Links:
+    """The nodes that may lie either way and are connected to an op on images, and the values between them."""
+
+    def __init__(self, program: Program, nodes: Sequence[Node]) -> None:
+        self.users: dict[Value, list[tuple[Node, int]]] = defaultdict(list)
+        for n in nodes:
+            for k, v in enumerate(n.inputs):
+                self.users[v].append((n, k))
+        self.roots = frozenset(program.roots)
+        self.members: dict[int, Member] = {}
+        asked: set[int] = set()
+        stack = [n for n in nodes if n.op.images is not None]
+        while stack:
+            n = stack.pop()
+            if id(n) in asked:
+                continue
+            asked.add(id(n))
+            m = _member(n)
+            if m is not None:
+                self.members[id(n)] = m
+                stack += [v.node for v in m.operands]
+                stack += [u for v in m.results for u, _ in self.users[v]]
+
+    def values(self) -> Iterator[tuple[Value, Vertex, set[Vertex]]]:
+        """(a value, who makes it, who reads it): members, or `NCHW` for all others."""
+        found: dict[Value, None] = {}
+        for m in self.members.values():
+            found |= dict.fromkeys((*m.operands, *m.results))
+        for v in found:
+            maker = self.members.get(id(v.node))
+            made = id(v.node) if maker is not None and v.index in maker.images.outputs else NCHW
+            readers = {self._reader(n, k) for n, k in self.users[v]}
+            yield v, made, readers | {NCHW} if v in self.roots else readers
+
+    def _reader(self, n: Node, position: int) -> Vertex:
+        m = self.members.get(id(n))
+        return id(n) if m is not None and position in m.images.inputs else NCHW
+
+    def choice(self, last: frozenset[int]) -> Choice:
+        conversions = []
+        for v, maker, readers in self.values():
+            made = maker in last
+            if any((r in last) != made for r in readers):
+                conversions.append(Conversion(v, NCHW if made else NHWC, _cost_of_moving(v)))
+        return Choice(tuple(self.members.values()), last, tuple(conversions))
+
+
+def _minimum_cut(links: _Links) -> frozenset[int]:
+    """Members on the side of channels last."""
+    import networkx as nx  # here, since it takes a tenth of a second
+    prices: dict[tuple[Vertex, Vertex], float] = defaultdict(float)
+    for start, end, price in _edges(links):
+        prices[start, end] += price
+    network = nx.DiGraph()
+    network.add_nodes_from((NCHW, NHWC))
+    for (start, end), price in prices.items():          # (an edge without a capacity is not cut)
+        network.add_edge(start, end, **({} if price == math.inf else {"capacity": price}))
+    _, (_, last) = nx.minimum_cut(network, NCHW, NHWC, flow_func=nx.algorithms.flow.boykov_kolmogorov)
+    return frozenset(last & links.members.keys())
+
+
+def _edges(links: _Links) -> Iterator[tuple[Vertex, Vertex, float]]:
+    """(a vertex, another, what it costs if the first has the recorded layout and the other channels last)."""
+    for key, m in links.members.items():
+        first, last = _prices(m)
+        if first > last:
+            yield key, NHWC, first - last
+        if last > first:
+            yield NCHW, key, last - first
+    for v, maker, readers in links.values():
+        readers = readers - {maker}
+        if not readers:
+            continue
+        price = _cost_of_moving(v)
+        to, back = (readers.pop(),) * 2 if len(readers) == 1 else ((v, NHWC), (v, NCHW))
+        if maker != NCHW:                               # wanted as recorded by one of them, or by all
+            yield back, maker, price
+        if to != NCHW:
+            yield maker, to, price
+        for r in readers:
+            yield to, r, math.inf
+            yield r, back, math.inf
+
+
+# ---------------------------------------------------------------- the pass
+
+def choose_layouts(program: Program) -> Program:
+    """Images have channels last where that is cheaper, conversions included."""
+    choice = choose(program)
+    if choice is None or not choice.last:
+        return program
+    return simplify(_Turned(choice).program(program))
+
+
+class _Turned:
+    """Makes of nodes those with channels last; each conversion once."""
+
+    def __init__(self, choice: Choice) -> None:
+        self.last = {id(m.node): m for m in choice.members if id(m.node) in choice.last}
+        self.converted: dict[tuple[Value, str], Value] = {}
+
+    def program(self, program: Program) -> Program:
+        turned = rewrite(program, self.change)
+        roots = iter([self.as_wanted(v, now, False) for v, now in zip(program.roots, turned.roots)])
+        return replace(turned, outputs=tuple(next(roots) for _ in turned.outputs),
+                       updates=tuple(Update(u.state, next(roots)) for u in turned.updates),
+                       checks=tuple(RunCheck(next(roots), c.op, c.origins) for c in turned.checks))
+
+    def change(self, node: Node, inputs: tuple[Value, ...]) -> Value | Node | None:
+        m = self.last.get(id(node))
+        images = m.images.inputs if m is not None else ()
+        inputs = tuple(self.as_wanted(v, now, k in images) for k, (v, now) in enumerate(zip(node.inputs, inputs)))
+        if m is None:
+            return None if inputs == node.inputs else replace(node, inputs=inputs)
+        if m.attrs is None:
+            return inputs[0]
+        avals = tuple(replace(a, shape=_ordered(a.shape, LAST)) if k in m.images.outputs else a
+                      for k, a in enumerate(node.avals))
+        return replace(node, inputs=inputs, attrs={**node.attrs, **m.attrs}, avals=avals, layout=NHWC)
+
+    def as_wanted(self, before: Value, now: Value, last: bool) -> Value:
+        """What ``before`` has become, with channels last or as recorded."""
+        m = self.last.get(id(before.node))
+        have = m is not None and before.index in m.images.outputs
+        if last == have or not before.aval.shape:
+            return now
+        order, layout = (LAST, NHWC) if last else (FIRST, NCHW)
+        if (now, layout) not in self.converted:
+            self.converted[now, layout] = _converted(now, order, layout)
+        return self.converted[now, layout]
