@@ -416,7 +416,7 @@ class Builder:
         return what.cost(machine.host())
 
     def contract(self, what: tiling.Contraction, a: tuple[Stored, Expr], b: tuple[Stored, Expr],
-                 c: tuple[Stored, Expr], accumulate: bool = False) -> None:
+                 c: tuple[Stored | Block, Expr], accumulate: bool = False) -> None:
         """The contraction by register tiles, operands given as (buffer, where it begins)."""
         at_a, at_b, at_c = (ir.Place(s.buffer, self.let(ir.iadd(s.base, at))) for s, at in (a, b, c))
         tiling.write(self, what, machine.host(), at_a, at_b, at_c, accumulate)
@@ -463,6 +463,11 @@ class Block:
     ld: Expr
     transposed: bool
     dtype: str
+
+    @property
+    def base(self) -> Expr:
+        """Where its first element is, as `Stored` says it."""
+        return self.offset
 
     def rows_from(self, start: Expr) -> Block:
         """The rows of op(matrix) from ``start`` on."""

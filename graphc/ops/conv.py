@@ -15,6 +15,7 @@ from ..core.dims import format_shape, same_size
 from ..core.errors import DTypeError, ShapeError
 from ..core.op import Images, Loops, Op
 from ..core.tensor import Tensor
+from . import channels_last
 from .basic import together
 from .conv_loops import conv_loops, dx_loops
 from .conv_weight import dw_loops
@@ -118,7 +119,7 @@ conv2d_op: Op = Op(
     vjp=(lambda g, c: record.apply(conv2d_dx_op, g, c.y, **_attrs(c), size=_size(c)),
          lambda g, c: record.apply(conv2d_dw_op, c.x, g, **_attrs(c), kernel=c.shapes[1][2:])),
     saves=(("y",), ("x",)),
-    lower=Loops(by_layout(NCHW=conv_loops)),
+    lower=Loops(by_layout(NCHW=conv_loops, NHWC=channels_last.conv_loops)),
     kinds="f",
     cost=100.0,
     compiled=256,
@@ -133,7 +134,7 @@ conv2d_dx_op: Op = Op(
     vjp=(lambda g, c: record.apply(conv2d_op, g, c.y, **_attrs(c)),
          lambda g, c: record.apply(conv2d_dw_op, g, c.x, **_attrs(c), kernel=c.shapes[1][2:])),
     saves=(("y",), ("x",)),
-    lower=Loops(by_layout(NCHW=dx_loops)),
+    lower=Loops(by_layout(NCHW=dx_loops, NHWC=channels_last.dx_loops)),
     kinds="f",
     cost=100.0,
     compiled=256,

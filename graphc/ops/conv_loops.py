@@ -95,7 +95,7 @@ def dx_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dil
     plain = (kh, kw) == stride == (1, 1) and padding == (0, 0)
     if plain:
         sizes = one_row(k, *sizes)
-    phases = [[_phase(k, a, *rest) for a in range(rest[1])]
+    phases = [[phase_taps(k, a, *rest) for a in range(rest[1])]
               for rest in zip((kh, kw), stride, padding, dilation, sizes[1])]
     parts = [Part(ty, tx, (a, b)) for a, ty in enumerate(phases[0]) for b, tx in enumerate(phases[1])]
     weight = Weight(w, kh * kw, cg * kh * kw, o // groups * cg * kh * kw, kw)
@@ -107,7 +107,8 @@ def one_row(k: Any, source: Any, out: Any) -> tuple[list[Index], list[Index]]:
     return [k.index(1), k.product(source)], [k.index(1), k.product(out)]
 
 
-def _phase(k: Any, phase: int, kernel: int, stride: int, padding: int, dilation: int, size: Index) -> Taps:
+def phase_taps(k: Any, phase: int, kernel: int, stride: int, padding: int, dilation: int,
+               size: Index) -> Taps:
     """The taps i that reach positions ``phase + u*stride``, from the last to the first.
 
     Those with ``phase + padding - i*dilation`` a multiple of the stride; none where the output, shorter than

@@ -41,26 +41,27 @@ class Frame:
             self.scratch = k.scratch(self.source.dtype, size)
             fill(k, self.scratch, k.index(0), size)
 
-    def enter(self, channel: Index, top: Index, whole: bool) -> tuple[Any, Index]:
+    def enter(self, channel: Index, top: Index, whole: bool, count: Index | None = None) -> tuple[Any, Index]:
         """(buffer, offset) of row ``top``, column 0, for channels from ``channel`` of all images' on.
 
-        ``whole``: the frame holds all rows each time, so that its borders stay what they are.
+        ``count`` of them, if not all. ``whole``: the frame holds all rows each time, so that its borders stay what they are.
         """
         k = self.k
         base = k.let(k.index_mul(channel, k.index_mul(self.h, self.w)))
         if self.extent is None:
             return self.source, k.let(k.index_add(base, k.index_mul(top, self.w)))
-        self.copy(self.scratch, k.index(0), base, k.let(k.index_add(top, self.low[0])), whole)
+        self.copy(self.scratch, k.index(0), base, k.let(k.index_add(top, self.low[0])), whole, count)
         return self.scratch, k.index(0)
 
-    def copy(self, to: Any, at: Index, base: Index, top: Index, whole: bool) -> None:
+    def copy(self, to: Any, at: Index, base: Index, top: Index, whole: bool,
+             channels: Index | None = None) -> None:
         """Rows from ``top`` on (which may be above the image) of channels at ``base`` to ``at`` in ``to``."""
         k = self.k
         left, first = max(0, -self.low[1]), max(0, self.low[1])
         start = k.let(k.maximum(k.index_sub(k.index(0), top), k.index(0)))
         stop = k.let(k.maximum(k.minimum(self.rows, k.index_sub(self.h, top)), start))
         count = k.let(k.minimum(k.index_sub(self.pitch, left), k.index_sub(self.w, first)))
-        with k.loop(k.index(0), k.index(self.channels)) as c:
+        with k.loop(k.index(0), k.index(self.channels) if channels is None else channels) as c:
             there = k.let(k.index_add(at, k.index_mul(c, self.plane)))
             here = k.let(k.index_add(base, k.index_mul(c, k.index_mul(self.h, self.w))))
             if not whole:                                       # where other rows were
