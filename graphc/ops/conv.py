@@ -15,7 +15,7 @@ from ..core.dims import format_shape, same_size
 from ..core.errors import DTypeError, ShapeError
 from ..core.op import Images, Loops, Op
 from ..core.tensor import Tensor
-from . import channels_last
+from . import channels_last, channels_last_weight
 from .basic import together
 from .conv_loops import conv_loops, dx_loops
 from .conv_weight import dw_loops
@@ -149,7 +149,7 @@ conv2d_dw_op: Op = Op(
     vjp=(lambda g, c: record.apply(conv2d_dx_op, c.y, g, **_attrs(c), size=_size(c)),
          lambda g, c: record.apply(conv2d_op, c.x, g, **_attrs(c))),
     saves=(("y",), ("x",)),
-    lower=Loops(by_layout(NCHW=dw_loops)),
+    lower=Loops(by_layout(NCHW=dw_loops, NHWC=channels_last_weight.dw_loops)),
     kinds="f",
     cost=100.0,
     compiled=256,
