@@ -6,7 +6,7 @@ multiply vectors of the image. Strides are strides of the loops, and a 1x1 kerne
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -87,7 +87,7 @@ class Correlation:
         self.taps = sum(p.taps for p in parts)
         self.panel = self.made if self.depthwise else min(self.made, k.panel(source.dtype))
         self.panels = -(-self.made // self.panel)
-        self.work = k.estimate(self.h, self.w, 2 * self.made * self.reduced * self.groups) * self.taps / len(parts)
+        self.work = k.estimate(self.h, self.w, 2 * self.to_channels * self.reduced) * self.taps / len(parts)
         self.blocks = self.count_blocks()
         self.rows = k.index_div(self.h, k.index(self.blocks))
         self.images = self.count_images()

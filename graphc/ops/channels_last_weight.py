@@ -1,7 +1,7 @@
 """How the gradient of a convolution's weight runs where channels are last: sums over pixels of products.
 
-Vectors are output channels, which lie side by side in the gradient; the image's elements are broadcast. Pixels
-are taken in blocks, of which a chunk has a block of input channels beside each other in scratch.
+Vectors are output channels, which lie side by side in the gradient; elements of the image are broadcast.
+Pixels are taken in blocks, of which a chunk has a block of input channels beside each other in scratch.
 """
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class _WeightGradient:
     groups are the lanes of both.
     """
 
-    def __init__(self, k: Any, x: Any, g: Any, dw: Any, groups: int, kernel: Pair, stride: Pair, padding: Pair,
-                 dilation: Pair) -> None:
+    def __init__(self, k: Any, x: Any, g: Any, dw: Any, groups: int, kernel: Pair, stride: Pair,
+                 padding: Pair, dilation: Pair) -> None:
         self.k, self.x, self.g, self.dw = k, x, g, dw
         self.kernel, self.dilation = kernel, dilation
         self.taps = kernel[0] * kernel[1]
@@ -63,7 +63,8 @@ class _WeightGradient:
             self.images = max(1, int(min(PIXELS / k.estimate(self.oh, self.ow), room)))
         self.units = k.index_mul(k.index_div(k.index_add(self.n, self.images - 1), k.index(self.images)),
                                  self.blocks)
-        self.patch = Patch(k, x, self.held, self.images, (self.rows, self.ow), kernel, stride, padding, dilation)
+        self.patch = Patch(k, x, self.held, self.images, (self.rows, self.ow), kernel, stride, padding,
+                           dilation)
         chunks = self.groups * self.panels * self.parts
         self.shares = -(-PARTIALS // chunks)                    # parts of the pixels
         if (units := k.known(self.units)) is not None:
@@ -95,7 +96,8 @@ class _WeightGradient:
             self.patch.begin()
             sums = k.scratch(self.x.dtype, k.index(self.some * self.taps * self.panel))
             with k.loop(begin, end) as item:
-                share, group, panel, part = k.unravel(item, (self.shares, self.groups, self.panels, self.parts))
+                share, group, panel, part = k.unravel(
+                    item, (self.shares, self.groups, self.panels, self.parts))
                 fill(k, sums, k.index(0), sums.shape[0])
                 first = k.let(k.index_mul(part, self.some))
                 count = self.count(part)
@@ -194,8 +196,8 @@ class Patch:
                  stride: Pair, padding: Pair, dilation: Pair) -> None:
         self.k, self.x, self.pixel, self.images = k, x, channels, images
         self.padding, self.stride = padding, stride
-        self.skip = tuple(s if n == 1 else 1 for s, n in zip(stride, kernel))   # source pixels to the next one
-        self.step = tuple(1 if n == 1 else s for s, n in zip(stride, kernel))   # of a result's pixels in scratch
+        self.skip = [s if n == 1 else 1 for s, n in zip(stride, kernel)]        # to the next pixel, in x
+        self.step = [1 if n == 1 else s for s, n in zip(stride, kernel)]        # to the next result's, here
         self.apart = dilation                                                   # of taps
         self.size = [k.index_add(k.index_mul(k.index_sub(count, 1), s), d * (n - 1) + 1)
                      for count, s, d, n in zip(out, self.step, dilation, kernel)]
@@ -210,8 +212,9 @@ class Patch:
         if self.padding != (0, 0):
             fill(k, self.scratch, k.index(0), size)
 
-    def enter(self, image: Index, images: Index, channel: Index, count: Index, row: Index, whole: bool) -> None:
-        """``count`` channels from ``channel`` on, for results from ``row`` on; ``whole``: for all each time."""
+    def enter(self, image: Index, images: Index, channel: Index, count: Index, row: Index,
+              whole: bool) -> None:
+        """``count`` channels from ``channel`` on, for results from ``row`` on; ``whole``: for all of them."""
         k, (_, h, w, c) = self.k, self.x.shape
         top = k.let(k.index_sub(k.index_mul(row, self.stride[0]), self.padding[0]))
         start, stop = self.inside(top, h, 0)

@@ -44,7 +44,8 @@ class Frame:
     def enter(self, channel: Index, top: Index, whole: bool, count: Index | None = None) -> tuple[Any, Index]:
         """(buffer, offset) of row ``top``, column 0, for channels from ``channel`` of all images' on.
 
-        ``count`` of them, if not all. ``whole``: the frame holds all rows each time, so that its borders stay what they are.
+        ``count`` of them, if not all. ``whole``: the frame holds all rows each time, so that its borders stay
+        what they are.
         """
         k = self.k
         base = k.let(k.index_mul(channel, k.index_mul(self.h, self.w)))

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from ..core.dims import Shape, format_shape
 from ..core.errors import DTypeError, ShapeError
 from ..core.op import Images, Loops, Op
 from ..core.tensor import Tensor, as_tensor
+from . import pool_last
 from .layout import by_layout, image, image_shape, image_size, laid_out, planes
 from .window import Array, Pair, add_windows, out_size, pair, windows
 
@@ -108,7 +110,8 @@ def _each_window(k: Any, x: Any, out: Any, kernel: Pair, stride: Pair, padding: 
             at(k.index_add(first, z), padding)
 
 
-def _max_pool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pair, padding: Pair) -> None:
+def _max_pool_loops(each_window: Callable[..., None], k: Any, inputs: Any, outputs: Any, kernel: Pair,
+                    stride: Pair, padding: Pair) -> None:
     (x,), (best, where) = inputs, outputs
     low = k.lowest(x.dtype)
 
@@ -126,7 +129,7 @@ def _max_pool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pai
                 value = v if first else k.let(k.select(wins, v, value))
         best.store_flat(at, value)
         where.store_flat(at, tap)
-    _each_window(k, x, best, kernel, stride, padding, 4 * kernel[0] * kernel[1], window)
+    each_window(k, x, best, kernel, stride, padding, 4 * kernel[0] * kernel[1], window)
 
 
 max_pool2d_op: Op = Op(
@@ -136,7 +139,8 @@ max_pool2d_op: Op = Op(
     vjp=(lambda g, c: record.apply(max_unpool2d_op, g[0], c.outputs[1], **_window(c),
                                    size=_size(c)),),
     saves=("out",),
-    lower=Loops(by_layout(NCHW=_max_pool_loops)),
+    lower=Loops(by_layout(NCHW=partial(_max_pool_loops, _each_window),
+                          NHWC=partial(_max_pool_loops, pool_last.each_window))),
     outputs=2,
     kinds="iuf",
     cost=8.0,
@@ -257,15 +261,15 @@ def _from_windows(k: Any, g: Any, dx: Any, kernel: Pair, stride: Pair, padding: 
         one_by_one(k.index_mul(last, step), w)
 
 
-def _unpool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pair, padding: Pair,
-                  size: Pair) -> None:
+def _unpool_loops(from_windows: Callable[..., None], k: Any, inputs: Any, outputs: Any, kernel: Pair,
+                  stride: Pair, padding: Pair, size: Pair) -> None:
     """Each input element adds up the gradients of the windows it won."""
     (g, where), (dx,) = inputs, outputs
 
     def share(at: Any, tap: Any) -> Any:
         won = k.eq(k.let(where.at_flat(at)), k.cast(tap, "int32"))
         return k.select(won, k.let(g.at_flat(at)), k.const(0, g.dtype))
-    _from_windows(k, g, dx, kernel, stride, padding, share)
+    from_windows(k, g, dx, kernel, stride, padding, share)
 
 
 def _pick_window_run(x: Array, where: Array, kernel: Pair, stride: Pair, padding: Pair,
@@ -291,6 +295,17 @@ def _pick_window_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: 
             out.store_flat(at, x.at_flat(_flat(k, plane, a, b, h, w)))
 
 
+def _pick_window_last(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pair, padding: Pair) -> None:
+    (x, where), (out,) = inputs, outputs
+
+    def window(at: Any, element: Any) -> None:
+        tap, value = k.let(where.at_flat(at)), k.const(0, x.dtype)
+        for n, (i, j) in enumerate(np.ndindex(*kernel)):
+            value = k.let(k.select(k.eq(tap, k.const(n, "int32")), k.let(element(i, j)[0]), value))
+        out.store_flat(at, value)
+    pool_last.each_window(k, x, out, kernel, stride, padding, 3 * kernel[0] * kernel[1], window)
+
+
 max_unpool2d_op: Op = Op(
     "max_unpool2d",                      # the adjoint of max_pool2d: gradients to the winners
     infer=lambda g, where, kernel, stride, padding, size, layout="NCHW":
@@ -298,7 +313,8 @@ max_unpool2d_op: Op = Op(
     run=_unpool_run,
     vjp=(lambda g, c: record.apply(pick_window_op, g, c.y, **_window(c)), None),
     saves=("y",),
-    lower=Loops(by_layout(NCHW=_unpool_loops)),
+    lower=Loops(by_layout(NCHW=partial(_unpool_loops, _from_windows),
+                          NHWC=partial(_unpool_loops, partial(pool_last.from_windows, _covering)))),
     cost=8.0,
     compiled=2048,
     batched=(0, 1),
@@ -311,7 +327,7 @@ pick_window_op: Op = Op(
     run=_pick_window_run,
     vjp=(lambda g, c: record.apply(max_unpool2d_op, g, c.y, **_window(c), size=_size(c)), None),
     saves=("y",),
-    lower=Loops(by_layout(NCHW=_pick_window_loops)),
+    lower=Loops(by_layout(NCHW=_pick_window_loops, NHWC=_pick_window_last)),
     cost=8.0,
     images=Images((0, 1), (0,)),
 )
@@ -323,7 +339,8 @@ def _avg_pool_run(x: Array, kernel: Pair, stride: Pair, padding: Pair, layout: s
     return laid_out((total / x.dtype.type(kernel[0] * kernel[1])).astype(x.dtype), layout)
 
 
-def _avg_pool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pair, padding: Pair) -> None:
+def _avg_pool_loops(each_window: Callable[..., None], k: Any, inputs: Any, outputs: Any, kernel: Pair,
+                    stride: Pair, padding: Pair) -> None:
     (x,), (out,) = inputs, outputs
     area = k.const(float(kernel[0] * kernel[1]), x.dtype)
 
@@ -335,7 +352,7 @@ def _avg_pool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pai
                 v = v if inside is None else k.select(inside, v, k.const(0, x.dtype))
                 total = v if total is None else k.add(total, v)
         out.store_flat(at, k.div(total, area))
-    _each_window(k, x, out, kernel, stride, padding, 2 * kernel[0] * kernel[1], window)
+    each_window(k, x, out, kernel, stride, padding, 2 * kernel[0] * kernel[1], window)
 
 
 def _avg_unpool_run(g: Array, kernel: Pair, stride: Pair, padding: Pair, size: Pair,
@@ -347,11 +364,11 @@ def _avg_unpool_run(g: Array, kernel: Pair, stride: Pair, padding: Pair, size: P
     return np.ascontiguousarray(laid_out(dx, layout))
 
 
-def _avg_unpool_loops(k: Any, inputs: Any, outputs: Any, kernel: Pair, stride: Pair, padding: Pair,
-                      size: Pair) -> None:
+def _avg_unpool_loops(from_windows: Callable[..., None], k: Any, inputs: Any, outputs: Any, kernel: Pair,
+                      stride: Pair, padding: Pair, size: Pair) -> None:
     (g,), (dx,) = inputs, outputs
     area = k.const(float(kernel[0] * kernel[1]), g.dtype)
-    _from_windows(k, g, dx, kernel, stride, padding, lambda at, tap: k.let(k.div(g.at_flat(at), area)))
+    from_windows(k, g, dx, kernel, stride, padding, lambda at, tap: k.let(k.div(g.at_flat(at), area)))
 
 
 def _avg_pool_infer(x: Aval, kernel: Pair, stride: Pair, padding: Pair, layout: str = "NCHW") -> Aval:
@@ -365,7 +382,8 @@ avg_pool2d_op: Op = Op(
     infer=_avg_pool_infer,
     run=_avg_pool_run,
     vjp=(lambda g, c: record.apply(avg_unpool2d_op, g, **_window(c), size=_size(c)),),
-    lower=Loops(by_layout(NCHW=_avg_pool_loops)),
+    lower=Loops(by_layout(NCHW=partial(_avg_pool_loops, _each_window),
+                          NHWC=partial(_avg_pool_loops, pool_last.each_window))),
     kinds="f",
     cost=8.0,
     compiled=2048,
@@ -379,7 +397,8 @@ avg_unpool2d_op: Op = Op(
         _unpool_infer("avg_unpool2d", g, size, layout),
     run=_avg_unpool_run,
     vjp=(lambda g, c: record.apply(avg_pool2d_op, g, **_window(c)),),
-    lower=Loops(by_layout(NCHW=_avg_unpool_loops)),
+    lower=Loops(by_layout(NCHW=partial(_avg_unpool_loops, _from_windows),
+                          NHWC=partial(_avg_unpool_loops, partial(pool_last.from_windows, _covering)))),
     cost=8.0,
     compiled=2048,
     batched=(0,),
