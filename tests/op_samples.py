@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -142,6 +142,12 @@ def backwards(x: Array) -> Array:
 
 
 LAYOUTS: tuple[Callable[[Array], Array], ...] = (transposed, strided, backwards)
+
+
+def channels_last(arrays: tuple[Any, ...], positions: tuple[int, ...]) -> tuple[Any, ...]:
+    """NCHW at those positions as NHWC."""
+    return tuple(np.ascontiguousarray(a.transpose(0, 2, 3, 1)) if i in positions else a
+                 for i, a in enumerate(arrays))
 
 
 def special(dtype: Any) -> Array:
@@ -538,6 +544,11 @@ for _name in ("max_pool2d", "avg_pool2d"):
         ((_data((2, 2, 5, 6)),), {"kernel": (2, 2), "stride": (2, 2), "padding": (2, 2)}, gc.ShapeError,
          rf"{_name}.*padding"),
         ((_data((2, 2, 5, 6), BOOL),), _POOL[0], gc.DTypeError, f"{_name}.*bool"))
+
+for _name in ("conv2d", "conv2d_dx", "conv2d_dw", "max_pool2d", "max_unpool2d", "pick_window", "avg_pool2d",
+              "avg_unpool2d"):
+    good(_name, *(replace(_s, args=channels_last(_s.args, gc.core.op.get_op(_name).images.inputs),
+                          attrs={**_s.attrs, "layout": "NHWC"}) for _s in tuple(SAMPLES[_name])))
 
 _data = Data("attention")
 _FULL, _CAUSAL, _AGAINST = ({"causal": c, "scale": s} for c, s in ((False, 0.5), (True, 0.7), (False, -0.4)))

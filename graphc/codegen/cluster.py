@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
-from ..core.dims import Shape, size_of
+from ..core.dims import Size, size_of
 from ..core.node import Node, Value
 from ..core.op import Loops, Pull
 from .schedule import SHORT, depths, is_long
@@ -58,9 +58,17 @@ def loops_of(g: Group) -> Node:
     return next(n for n in g.nodes if isinstance(n.op.lower, Loops))
 
 
-def matrix_space(shape: Shape) -> Space | None:
-    """A value as a matrix of its last axis, sides of 1 left out; None for a single element."""
-    sizes = [(n, k) for k, n in enumerate((size_of(shape[:-1]), *shape[-1:])) if n != 1]
+def matrix_of(made: Node) -> tuple[Size, Size]:
+    """Rows and columns of the matrix whose blocks a node with loops of its own writes."""
+    assert isinstance(made.op.lower, Loops)
+    shape = made.avals[0].shape
+    columns = len(shape) - made.op.lower.columns(made.attrs)
+    return size_of(shape[:columns]), size_of(shape[columns:])
+
+
+def matrix_space(made: Node) -> Space | None:
+    """The space of that matrix, sides of 1 left out; None for a single element."""
+    sizes = [(n, k) for k, n in enumerate(matrix_of(made)) if n != 1]
     return Space(tuple(n for n, _ in sizes), tuple(bool(k) for _, k in sizes)) if sizes else None
 
 
@@ -210,7 +218,7 @@ class EpilogueRule:
             return ""
         made = loops_of(a)
         assert isinstance(made.op.lower, Loops)
-        if not made.op.lower.blocks:
+        if not made.op.lower.columns(made.attrs):
             return f"{made.op.name} does not write its result block by block"
         joined = together(a, b, "loops", self.position)
         if len(joined.nodes) > MAX_GROUP:
@@ -221,7 +229,7 @@ class EpilogueRule:
 def _misplaced_behind(a: Group, b: Group) -> str | None:
     """Why the nodes of ``b`` cannot follow the loops of ``a`` element by element."""
     made = loops_of(a)
-    space = matrix_space(made.avals[0].shape)
+    space = matrix_space(made)
     if space is None:
         return f"{made.name} is a single element"
     for v in b.roots:

@@ -10,14 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..core.dims import size_of
 from ..core.errors import GraphcError
 from ..core.node import Value
 from ..core.op import Loops
 from ..static.printer import short_origin
 from . import loopir as ir
 from .builder import Access, Block, Builder, Stored, unsupported
-from .cluster import loops_of, matrix_space
+from .cluster import loops_of, matrix_of, matrix_space
 from .folds import FoldWriter
 from .fuse import Fusion, Group, Window, parts_of, storage_of
 from .loopir import Expr, Kernel, Var
@@ -122,13 +121,13 @@ class OpKernels(Builder):
         Parameters
         ----------
         out
-            The result, seen as a matrix: its last axis is the columns, all others are the rows.
+            The result, seen as a matrix: `Loops.blocks` trailing axes are the columns, all others the rows.
         rows, columns
             Where the block begins, and its extent.
         most
             At least the extents of all blocks.
         """
-        width = out.shape[-1]
+        width = self.size(matrix_of(loops_of(self.group))[1])
         at = self.let(ir.iadd(ir.imul(rows[0], width), columns[0]))
         home = out if self.epilogue is None else self.epilogue.home(out)
         if home is None:
@@ -227,9 +226,10 @@ class Epilogue(Writer):
         self.source = Value(loops_of(group), 0)
         self.inside.discard(id(self.source.node))
         self.results = [v for v in group.roots if v != self.source]
-        space = matrix_space(self.source.aval.shape)
+        space = matrix_space(self.source.node)
         assert space is not None
         self.space: Space = space
+        self.matrix = matrix_of(self.source.node)
         self.element: Expr | None = None            # of the source, where results are being computed
         self.buffers.update({(id(v.node), v.index): k.bind_in_place(v) for v in in_place.values()})
         for v in self.results:
@@ -248,17 +248,13 @@ class Epilogue(Writer):
         b = self.b
         with b.loop(b.index(0), rows[1]) as r, b.loop(b.index(0), columns[1]) as c:
             at = [b.let(ir.iadd(first, i)) for (first, _), i in ((rows, r), (columns, c))]
-            flat = b.flatten(at, self._matrix())
+            flat = b.flatten(at, self.matrix)
             near = flat if block.buffer[0] == "p" else ir.iadd(block.offset, ir.iadd(ir.imul(r, block.ld), c))
             self.element = b.let(ir.Load(block.buffer, near, block.dtype))
-            within = [i for i, n in zip(at, self._matrix()) if n != 1]
+            within = [i for i, n in zip(at, self.matrix) if n != 1]
             results = [self.compute(v, self.space.index(b, within, v.aval.shape)) for v in self.results]
             for v, e in zip(self.results, results):
                 self.output(v).store_flat(flat, e)
-
-    def _matrix(self) -> tuple[Any, Any]:
-        shape = self.source.aval.shape
-        return size_of(shape[:-1]), shape[-1]
 
     def stored(self, value: Value, role: str) -> Any:
         home = storage_of(value, self.in_memory)[0] if role == "in" else value

@@ -69,11 +69,17 @@ class Loops:
     """A builder of loops.
 
     ``build(k, inputs, outputs, **attrs)`` writes them with the kernel builder ``k``. With ``blocks`` its one
-    result is written in blocks, each inside ``k.written(...)``: what is made of it element by element is
-    then computed block by block, and the result itself has no buffer unless something else reads it.
+    result is written in blocks of a matrix, each inside ``k.written(...)``: so many trailing axes are the
+    columns, all others the rows; ``blocks(**attrs)``, where attributes decide that. What is made of the
+    result element by element is then computed block by block, and the result itself has no buffer unless
+    something else reads it.
     """
     build: Callable[..., Any]
-    blocks: bool = False
+    blocks: int | Callable[..., int] = 0
+
+    def columns(self, attrs: dict[str, Any]) -> int:
+        """The trailing axes that are columns of blocks; 0 where a call does not write in blocks."""
+        return self.blocks if isinstance(self.blocks, int) else self.blocks(**attrs)
 
 
 Lowering = Map | Pull | Fold | Loops

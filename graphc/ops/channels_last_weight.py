@@ -139,7 +139,8 @@ class _WeightGradient:
             even = (k.known(self.n) or 1) % self.images == 0
             images = k.index(self.images) if even else k.let(k.minimum(k.index(self.images), left))
         channel = k.index_add(k.index_mul(group, self.reduced), first)
-        self.patch.enter(image, images, k.let(channel), count, row, self.blocks == 1)
+        beside = k.index(self.held) if self.depthwise else count
+        self.patch.enter(image, images, k.let(channel), beside, row, self.blocks == 1)
         pixel = k.index_mul(k.index_add(k.index_mul(image, self.oh), row), self.ow)
         lane = k.index_add(k.index_mul(group, self.made), k.index_mul(panel, self.panel))
         at = k.let(k.index_add(k.index_mul(pixel, self.all_made), lane))

@@ -19,7 +19,7 @@ from . import channels_last, channels_last_weight
 from .basic import together
 from .conv_loops import conv_loops, dx_loops
 from .conv_weight import dw_loops
-from .layout import by_layout, image, image_shape, image_size, laid_out, planes
+from .layout import by_layout, image, image_columns, image_shape, image_size, laid_out, planes
 from .window import Array, Pair, add_windows, out_size, pair, windows
 
 
@@ -112,6 +112,12 @@ def _size(c: Any) -> tuple[Any, Any]:
     return image_size(c.shapes[0], c.attrs.get("layout", "NCHW"))
 
 
+def _dw_columns(kernel: Pair, stride: Pair, padding: Pair, groups: int, layout: str = "NCHW",
+                **_: Any) -> int:
+    """A product writes its result in blocks of the matrix (o, c)."""
+    return 3 if layout == "NHWC" and channels_last.is_product(kernel, stride, padding, groups) else 0
+
+
 conv2d_op: Op = Op(
     "conv2d",                            # a correlation with each kernel of the weight
     infer=_conv_infer,
@@ -119,7 +125,7 @@ conv2d_op: Op = Op(
     vjp=(lambda g, c: record.apply(conv2d_dx_op, g, c.y, **_attrs(c), size=_size(c)),
          lambda g, c: record.apply(conv2d_dw_op, c.x, g, **_attrs(c), kernel=c.shapes[1][2:])),
     saves=(("y",), ("x",)),
-    lower=Loops(by_layout(NCHW=conv_loops, NHWC=channels_last.conv_loops)),
+    lower=Loops(by_layout(NCHW=conv_loops, NHWC=channels_last.conv_loops), blocks=image_columns),
     kinds="f",
     cost=100.0,
     compiled=256,
@@ -134,7 +140,7 @@ conv2d_dx_op: Op = Op(
     vjp=(lambda g, c: record.apply(conv2d_op, g, c.y, **_attrs(c)),
          lambda g, c: record.apply(conv2d_dw_op, g, c.x, **_attrs(c), kernel=c.shapes[1][2:])),
     saves=(("y",), ("x",)),
-    lower=Loops(by_layout(NCHW=dx_loops, NHWC=channels_last.dx_loops)),
+    lower=Loops(by_layout(NCHW=dx_loops, NHWC=channels_last.dx_loops), blocks=image_columns),
     kinds="f",
     cost=100.0,
     compiled=256,
@@ -149,7 +155,7 @@ conv2d_dw_op: Op = Op(
     vjp=(lambda g, c: record.apply(conv2d_dx_op, c.y, g, **_attrs(c), size=_size(c)),
          lambda g, c: record.apply(conv2d_op, c.x, g, **_attrs(c))),
     saves=(("y",), ("x",)),
-    lower=Loops(by_layout(NCHW=dw_loops, NHWC=channels_last_weight.dw_loops)),
+    lower=Loops(by_layout(NCHW=dw_loops, NHWC=channels_last_weight.dw_loops), blocks=_dw_columns),
     kinds="f",
     cost=100.0,
     compiled=256,

@@ -78,7 +78,7 @@ def conv_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, d
     o, cg, kh, kw = (k.known(s) for s in w.shape)
     sizes = x.shape[2:], y.shape[2:]
     if (kh, kw) == stride == (1, 1) and padding == (0, 0):
-        sizes = one_row(k, *sizes)
+        sizes = (rows_of_pixels(k, sizes[1], o // groups, cg, x.dtype),) * 2
     ty, tx = (Taps(n, -p, s, d, 0, 1, size)
               for n, p, s, d, size in zip((kh, kw), padding, stride, dilation, sizes[1]))
     weight = Weight(w, cg * kh * kw, kh * kw, o // groups * cg * kh * kw, kw)
@@ -94,7 +94,7 @@ def dx_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dil
     sizes = g.shape[2:], dx.shape[2:]
     plain = (kh, kw) == stride == (1, 1) and padding == (0, 0)
     if plain:
-        sizes = one_row(k, *sizes)
+        sizes = (rows_of_pixels(k, sizes[1], cg, o // groups, g.dtype),) * 2
     phases = [[phase_taps(k, a, *rest) for a in range(rest[1])]
               for rest in zip((kh, kw), stride, padding, dilation, sizes[1])]
     parts = [Part(ty, tx, (a, b)) for a, ty in enumerate(phases[0]) for b, tx in enumerate(phases[1])]
@@ -125,11 +125,23 @@ def phase_taps(k: Any, phase: int, kernel: int, stride: int, padding: int, dilat
 
 # ---------------------------------------------------------------- blocks of rows
 
-def count_blocks(k: Any, rows: Index, work: float, elements: float, dtype: str) -> int:
-    """Blocks that an image's rows are cut into: for its work and for the cache; rows divide into them."""
-    known = k.known(rows)
+def count_blocks(k: Any, rows: Index, work: float, elements: float, dtype: str, least: int = 4) -> int:
+    """Blocks that an image's rows are cut into: for its work, and for the cache, where ``elements`` of all
+    rows should have room a block at a time. Rows divide into them; a block has at least ``least``.
+    """
+    known = k.known(rows) or 0
     wanted = max(work / BLOCK_WORK, elements * np.dtype(dtype).itemsize / FRAME_BYTES)
-    return max((n for n in range(1, (known or 0) // 4 + 1) if known % n == 0 and n < wanted + 1), default=1)
+    return max((n for n in range(1, known // least + 1) if known % n == 0 and n < wanted + 1), default=1)
+
+
+def rows_of_pixels(k: Any, size: Sequence[Index], made: int, reduced: int, dtype: str) -> list[Index]:
+    """A 1x1 kernel sees rows of any length: one for each block that is wanted, of whole vectors."""
+    pixels = k.product(size)
+    vectors = k.index_div(pixels, k.index(k.vector_lanes(dtype)))
+    whole = (k.known(pixels) or 1) % k.vector_lanes(dtype) == 0
+    n = count_blocks(k, vectors, k.estimate(pixels, 2 * made * reduced),
+                     k.estimate(pixels, max(made, reduced)), dtype) if whole else 1
+    return [k.index(n), k.index_div(pixels, k.index(n))]
 
 
 # ---------------------------------------------------------------- correlation
@@ -150,9 +162,11 @@ class _Correlation:
         self.live = [p for p in parts if p.taps]
         self.work = k.estimate(self.h, self.w, 2 * self.made * self.reduced) \
             * sum(p.taps for p in parts) / len(parts)
-        elements = k.estimate(self.sh, self.sw, self.reduced)
-        self.blocks = 1 if len(parts) > 1 else count_blocks(k, self.h, self.work, elements, source.dtype)
+        elements = max(k.estimate(self.sh, self.sw, self.reduced), k.estimate(self.h, self.w, self.made))
+        self.blocks = 1 if len(parts) > 1 else count_blocks(
+            k, self.h, self.work, elements, source.dtype, 4 if parts[0].y.count > 1 else 1)
         self.rows = k.index_div(self.h, k.index(self.blocks))
+        self.pixels = k.index_mul(self.rows, self.w)            # of a block
         self.low = (min((p.y.start for p in self.live), default=0),
                     min((p.x.start for p in self.live), default=0))
         extent = self.span(0, self.rows if len(parts) == 1 else None), self.span(1, None)
@@ -177,9 +191,9 @@ class _Correlation:
     # ------------------------------------------------------------ the two forms
 
     def result_strides(self, part: Part) -> tuple[Index, Index]:
-        """(of a channel, of a row) in the output, or in the part's compact scratch."""
+        """(of a channel, of a row) where the block is written, or in the part's compact scratch."""
         if len(self.parts) == 1:
-            return self.k.index_mul(self.h, self.w), self.w
+            return self.pixels if self.k.in_scratch(self.out) else self.k.index_mul(self.h, self.w), self.w
         return self.k.index_mul(part.y.outputs, part.x.outputs), part.x.outputs
 
     def by_pixels(self, part: Part, frame: Frame | None = None) -> Any:
@@ -275,28 +289,35 @@ class _Correlation:
         n = self.source.shape[0]
         items = k.index_mul(n, k.index(self.groups * self.blocks))
         fewest = k.index_div(k.index_add(items, CHUNKS - 1), CHUNKS)
-        with k.parallel_chunks(items, k.maximum(k.grain(self.work / self.blocks), fewest)) as (_, begin, end):
+        work = self.work / self.blocks + k.estimate(self.made, self.pixels) * k.following()
+        with k.parallel_chunks(items, k.maximum(k.grain(work), fewest)) as (_, begin, end):
             self.frame.begin()
-            compact, largest = None, self.largest_part()
+            compact = None
             if len(self.parts) > 1:
-                compact = k.scratch(self.out.dtype, k.index_mul(largest, self.stride[1]))
+                compact = k.scratch(self.out.dtype, k.index_mul(self.largest_part(), self.stride[1]))
             with k.loop(begin, end) as item:
                 image, group, block = k.unravel(item, (n, self.groups, self.blocks))
                 unit = k.let(k.index_add(k.index_mul(image, self.groups), group))
                 first = k.let(k.index_mul(block, self.rows))
                 top = k.let(k.index_mul(first, self.parts[0].y.step))
                 place = self.frame.enter(k.index_mul(unit, self.reduced), top, self.blocks == 1)
-                base = k.let(k.index_mul(unit, k.product((self.made, self.h, self.w))))
-                if compact is None:
-                    to = self.out, k.index_add(base, k.index_mul(first, self.w))
-                    self.correlate(self.parts[0], place, packed, group, to)
-                else:
-                    for phase in range(0, len(self.parts), self.stride[1]):
-                        some = self.parts[phase:phase + self.stride[1]]
-                        for n, part in enumerate(some):
-                            if part.taps:
-                                self.correlate(part, place, packed, group, (compact, k.index_mul(largest, n)))
-                        self.interleave(some, compact, largest, base)
+                with k.written(self.out, (k.index_mul(unit, self.made), k.index(self.made)),
+                               (k.index_mul(first, self.w), self.pixels), (self.made, self.pixels)) as to:
+                    if compact is None:
+                        self.correlate(self.parts[0], place, packed, group, (to, k.index(0)))
+                    else:
+                        self.correlate_phases(place, packed, group, compact, to)
+
+    def correlate_phases(self, place: Any, packed: Any, group: Index, compact: Any, to: Any) -> None:
+        """All parts, the columns of a row's phases side by side in ``compact`` before they are interleaved."""
+        k, largest, columns = self.k, self.largest_part(), self.stride[1]
+        for phase in range(0, len(self.parts), columns):
+            some = self.parts[phase:phase + columns]
+            for column, part in enumerate(some):
+                if part.taps:
+                    start = k.index_mul(largest, column)
+                    self.correlate(part, place, packed, group, (compact, start))
+            self.interleave(some, compact, largest, to)
 
     def correlate(self, part: Part, place: Any, packed: Any, group: Index, to: Any) -> None:
         k, w = self.k, self.weight
@@ -382,9 +403,9 @@ class _Correlation:
             out = k.maximum(out, k.product((self.made, p.y.outputs, p.x.outputs)))
         return out
 
-    def interleave(self, parts: Sequence[Part], compact: Any, apart: Index, base: Index) -> None:
+    def interleave(self, parts: Sequence[Part], compact: Any, apart: Index, to: Any) -> None:
         """Results of some rows, ``apart`` in ``compact`` by columns modulo the stride, to their places."""
-        k, shape = self.k, (self.made, self.h, self.w)
+        k = self.k
         least = functools.reduce(k.minimum, (p.x.outputs for p in parts))
 
         def value(n: int, here: Index, v: Index) -> Any:
@@ -397,12 +418,12 @@ class _Correlation:
                 at = k.index_add(k.index_mul(q, plane), k.index_mul(u, row))
                 rows.append(k.let(k.index_add(k.index_mul(apart, n), at)))
             y = k.index_add(k.index_mul(u, self.stride[0]), parts[0].phase[0])
-            there = k.let(k.index_add(base, k.flatten((q, y, k.index(0)), shape)))
+            there = k.let(k.index_add(k.index_mul(q, to.ld), k.index_mul(y, self.w)))
             with k.lanes(least) as v:
                 for n, here in enumerate(rows):
                     place = k.index_add(k.index_add(there, k.index_mul(v, self.stride[1])), n)
-                    self.out.store_flat(place, value(n, here, v))
+                    k.store(to, place, value(n, here, v))
             for n, (part, here) in enumerate(zip(parts, rows)):         # a row may end within a stride
                 with k.loop(least, part.x.outputs) as v:
                     place = k.index_add(k.index_add(there, k.index_mul(v, self.stride[1])), n)
-                    self.out.store_flat(place, value(n, here, v))
+                    k.store(to, place, value(n, here, v))

@@ -37,6 +37,11 @@ def image_shape(layout: str, n: Size, c: Size, size: tuple[Size, Size]) -> Shape
     return (n, c, *size) if layout == "NCHW" else (n, *size, c)
 
 
+def image_columns(layout: str = "NCHW", **_: Any) -> int:
+    """The trailing axes of an image that are columns of its blocks: pixels, or channels where they are last."""
+    return 2 if layout == "NCHW" else 1
+
+
 def planes(name: str, x: Array, layout: str) -> Array:
     """An operand as (n, c, h, w)."""
     image(name, Aval(x.shape, x.dtype), layout)

@@ -72,7 +72,7 @@ matmul_op: Op = Op(
     run=_matmul_run,
     vjp=(_dx, _dy),
     saves=(("y",), ("x",)),
-    lower=Loops(product_loops, blocks=True),
+    lower=Loops(product_loops, blocks=1),
     kinds="iuf",
     cost=100.0,
     compiled=2048,

@@ -88,12 +88,13 @@ class Winograd:
         kernels = self.transform_weight()
         n = self.source.shape[0]
         items = k.index_mul(n, k.index(self.groups * self.blocks))
-        work = 8.0 * self.tiles * self.made * self.reduced
+        work = 8.0 * self.tiles * self.made * self.reduced + 4 * self.tiles * self.made * k.following()
         with k.parallel_chunks(items, k.grain(work)) as (_, begin, end):
             self.frame.begin()
             tiles = k.scratch(self.source.dtype, k.index(POINTS * self.to_tile))
             results = k.scratch(self.source.dtype, k.index(POINTS * self.to_result))
-            whole = None if self.even else k.scratch(self.source.dtype, k.index(4 * self.tiles))
+            whole = None if self.even else k.scratch(self.source.dtype, k.index(4 * self.tiles)).rows_of(
+                k.index(2 * self.wide))
             with k.loop(begin, end) as item:
                 image, group, block = k.unravel(item, (n, self.groups, self.blocks))
                 unit = k.let(k.index_add(k.index_mul(image, self.groups), group))
@@ -148,34 +149,42 @@ class Winograd:
 
     def transform_results(self, results: Any, channel: Index, top: Index, whole: Any) -> None:
         """A' m A of `together` channels from ``channel`` of all images' on, to their rows from ``top`` on."""
-        k = self.k
-        pitch = self.w if whole is None else 2 * self.wide
+        k, most = self.k, self.k.index(2 * self.rows)
+        rows = most if whole is None else k.let(k.minimum(most, k.index_sub(self.h, top)))
+        left, pixels = k.let(k.index_mul(top, self.w)), k.let(k.index_mul(rows, self.w))
         with k.loop(k.index(0), k.index(self.together)) as q:
-            plane = k.let(k.index_mul(k.index_add(channel, q), k.index_mul(self.h, self.w)))
-            base = k.let(k.index_add(plane, k.index_mul(top, self.w)))
-            to, start = (self.out, base) if whole is None else (whole, k.index(0))
-            with k.loop(k.index(0), k.index(self.rows)) as y:
-                at = k.let(k.index_add(k.index_mul(q, self.tiles), k.index_mul(y, self.wide)))
-                upper = k.let(k.index_add(start, k.index_mul(k.index_mul(y, 2), pitch)))
-                lower = k.let(k.index_add(upper, pitch))
-                with k.lanes(k.index(self.wide)) as x:
-                    here = k.index_add(at, x)
-                    m = [[k.let(results.at_flat(k.index_add(here, (4 * u + v) * self.to_result)))
-                          for v in range(4)] for u in range(4)]
-                    for row, line in zip((upper, lower), _both(m, lambda t: _of_result(k, t))):
-                        for v, value in enumerate(line):
-                            to.store_flat(k.index_add(k.index_add(row, k.index_mul(x, 2)), v), value)
-            if whole is not None:
-                self.copy(whole, base, k.minimum(k.index(2 * self.rows), k.index_sub(self.h, top)))
+            with k.written(self.out, (k.index_add(channel, q), k.index(1)), (left, pixels),
+                           (1, k.index_mul(most, self.w))) as to:
+                first = k.let(k.index_mul(q, self.tiles))
+                if whole is None:
+                    self.transform_result(results, first, to, self.w)
+                else:
+                    self.transform_result(results, first, whole, 2 * self.wide)
+                    self.copy(whole, to, rows)
 
-    def copy(self, whole: Any, base: Index, rows: Index) -> None:
+    def transform_result(self, results: Any, first: Index, to: Any, pitch: Index) -> None:
+        """A' m A of a channel, whose products begin at ``first``, to rows ``pitch`` apart."""
+        k = self.k
+        with k.loop(k.index(0), k.index(self.rows)) as y:
+            at = k.let(k.index_add(first, k.index_mul(y, self.wide)))
+            upper = k.let(k.index_mul(k.index_mul(y, 2), pitch))
+            lower = k.let(k.index_add(upper, pitch))
+            with k.lanes(k.index(self.wide)) as x:
+                here = k.index_add(at, x)
+                m = [[k.let(results.at_flat(k.index_add(here, (4 * u + v) * self.to_result)))
+                      for v in range(4)] for u in range(4)]
+                for row, line in zip((upper, lower), _both(m, lambda t: _of_result(k, t))):
+                    for v, value in enumerate(line):
+                        k.store(to, k.index_add(k.index_add(row, k.index_mul(x, 2)), v), value)
+
+    def copy(self, whole: Any, to: Any, rows: Index) -> None:
         """What lies inside of the output, of results that go over its edge."""
         k = self.k
         with k.loop(k.index(0), rows) as y:
             here = k.let(k.index_mul(y, 2 * self.wide))
-            there = k.let(k.index_add(base, k.index_mul(y, self.w)))
+            there = k.let(k.index_mul(y, self.w))
             with k.loop(k.index(0), self.w) as x:
-                self.out.store_flat(k.index_add(there, x), whole.at_flat(k.index_add(here, x)))
+                k.store(to, k.index_add(there, x), k.load(whole, k.index_add(here, x)))
 
 
 class WinogradWeight:

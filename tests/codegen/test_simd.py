@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from llvmlite import ir as ll
 from on_threads import on_threads
+from op_samples import channels_last
 
 import graphc as gc
 from graphc.codegen import compile as compiling
@@ -41,7 +42,7 @@ from graphc.core import record
 from graphc.core.errors import InternalError
 from graphc.ops.conv import conv2d_dw_op, conv2d_dx_op, conv2d_op
 from graphc.ops.linalg import matmul_op
-from graphc.ops.pool import avg_pool2d_op, avg_unpool2d_op, max_pool2d_op, max_unpool2d_op
+from graphc.ops.pool import avg_pool2d_op, avg_unpool2d_op, max_pool2d_op, max_unpool2d_op, pick_window_op
 
 TOLERANCE = {"float32": 2e-5, "float64": 1e-13}
 ONE = const(1)
@@ -250,6 +251,18 @@ def _conv_case(op: Any, seed: int, dtype: str) -> tuple[list[Any], dict[str, Any
     return [x, g], {**attributes, "kernel": w_shape[2:]}
 
 
+each_layout = pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+
+
+def _laid_out(op: Any, arrays: list[Any], attributes: dict[str, Any], layout: str) -> Any:
+    """A call of NCHW as one of that layout: (arrays, attributes, what makes NCHW of its results)"""
+    attributes = {**attributes, "layout": layout}
+    if layout == "NCHW":
+        return arrays, attributes, lambda y, i=0: y
+    return (list(channels_last(tuple(arrays), op.images.inputs)), attributes,
+            lambda y, i=0: y.transpose(0, 3, 1, 2) if i in op.images.outputs else y)
+
+
 def _evaluate(op: Any, arrays: list[Any], attributes: dict[str, Any], target: str,
               named: bool = False) -> Any:
     shapes = [("n", *x.shape[1:]) if named and i in (op.batched or ()) else x.shape
@@ -265,12 +278,14 @@ def _evaluate(op: Any, arrays: list[Any], attributes: dict[str, Any], target: st
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("seed", range(16))
 @pytest.mark.parametrize("op", [conv2d_op, conv2d_dx_op, conv2d_dw_op], ids=lambda op: str(op.name))
-def test_convolutions_of_any_shape(op: Any, seed: int, dtype: str) -> None:
+@each_layout
+def test_convolutions_of_any_shape(layout: str, op: Any, seed: int, dtype: str) -> None:
     arrays, attributes = _conv_case(op, seed, dtype)
     exact = op.run(*(x.astype(np.float64) for x in arrays), **attributes)
     scale = max(1.0, float(np.abs(exact).max(initial=0)))
+    arrays, attributes, planes = _laid_out(op, arrays, attributes, layout)
     for target, named in (("interpret", False), ("python", False), ("cpu", False), ("cpu", True)):
-        found, = _evaluate(op, arrays, attributes, target, named)
+        found = planes(*_evaluate(op, arrays, attributes, target, named))
         assert found.shape == exact.shape and found.dtype == dtype
         np.testing.assert_allclose(found, exact, rtol=0, atol=TOLERANCE[dtype] * scale)
 
@@ -278,9 +293,10 @@ def test_convolutions_of_any_shape(op: Any, seed: int, dtype: str) -> None:
 @pytest.mark.parametrize("stride, dilation, kernel", [
     ((2, 2), (1, 1), 3), ((1, 3), (2, 2), 3), ((2, 2), (2, 2), 2), ((3, 2), (1, 3), 4), ((2, 5), (1, 1), 3)])
 @pytest.mark.parametrize("op", [conv2d_op, conv2d_dx_op, conv2d_dw_op], ids=lambda op: str(op.name))
-def test_strides_of_single_channels(op: Any, stride: tuple[int, int], dilation: tuple[int, int],
+@each_layout
+def test_strides_of_single_channels(layout: str, op: Any, stride: tuple[int, int], dilation: tuple[int, int],
                                     kernel: int) -> None:
-    """Vectors are pixels, a stride's columns side by side; rows end within a stride."""
+    """Vectors are pixels, a stride's columns side by side, or groups; rows end within a stride."""
     rng = np.random.default_rng(1)
     attributes: dict[str, Any] = {"stride": stride, "padding": (1, 2), "dilation": dilation, "groups": 5}
     x = rng.standard_normal((3, 5, 18, 45)).astype("f4")
@@ -289,8 +305,9 @@ def test_strides_of_single_channels(op: Any, stride: tuple[int, int], dilation: 
     arrays, more = {"conv2d": ([x, w], {}), "conv2d_dx": ([g, w], {"size": (18, 45)}),
                     "conv2d_dw": ([x, g], {"kernel": (kernel, kernel)})}[op.name]
     exact = op.run(*(a.astype(np.float64) for a in arrays), **attributes, **more)
+    arrays, attributes, planes = _laid_out(op, arrays, attributes | more, layout)
     for target in ("python", "cpu"):
-        found, = _evaluate(op, arrays, attributes | more, target)
+        found = planes(*_evaluate(op, arrays, attributes, target))
         np.testing.assert_allclose(found, exact, rtol=0, atol=2e-6 * np.abs(exact).max())
 
 
@@ -298,8 +315,9 @@ def test_strides_of_single_channels(op: Any, stride: tuple[int, int], dilation: 
     ((3, 4, 1, 7), (2, 2), (2, 2)), ((2, 4, 7, 2), (1, 3), (0, 1)), ((2, 4, 1, 1), (4, 3), (1, 1)),
     ((0, 16, 8, 8), (1, 1), (1, 1))], ids=["low", "narrow", "pixel", "no-images"])
 @pytest.mark.parametrize("op", [conv2d_op, conv2d_dx_op, conv2d_dw_op], ids=lambda op: str(op.name))
-def test_images_smaller_than_a_stride_and_none(op: Any, shape: tuple[int, ...], stride: tuple[int, int],
-                                               padding: tuple[int, int]) -> None:
+@each_layout
+def test_images_smaller_than_a_stride_and_none(layout: str, op: Any, shape: tuple[int, ...],
+                                               stride: tuple[int, int], padding: tuple[int, int]) -> None:
     """Some phases of the stride have no positions."""
     rng = np.random.default_rng(1)
     attributes: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": (1, 1), "groups": 1}
@@ -308,21 +326,24 @@ def test_images_smaller_than_a_stride_and_none(op: Any, shape: tuple[int, ...], 
     arrays, more = {"conv2d": ([x, w], {}), "conv2d_dx": ([g, w], {"size": shape[2:]}),
                     "conv2d_dw": ([x, g], {"kernel": (3, 3)})}[op.name]
     exact = op.run(*(a.astype(np.float64) for a in arrays), **attributes, **more)
+    arrays, attributes, planes = _laid_out(op, arrays, attributes | more, layout)
     for target in ("python", "cpu"):
-        found, = _evaluate(op, arrays, attributes | more, target)
+        found = planes(*_evaluate(op, arrays, attributes, target))
         assert found.shape == exact.shape
         np.testing.assert_allclose(found, exact, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("op", [conv2d_op, conv2d_dx_op, conv2d_dw_op], ids=lambda op: str(op.name))
-def test_convolutions_are_the_same_on_any_number_of_threads(op: Any) -> None:
+@each_layout
+def test_convolutions_are_the_same_on_any_number_of_threads(layout: str, op: Any) -> None:
     attributes = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
     rng = np.random.default_rng(0)
     x, g = (rng.standard_normal((5, 20, 24, 24)).astype("f4") for _ in range(2))
     w = rng.standard_normal((20, 20, 3, 3)).astype("f4")
     arrays, more = {"conv2d": ([x, w], {}), "conv2d_dx": ([g, w], {"size": (24, 24)}),
                     "conv2d_dw": ([x, g], {"kernel": (3, 3)})}[op.name]
-    results = on_threads(lambda: _evaluate(op, arrays, {**attributes, **more}, "cpu")[0])
+    arrays, attributes, _ = _laid_out(op, arrays, attributes | more, layout)
+    results = on_threads(lambda: _evaluate(op, arrays, attributes, "cpu")[0])
     for other in results[1:]:
         np.testing.assert_array_equal(other, results[0])
 
@@ -387,7 +408,8 @@ def test_winograd_on_the_python_target(op: Any) -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_pooling_of_any_shape(seed: int) -> None:
+@each_layout
+def test_pooling_of_any_shape(layout: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
     kernel, stride = (tuple(int(n) for n in rng.integers(1, 5, 2)) for _ in range(2))
     stride = kernel if rng.random() < 0.5 else stride
@@ -399,21 +421,24 @@ def test_pooling_of_any_shape(seed: int) -> None:
     g = rng.integers(-9, 9, best.shape).astype(x.dtype)
     cases: list[tuple[Any, list[Any], dict[str, Any]]] = [
         (max_pool2d_op, [x], {}), (avg_pool2d_op, [x], {}),
-        (max_unpool2d_op, [g, where], {"size": size}), (avg_unpool2d_op, [g], {"size": size})]
+        (max_unpool2d_op, [g, where], {"size": size}), (avg_unpool2d_op, [g], {"size": size}),
+        (pick_window_op, [x, where], {})]
     for op, arrays, more in cases:
         expected = op.run(*arrays, **attributes, **more)
         expected = expected if isinstance(expected, tuple) else (expected,)
+        given, all_attributes, planes = _laid_out(op, arrays, attributes | more, layout)
         for target, named in (("python", False), ("cpu", False), ("cpu", True)):
-            found = _evaluate(op, arrays, {**attributes, **more}, target, named)
-            for y, z in zip(found, expected):
-                np.testing.assert_allclose(y, z, rtol=1e-6)
+            found = _evaluate(op, given, all_attributes, target, named)
+            for i, (y, z) in enumerate(zip(found, expected)):
+                np.testing.assert_allclose(planes(y, i), z, rtol=1e-6)
 
 
-def test_nan_wins_a_window() -> None:
+@each_layout
+def test_nan_wins_a_window(layout: str) -> None:
     x = np.arange(2 * 28, dtype="f4").reshape(1, 1, 2, 28)
     x[0, 0, 1, 4] = np.nan
     attributes = {"kernel": (2, 2), "stride": (2, 2), "padding": (0, 0)}
-    best, where = _evaluate(max_pool2d_op, [x], attributes, "cpu")
     expected = max_pool2d_op.run(x, **attributes)
-    np.testing.assert_array_equal(best, expected[0])
-    np.testing.assert_array_equal(where, expected[1])
+    arrays, attributes, planes = _laid_out(max_pool2d_op, [x], attributes, layout)
+    for i, (found, wanted) in enumerate(zip(_evaluate(max_pool2d_op, arrays, attributes, "cpu"), expected)):
+        np.testing.assert_array_equal(planes(found, i), wanted)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from op_samples import SAMPLES, Sample
+from op_samples import SAMPLES, Sample, channels_last
 
 import graphc as gc
 from graphc.core import record
@@ -20,12 +20,6 @@ each_op = pytest.mark.parametrize("op", IMAGE_OPS, ids=lambda op: op.name)
 
 def plain(op: Op) -> Iterator[Sample]:
     return (s for s in SAMPLES[op.name] if "layout" not in s.attrs)
-
-
-def channels_last(arrays: tuple[Any, ...], positions: tuple[int, ...]) -> tuple[Any, ...]:
-    """NCHW at those positions as NHWC."""
-    return tuple(np.ascontiguousarray(a.transpose(0, 2, 3, 1)) if i in positions else a
-                 for i, a in enumerate(arrays))
 
 
 def several(results: Any) -> tuple[Any, ...]:

@@ -49,12 +49,12 @@ def chosen(samples: Sequence[Sample], target: str) -> tuple[str, Sequence[Sample
 
 # ---------------------------------------------------------------- samples in graphs
 
-def named_shape(shape: tuple[int, ...]) -> tuple[int | Dim, ...]:
+def named_shape(shape: tuple[int, ...], channels: int = 1) -> tuple[int | Dim, ...]:
     """Each size but 1 by a name that stands for it.
 
     Only a literal 1 broadcasts. Channels of images stay literal.
     """
-    return tuple(n if n == 1 or (len(shape) == 4 and axis == 1) else dim(f"n{n}")
+    return tuple(n if n == 1 or (len(shape) == 4 and axis == channels) else dim(f"n{n}")
                  for axis, n in enumerate(shape))
 
 
@@ -68,12 +68,12 @@ def with_names(value: Any, known: set[int]) -> Any:
 def record_sample(op: Op, sample: Sample, named: bool,
                   feeds: dict[Tensor, Array]) -> tuple[list[Tensor], tuple[Any, ...]]:
     """The sample's call with placeholders for its arrays; returns these and the results."""
-    fixed = sample.fixed or ()
+    fixed, channels = sample.fixed or (), 3 if sample.attrs.get("layout") == "NHWC" else 1
     args, known = [], set()
     for i, a in enumerate(sample.args):
         if isinstance(a, np.ndarray):
             names = named and i not in fixed
-            shape = named_shape(a.shape) if names else a.shape
+            shape = named_shape(a.shape, channels) if names else a.shape
             known |= {n for n, size in zip(a.shape, shape, strict=True) if isinstance(size, Dim)}
             p = gc.placeholder(a.dtype, shape)
             feeds[p] = a
