@@ -355,7 +355,7 @@ class MapWriter(Writer):
 
     def _across(self, shape: Shape) -> list[ir.Load]:
         """What is read down the columns where it could be read along the rows."""
-        few = len(shape) < 2 or any(isinstance(n, int) and n < TILE for n in shape[-2:])
+        few = len(shape) < 2 or any(isinstance(n, int) and n < 2 * TILE for n in shape[-2:])
         if few or not any(isinstance(m.op.lower, Pull) and m.inputs for m in self.group.nodes):
             return []
         (*_, row, column), loads = self._loads(shape)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...core.aval import Aval
+from ...core.dims import size_of
 from ...core.node import Node, Value
 from ...core.op import get_op
 from ..program import Program, rewrite
@@ -192,6 +193,24 @@ def _join_axes(n: Node) -> Node | None:
     return _join_axes(out) or out
 
 
+def split_axes(n: Node) -> Node | None:
+    """A reduction of joined axes as that of the axes they were: what `_join_axes` does, undone."""
+    joined = _through(n, "reshape") if n.inputs else None
+    if joined is None or n.op.name not in JOINED or n.attrs["keepdims"]:
+        return None
+    shape, left = joined.inputs[0].aval.shape, list(range(len(joined.inputs[0].aval.shape)))
+    axes: list[int] = []
+    for k, size in enumerate(n.inputs[0].aval.shape):
+        part = left[:1]
+        while k in n.attrs["axis"] and size_of([shape[a] for a in part]) != size and len(part) < len(left):
+            part = left[:len(part) + 1]
+        if size_of([shape[a] for a in part]) != size:
+            return None
+        axes += part if k in n.attrs["axis"] else []
+        left = left[len(part):]
+    return None if left else _call(n, n.op.name, joined.inputs, axis=tuple(axes), keepdims=False)
+
+
 def _joined_again(n: Node) -> Value | None:
     """Indices of an axis, one after the other, in the order in which they lie there."""
     axis, shape = n.attrs["axis"], n.avals[0].shape
@@ -204,6 +223,8 @@ def _joined_again(n: Node) -> Value | None:
     front = reshaped(moved(part, own, 0, f"{n.name}/front"), (len(n.inputs), *rest), f"{n.name}/steps")
     return moved(front, 0, axis, n.name)
 
+
+JOINED = ("sum", "amax")                        # whose axes `_join_axes` joins
 
 RULES: tuple[Rule, ...] = (
     Rule("x * 1 = x", "mul", lambda n: _unit(n, 1, 0, 1)),

@@ -13,20 +13,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from ...core import record
+from ...core.aval import Aval
 from ...core.config import config
 from ...core.dims import Shape, typical
 from ...core.node import Node, Value
 from ...core.op import Images, Map
 from ..program import Program, RunCheck, Update, rewrite
-from .algebra import simplify
+from .algebra import simplify, split_axes
 from .steps import call, reshaped
 
 NCHW, NHWC = "NCHW", "NHWC"
 LAST, FIRST = (0, 2, 3, 1), (0, 3, 1, 2)        # the axes of (n, c, h, w) with channels last, and back
-BYTE = 0.5                  # scalar operations in the time in which a conversion moves a byte
-FLAT = 100.0                # ... of one that moves nothing, but stands between two nodes
+BYTE = 0.2                  # what a conversion costs a byte of an image, in vector multiplications
+FLAT = 100.0                # ... and by itself, even where nothing moves: it stands between two kernels
 
-PRICE = lambda node, layout: 0.0
 Vertex = Any                # of the network: a layout, a node's id, or a value as it is wanted
 
 
@@ -87,7 +88,10 @@ def _costs(node: Node) -> tuple[float, float]:
     m = Member(node, node.op.images, None)
     if not all(isinstance(n, int) for v in (*m.operands, *m.results) for n in v.aval.shape[1:]):
         return 0.0, math.inf
-    return PRICE(node, NCHW), PRICE(node, NHWC)
+    cost, avals = record.executor().image_cost, [v.aval for v in node.inputs]
+    last = tuple(_turned(a, LAST) if k in node.op.images.inputs else a for k, a in enumerate(avals))
+    return (cost(node.op, tuple(avals), node.attrs),
+            cost(node.op, last, {**node.attrs, "layout": NHWC}))
 
 
 # ---------------------------------------------------------------- conversions
@@ -97,8 +101,8 @@ def _four(shape: Shape) -> Shape:
     return (*(1,) * (4 - len(shape)), *shape)
 
 
-def _ordered(items: Sequence[Any], order: Sequence[int]) -> tuple[Any, ...]:
-    return tuple(items[a] for a in order)
+def _turned(aval: Aval, order: Sequence[int]) -> Aval:
+    return Aval(tuple(aval.shape[a] for a in order), aval.dtype)
 
 
 def _is_flat(shape: Shape) -> bool:
@@ -111,17 +115,18 @@ def _cost_of_moving(v: Value) -> float:
     shape = _four(v.aval.shape)
     if _is_flat(shape):
         return FLAT
-    return FLAT + 2 * BYTE * math.prod(map(typical, shape)) * v.aval.dtype.itemsize
+    return FLAT + BYTE * math.prod(map(typical, shape)) * v.aval.dtype.itemsize
 
 
 def _converted(v: Value, order: Sequence[int], layout: str) -> Value:
     """``v`` with its axes in another order; what it was converted from, where that is what is wanted."""
     name = f"{v.node.name}/{layout}" + (f"_{v.index}" if v.index else "")
     v = reshaped(v, _four(v.aval.shape), f"{name}/as_image")
-    shape = _ordered(v.aval.shape, order)
+    shape = _turned(v.aval, order).shape
     if _is_flat(v.aval.shape if order == LAST else shape):
         return reshaped(v, shape, name)
-    return call("transpose", (v,), name, v.node.origins, axes=tuple(order))
+    turned = call("transpose", (v,), name, v.node.origins, axes=tuple(order))
+    return Value(replace(turned.node, layout=layout), 0)
 
 
 # ---------------------------------------------------------------- the choice
@@ -139,6 +144,8 @@ class Choice:
 
     Attributes
     ----------
+    program
+        In which they are: reductions over rows and columns are no longer over both as one.
     members
         All nodes that were asked.
     last
@@ -148,6 +155,7 @@ class Choice:
     cost, recorded
         Of all members as they are, and of all conversions; and with every image as it was recorded.
     """
+    program: Program
     members: tuple[Member, ...]
     last: frozenset[int]
     conversions: tuple[Conversion, ...]
@@ -164,10 +172,10 @@ class Choice:
 
 def choose(program: Program) -> Choice | None:
     """The cheapest choice; None where no op is one on images."""
-    nodes = program.nodes()
-    if not any(n.op.images is not None for n in nodes):
+    if not any(n.op.images is not None for n in program.nodes()) or not record.executor().available():
         return None
-    links = _Links(program, nodes)
+    program = rewrite(program, lambda n, inputs: split_axes(n))
+    links = _Links(program)
     gains = any(last < first for first, last in map(_prices, links.members.values()))
     return links.choice(_minimum_cut(links) if gains else frozenset())
 
@@ -183,13 +191,14 @@ def _prices(m: Member) -> tuple[float, float]:
 class _Links:
     """The nodes that may lie either way and are connected to an op on images, and the values between them."""
 
-    def __init__(self, program: Program, nodes: Sequence[Node]) -> None:
+    def __init__(self, program: Program) -> None:
+        self.program, nodes = program, program.nodes()
         self.users: dict[Value, list[tuple[Node, int]]] = defaultdict(list)
         for n in nodes:
             for k, v in enumerate(n.inputs):
                 self.users[v].append((n, k))
         self.roots = frozenset(program.roots)
-        self.members: dict[int, Member] = {}
+        members: dict[int, Member] = {}
         asked: set[int] = set()
         stack = [n for n in nodes if n.op.images is not None]
         while stack:
@@ -199,9 +208,10 @@ class _Links:
             asked.add(id(n))
             m = _member(n)
             if m is not None:
-                self.members[id(n)] = m
+                members[id(n)] = m
                 stack += [v.node for v in m.operands]
                 stack += [u for v in m.results for u, _ in self.users[v]]
+        self.members = {id(n): members[id(n)] for n in nodes if id(n) in members}
 
     def values(self) -> Iterator[tuple[Value, Vertex, set[Vertex]]]:
         """(a value, who makes it, who reads it): members, or `NCHW` for all others."""
@@ -224,7 +234,7 @@ class _Links:
             made = maker in last
             if any((r in last) != made for r in readers):
                 conversions.append(Conversion(v, NCHW if made else NHWC, _cost_of_moving(v)))
-        return Choice(tuple(self.members.values()), last, tuple(conversions))
+        return Choice(self.program, tuple(self.members.values()), last, tuple(conversions))
 
 
 def _minimum_cut(links: _Links) -> frozenset[int]:
@@ -271,19 +281,20 @@ def choose_layouts(program: Program) -> Program:
     choice = choose(program)
     if choice is None or not choice.last:
         return program
-    return simplify(_Turned(choice).program(program))
+    return simplify(_Conversions(choice).program())
 
 
-class _Turned:
+class _Conversions:
     """Makes of nodes those with channels last; each conversion once."""
 
     def __init__(self, choice: Choice) -> None:
+        self.choice = choice
         self.last = {id(m.node): m for m in choice.members if id(m.node) in choice.last}
         self.converted: dict[tuple[Value, str], Value] = {}
 
-    def program(self, program: Program) -> Program:
-        turned = rewrite(program, self.change)
-        roots = iter([self.as_wanted(v, now, False) for v, now in zip(program.roots, turned.roots)])
+    def program(self) -> Program:
+        turned = rewrite(self.choice.program, self.change)
+        roots = iter([self.as_wanted(v, now, False) for v, now in zip(self.choice.program.roots, turned.roots)])
         return replace(turned, outputs=tuple(next(roots) for _ in turned.outputs),
                        updates=tuple(Update(u.state, next(roots)) for u in turned.updates),
                        checks=tuple(RunCheck(next(roots), c.op, c.origins) for c in turned.checks))
@@ -296,8 +307,7 @@ class _Turned:
             return None if inputs == node.inputs else replace(node, inputs=inputs)
         if m.attrs is None:
             return inputs[0]
-        avals = tuple(replace(a, shape=_ordered(a.shape, LAST)) if k in m.images.outputs else a
-                      for k, a in enumerate(node.avals))
+        avals = tuple(_turned(a, LAST) if k in m.images.outputs else a for k, a in enumerate(node.avals))
         return replace(node, inputs=inputs, attrs={**node.attrs, **m.attrs}, avals=avals, layout=NHWC)
 
     def as_wanted(self, before: Value, now: Value, last: bool) -> Value:
