@@ -424,6 +424,10 @@ class Builder:
     def typical(self, size: Size) -> int:
         return typical(size)
 
+    def in_scratch(self, out: Stored) -> bool:
+        """Whether blocks of a result are written to scratch memory."""
+        return False
+
     def grain(self, work: float, multiple: int = 1) -> Expr:
         """How many indices of ``work`` operations each make a chunk, a multiple of ``multiple``."""
         return self.index(max(multiple, int(CHUNK_WORK / max(work, 1.0)) // multiple * multiple))

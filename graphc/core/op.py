@@ -4,7 +4,7 @@ An op's literal lives in `graphc/ops/`. The rest of graphc asks the op and keeps
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
@@ -77,7 +77,7 @@ class Loops:
     build: Callable[..., Any]
     blocks: int | Callable[..., int] = 0
 
-    def columns(self, attrs: dict[str, Any]) -> int:
+    def columns(self, attrs: Mapping[str, Any]) -> int:
         """The trailing axes that are columns of blocks; 0 where a call does not write in blocks."""
         return self.blocks if isinstance(self.blocks, int) else self.blocks(**attrs)
 
@@ -89,9 +89,14 @@ Lowering = Map | Pull | Fold | Loops
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """The operands and results of an op that its attribute ``layout`` is about, by position."""
+    """The operands and results of an op that its attribute ``layout`` is about, by position.
+
+    ``cost(k, avals, attrs)`` is about what a call costs in its layout, in vector multiplications of a core at
+    its peak; ``k`` is a builder of codegen's, whose models of the machine it asks.
+    """
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    cost: Callable[..., float]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

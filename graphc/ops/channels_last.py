@@ -7,7 +7,7 @@ multiply vectors of the image. Strides are strides of the loops, and a 1x1 kerne
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,36 +22,34 @@ PIXELS = 256                # that a panel which comes from further away should 
 TURNED = 16                 # channels whose weights are turned at once
 
 
-def conv_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair,
-               groups: int) -> None:
+def conv_way(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair,
+             groups: int) -> Correlation | Product:
     (x, w), (y,) = inputs, outputs
     o, cg, kh, kw = (k.known(s) for s in w.shape)
     if is_product((kh, kw), stride, padding, groups):
-        product_loops(k, (as_matrix(k, x), replace(w, shape=w.shape[:2])), (as_matrix(k, y),), False, True)
-        return
+        return Product(k, as_matrix(k, x), replace(w, shape=w.shape[:2]), as_matrix(k, y), False, True)
     sizes = x.shape[1:3], y.shape[1:3]
     ty, tx = (Taps(n, -p, s, d, 0, 1, size)
               for n, p, s, d, size in zip((kh, kw), padding, stride, dilation, sizes[1]))
     weight = Weight(w, cg * kh * kw, kh * kw, o // groups * cg * kh * kw, kw)
-    Correlation(k, x, y, weight, sizes, (o // groups, cg, groups), [Part(ty, tx)], (1, 1),
-                framed=padding != (0, 0)).write()
+    return Correlation(k, x, y, weight, sizes, (o // groups, cg, groups), [Part(ty, tx)], (1, 1),
+                       framed=padding != (0, 0))
 
 
-def dx_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int,
-             size: Pair) -> None:
+def dx_way(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int,
+           size: Pair) -> Correlation | Product:
     """Input positions of each phase of the stride: a correlation with the taps that reach them."""
     (g, w), (dx,) = inputs, outputs
     o, cg, kh, kw = (k.known(s) for s in w.shape)
     if is_product((kh, kw), stride, padding, groups):
-        product_loops(k, (as_matrix(k, g), replace(w, shape=w.shape[:2])), (as_matrix(k, dx),), False, False)
-        return
+        return Product(k, as_matrix(k, g), replace(w, shape=w.shape[:2]), as_matrix(k, dx), False, False)
     sizes = g.shape[1:3], dx.shape[1:3]
     phases = [[phase_taps(k, a, *rest) for a in range(rest[1])]
               for rest in zip((kh, kw), stride, padding, dilation, sizes[1])]
     parts = [Part(ty, tx, (a, b)) for a, ty in enumerate(phases[0]) for b, tx in enumerate(phases[1])]
     weight = Weight(w, kh * kw, cg * kh * kw, o // groups * cg * kh * kw, kw)
-    Correlation(k, g, dx, weight, sizes, (cg, o // groups, groups), parts, stride,
-                framed=(kh, kw) != (1, 1) or padding != (0, 0)).write()
+    return Correlation(k, g, dx, weight, sizes, (cg, o // groups, groups), parts, stride,
+                       framed=(kh, kw) != (1, 1) or padding != (0, 0))
 
 
 def is_product(kernel: Pair, stride: Pair, padding: Pair, groups: int) -> bool:
@@ -62,6 +60,27 @@ def is_product(kernel: Pair, stride: Pair, padding: Pair, groups: int) -> bool:
 def as_matrix(k: Any, image: Any) -> Any:
     """Pixels by channels."""
     return replace(image, shape=[k.product(image.shape[:3]), image.shape[3]])
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """``out = op(a) op(b)``, of matrices."""
+    k: Any
+    a: Any
+    b: Any
+    out: Any
+    ta: bool
+    tb: bool
+
+    def write(self) -> None:
+        product_loops(self.k, (self.a, self.b), (self.out,), self.ta, self.tb)
+
+    def cost(self) -> float:
+        """In vector multiplications of a core at its peak."""
+        k, (m, n), depth = self.k, self.out.shape, self.a.shape[0 if self.ta else 1]
+        tiles = k.contraction([k.axis(m, depth, 0, n)], [], k.axis(n, 0, 1, 1), [k.axis(depth, 1, n)],
+                              self.a.dtype)
+        return float(k.estimate(m, n, depth) / k.vector_lanes(self.a.dtype) * k.cost(tiles))
 
 
 class Correlation:
@@ -160,6 +179,14 @@ class Correlation:
             yield k.let(k.index_mul(i, deep)), deep, True
         if self.reduced % deep:
             yield k.index(self.reduced - self.reduced % deep), self.reduced % deep, True
+
+    def cost(self) -> float:
+        """Of all images, in vector multiplications of a core at its peak."""
+        k = self.k
+        tiles = sum(p.taps * k.cost(self.contraction(p, k.index(1), k.index(self.panel), self.reduced,
+                                                     k.index(self.to_channels))) for p in self.live)
+        vectors = self.made * self.reduced * self.groups / k.vector_lanes(self.source.dtype)
+        return float(k.estimate(self.source.shape[0], self.h, self.w) * vectors * tiles / len(self.parts))
 
     # ------------------------------------------------------------ regions
 

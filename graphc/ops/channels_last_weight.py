@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from .channels_last import as_matrix, is_product
+from .channels_last import Product, as_matrix, is_product
 from .conv_loops import count_blocks
 from .frame import FRAME_BYTES, Index, fill
-from .product_loops import product_loops
 from .window import Pair
 
 CHANNELS = 64               # input channels of a chunk, about
@@ -21,16 +20,15 @@ PIXELS = 256                # that are summed up before sums go back to memory, 
 PARTIALS = 8                # chunks that are wanted, and parts of the pixels: fixed, whatever the threads
 
 
-def dw_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int,
-             kernel: Pair) -> None:
+def dw_way(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int,
+           kernel: Pair) -> WeightGradient | Product:
     (x, g), (dw,) = inputs, outputs
     if is_product(kernel, stride, padding, groups):
-        product_loops(k, (as_matrix(k, g), as_matrix(k, x)), (replace(dw, shape=dw.shape[:2]),), True, False)
-        return
-    _WeightGradient(k, x, g, dw, groups, kernel, stride, padding, dilation).write()
+        return Product(k, as_matrix(k, g), as_matrix(k, x), replace(dw, shape=dw.shape[:2]), True, False)
+    return WeightGradient(k, x, g, dw, groups, kernel, stride, padding, dilation)
 
 
-class _WeightGradient:
+class WeightGradient:
     """dw[o, c, i, j] = the sum over images and pixels (y, x) of g[y, x, o] * x[y.. + i.., x.. + j.., c]
 
     Sums lie as [c][tap][lane], for a panel of output channels. Where each group makes one channel of one,
@@ -82,6 +80,13 @@ class _WeightGradient:
         return k.contraction(rows[:2] if self.depthwise else rows, [],
                              k.axis(width, int(self.depthwise), 1, 1),
                              loops if self.images > 1 else loops[1:], self.x.dtype)
+
+    def cost(self) -> float:
+        """In vector multiplications of a core at its peak."""
+        k = self.k
+        tiles = k.cost(self.contraction(k.index(1), k.index(self.some), self.panel))
+        vectors = self.made * self.reduced * self.groups / k.vector_lanes(self.x.dtype)
+        return float(k.estimate(self.n, self.oh, self.ow) * self.taps * vectors * tiles)
 
     # ------------------------------------------------------------ regions
 

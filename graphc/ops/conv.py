@@ -17,9 +17,9 @@ from ..core.op import Images, Loops, Op
 from ..core.tensor import Tensor
 from . import channels_last, channels_last_weight
 from .basic import together
-from .conv_loops import conv_loops, dx_loops
-from .conv_weight import dw_loops
-from .layout import by_layout, image, image_columns, image_shape, image_size, laid_out, planes
+from .conv_loops import conv_way, dx_way
+from .conv_weight import dw_way
+from .layout import by_layout, cost, image, image_columns, image_shape, image_size, laid_out, loops, planes
 from .window import Array, Pair, add_windows, out_size, pair, windows
 
 
@@ -125,12 +125,12 @@ conv2d_op: Op = Op(
     vjp=(lambda g, c: record.apply(conv2d_dx_op, g, c.y, **_attrs(c), size=_size(c)),
          lambda g, c: record.apply(conv2d_dw_op, c.x, g, **_attrs(c), kernel=c.shapes[1][2:])),
     saves=(("y",), ("x",)),
-    lower=Loops(by_layout(NCHW=conv_loops, NHWC=channels_last.conv_loops), blocks=image_columns),
+    lower=Loops(by_layout(loops(conv_way), loops(channels_last.conv_way)), blocks=image_columns),
     kinds="f",
     cost=100.0,
     compiled=256,
     batched=(0,),
-    images=Images((0,), (0,)),
+    images=Images((0,), (0,), cost(_conv_infer, conv_way, channels_last.conv_way)),
 )
 
 conv2d_dx_op: Op = Op(
@@ -140,12 +140,12 @@ conv2d_dx_op: Op = Op(
     vjp=(lambda g, c: record.apply(conv2d_op, g, c.y, **_attrs(c)),
          lambda g, c: record.apply(conv2d_dw_op, g, c.x, **_attrs(c), kernel=c.shapes[1][2:])),
     saves=(("y",), ("x",)),
-    lower=Loops(by_layout(NCHW=dx_loops, NHWC=channels_last.dx_loops), blocks=image_columns),
+    lower=Loops(by_layout(loops(dx_way), loops(channels_last.dx_way)), blocks=image_columns),
     kinds="f",
     cost=100.0,
     compiled=256,
     batched=(0,),
-    images=Images((0,), (0,)),
+    images=Images((0,), (0,), cost(_conv_dx_infer, dx_way, channels_last.dx_way)),
 )
 
 conv2d_dw_op: Op = Op(
@@ -155,12 +155,12 @@ conv2d_dw_op: Op = Op(
     vjp=(lambda g, c: record.apply(conv2d_dx_op, c.y, g, **_attrs(c), size=_size(c)),
          lambda g, c: record.apply(conv2d_op, c.x, g, **_attrs(c))),
     saves=(("y",), ("x",)),
-    lower=Loops(by_layout(NCHW=dw_loops, NHWC=channels_last_weight.dw_loops), blocks=_dw_columns),
+    lower=Loops(by_layout(loops(dw_way), loops(channels_last_weight.dw_way)), blocks=_dw_columns),
     kinds="f",
     cost=100.0,
     compiled=256,
     batched=(0, 1),
-    images=Images((0, 1), ()),
+    images=Images((0, 1), (), cost(_conv_dw_infer, dw_way, channels_last_weight.dw_way)),
 )
 
 

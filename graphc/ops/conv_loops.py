@@ -72,8 +72,8 @@ class Weight:
 
 # ---------------------------------------------------------------- the three convolutions
 
-def conv_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair,
-               groups: int) -> None:
+def conv_way(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair,
+             groups: int) -> Correlation:
     (x, w), (y,) = inputs, outputs
     o, cg, kh, kw = (k.known(s) for s in w.shape)
     sizes = x.shape[2:], y.shape[2:]
@@ -82,12 +82,12 @@ def conv_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, d
     ty, tx = (Taps(n, -p, s, d, 0, 1, size)
               for n, p, s, d, size in zip((kh, kw), padding, stride, dilation, sizes[1]))
     weight = Weight(w, cg * kh * kw, kh * kw, o // groups * cg * kh * kw, kw)
-    _Correlation(k, x, y, weight, sizes, (o // groups, cg, groups), [Part(ty, tx)], (1, 1),
-                 framed=padding != (0, 0)).write()
+    return Correlation(k, x, y, weight, sizes, (o // groups, cg, groups), [Part(ty, tx)], (1, 1),
+                       framed=padding != (0, 0))
 
 
-def dx_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int,
-             size: Pair) -> None:
+def dx_way(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int,
+           size: Pair) -> Correlation:
     """Input positions of each phase of the stride: a correlation with the taps that reach them."""
     (g, w), (dx,) = inputs, outputs
     o, cg, kh, kw = (k.known(s) for s in w.shape)
@@ -99,7 +99,7 @@ def dx_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dil
               for rest in zip((kh, kw), stride, padding, dilation, sizes[1])]
     parts = [Part(ty, tx, (a, b)) for a, ty in enumerate(phases[0]) for b, tx in enumerate(phases[1])]
     weight = Weight(w, kh * kw, cg * kh * kw, o // groups * cg * kh * kw, kw)
-    _Correlation(k, g, dx, weight, sizes, (cg, o // groups, groups), parts, stride, framed=not plain).write()
+    return Correlation(k, g, dx, weight, sizes, (cg, o // groups, groups), parts, stride, framed=not plain)
 
 
 def one_row(k: Any, source: Any, out: Any) -> tuple[list[Index], list[Index]]:
@@ -146,7 +146,7 @@ def rows_of_pixels(k: Any, size: Sequence[Index], made: int, reduced: int, dtype
 
 # ---------------------------------------------------------------- correlation
 
-class _Correlation:
+class Correlation:
     """out[q, y, x] = the sum over r and taps of source[r, ...] * weight[q, r, ...], for images and groups.
 
     ``sizes`` are those of source and output, ``channels`` (made, reduced, groups); several ``parts`` are
@@ -174,7 +174,8 @@ class _Correlation:
         self.tiled: Winograd | None = None
         if len(parts) == 1 and Winograd.fits(k, parts[0], sizes[1]):
             self.tiled = Winograd(k, source, out, weight, sizes, channels, parts[0])
-        self.form = self.cheapest()
+        self.costs = self.costs_of_forms()
+        self.form = min(self.costs, key=self.costs.__getitem__)
         if self.form == "rows":
             self.frame = self.low_frame()
         if self.form == "split":
@@ -257,7 +258,14 @@ class _Correlation:
                                              first=x.first + first * x.stride, stride=every * x.stride)))
                 for at, first, count, every, apart in frame.taps(x.count, x.dilation)]
 
-    def cheapest(self) -> str:
+    def cost(self) -> float:
+        """Of all images, in vector multiplications of a core at its peak."""
+        k = self.k
+        pairs = k.estimate(self.source.shape[0], self.h, self.w, self.made * self.reduced * self.groups)
+        return float(pairs * self.costs[self.form] / (k.vector_lanes(self.source.dtype) * len(self.parts)))
+
+    def costs_of_forms(self) -> dict[str, float]:
+        """Of a result and a channel that is summed over, for all parts, in vector multiplications."""
         k = self.k
         channels = sum(p.taps * (k.cost(self.by_channels(p)) + PACKING) + TRANSPOSING / self.reduced
                        for p in self.live)
@@ -265,7 +273,7 @@ class _Correlation:
             frame, part = self.split_frame(), self.parts[0]
             split = sum(p.taps * k.cost(self.by_pixels(p, frame)) for _, p in self.split_parts(frame))
             copied = SPLITTING * part.x.step * part.y.step / self.made
-            return "split" if split + copied < channels else "channels"
+            return {"channels": channels, "split": split + copied}
         costs = {"channels": channels, "pixels": sum(p.taps * k.cost(self.by_pixels(p)) for p in self.live)}
         sh, h = k.known(self.sh), k.known(self.h)
         if len(self.parts) == self.blocks == 1 and sh is not None and h is not None and self.live:
@@ -276,7 +284,7 @@ class _Correlation:
             costs["rows"] = reads * x.count * k.cost(self.few_rows(k.index(y.count))) + ROWS
         if self.tiled is not None:
             costs["tiles"] = self.tiled.cost()
-        return min(costs, key=lambda form: costs[form])
+        return costs
 
     # ------------------------------------------------------------ regions
 
@@ -309,7 +317,7 @@ class _Correlation:
                         self.correlate_phases(place, packed, group, compact, to)
 
     def correlate_phases(self, place: Any, packed: Any, group: Index, compact: Any, to: Any) -> None:
-        """All parts, the columns of a row's phases side by side in ``compact`` before they are interleaved."""
+        """All parts, the columns of a row's phases side by side in ``compact`` until they are interleaved."""
         k, largest, columns = self.k, self.largest_part(), self.stride[1]
         for phase in range(0, len(self.parts), columns):
             some = self.parts[phase:phase + columns]

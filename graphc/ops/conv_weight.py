@@ -25,8 +25,8 @@ FAR = 12                    # how much dearer what is further away is
 TURNING = 0.5               # vector multiplications that turning one gradient costs
 
 
-def dw_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int,
-             kernel: Pair) -> None:
+def dw_way(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int,
+           kernel: Pair) -> Whole | Parts:
     (x, g), (dw,) = inputs, outputs
     made, reduced = k.known(dw.shape[0]) // groups, k.known(dw.shape[1])
     size, out = x.shape[2:], g.shape[2:]
@@ -34,10 +34,7 @@ def dw_loops(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dil
         size, out = one_row(k, size, out)
     what = WeightGradient(k, x, g, dw, (size[0], size[1]), (out[0], out[1]), made, reduced, groups, kernel,
                           stride, padding, dilation)
-    if Whole.pays(what):
-        Whole(what).write()
-    else:
-        write_partial(what, cheapest(what))
+    return Whole(what) if Whole.pays(what) else Parts(what)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +69,12 @@ class WeightGradient:
     def depth(self) -> int:
         """Elements of the weight for each channel of g."""
         return self.cg * self.kernel[0] * self.kernel[1]
+
+    @property
+    def multiplications(self) -> float:
+        """Of vectors."""
+        return float(self.k.estimate(self.g.shape[0], self.pixels, self.groups * self.og * self.depth)
+                     / self.lanes)
 
     @property
     def pixels(self) -> Index:
@@ -290,14 +293,24 @@ def cheapest(what: WeightGradient) -> Partial:
     return min(ways, key=lambda way: way.cost())
 
 
-def write_partial(what: WeightGradient, way: Partial) -> None:
+class Parts:
     """Sums over some images each, then their sum."""
-    k, n = what.k, what.g.shape[0]
-    partial = k.temporary(what.x.dtype, k.index(PARTIALS * way.each))
-    grain = k.index_div(k.index_add(n, PARTIALS - 1), k.index(PARTIALS))
-    with k.parallel_chunks(n, grain) as (chunk, begin, end):
-        way.add(begin, end, (partial, k.let(k.index_mul(chunk, way.each))))
-    way.join(partial, k.index_div(k.index_add(n, k.index_sub(grain, 1)), k.maximum(grain, k.index(1))))
+
+    def __init__(self, what: WeightGradient) -> None:
+        self.what, self.way = what, cheapest(what)
+
+    def cost(self) -> float:
+        """Of all images, in vector multiplications of a core at its peak."""
+        return self.what.multiplications * self.way.cost()
+
+    def write(self) -> None:
+        what, way = self.what, self.way
+        k, n = what.k, what.g.shape[0]
+        partial = k.temporary(what.x.dtype, k.index(PARTIALS * way.each))
+        grain = k.index_div(k.index_add(n, PARTIALS - 1), k.index(PARTIALS))
+        with k.parallel_chunks(n, grain) as (chunk, begin, end):
+            way.add(begin, end, (partial, k.let(k.index_mul(chunk, way.each))))
+        way.join(partial, k.index_div(k.index_add(n, k.index_sub(grain, 1)), k.maximum(grain, k.index(1))))
 
 
 def join_turned(what: WeightGradient, partial: Any, chunks: Index) -> None:
@@ -341,6 +354,11 @@ class Whole:
         few = n is not None and n < PARTIALS and n * image * what.groups > BLOCK_WORK
         large = what.og * what.depth * what.itemsize > 4 * FRAME_BYTES
         return bool((few and what.og >= what.lanes // 2) or large)
+
+    def cost(self) -> float:
+        """As that of `Parts`."""
+        contraction = self.contraction(self.channels_at_once())
+        return self.what.multiplications * float(self.what.k.cost(contraction))
 
     def write(self) -> None:
         k, what, size = self.what.k, self.what, self.size

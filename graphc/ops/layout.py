@@ -5,7 +5,8 @@ the compiler's choice: nothing outside of programs has it. References compute wi
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from ..core.dims import Shape, Size, format_shape
 from ..core.errors import ArgumentError, ShapeError
 
 Array = np.ndarray[Any, Any]
+MOVED = 1.0                 # vector multiplications that reading or writing a vector costs
 AXES = {"NCHW": (0, 1, 2, 3), "NHWC": (0, 3, 1, 2)}         # where batch, channels, rows and columns are
 
 
@@ -38,7 +40,7 @@ def image_shape(layout: str, n: Size, c: Size, size: tuple[Size, Size]) -> Shape
 
 
 def image_columns(layout: str = "NCHW", **_: Any) -> int:
-    """The trailing axes of an image that are columns of its blocks: pixels, or channels where they are last."""
+    """The trailing axes of an image that are columns of its blocks: pixels, or channels that are last."""
     return 2 if layout == "NCHW" else 1
 
 
@@ -53,8 +55,37 @@ def laid_out(x: Array, layout: str) -> Array:
     return x if layout == "NCHW" else np.ascontiguousarray(x.transpose(0, 2, 3, 1))
 
 
-def by_layout(**builders: Callable[..., None]) -> Callable[..., None]:
-    """Loops for each layout as those of an op: ``builders`` take what `Loops.build` does but the layout."""
+Way = Callable[..., Any]    # (k, inputs, outputs, **attrs) -> how a call runs, with write() and cost()
+
+
+def by_layout(nchw: Callable[..., None], nhwc: Callable[..., None]) -> Callable[..., None]:
+    """`Loops.build` of an op with one for each layout."""
     def build(k: Any, inputs: Any, outputs: Any, layout: str = "NCHW", **attrs: Any) -> None:
-        builders[layout](k, inputs, outputs, **attrs)
+        (nchw if layout == "NCHW" else nhwc)(k, inputs, outputs, **attrs)
     return build
+
+
+def loops(way: Way) -> Callable[..., None]:
+    """`Loops.build` of a way."""
+    return lambda k, inputs, outputs, **attrs: way(k, inputs, outputs, **attrs).write()
+
+
+def cost(infer: Callable[..., Any], nchw: Way, nhwc: Way) -> Callable[..., float]:
+    """`Images.cost` of an op with a way for each layout."""
+    def estimate(k: Any, avals: Sequence[Aval], attrs: Mapping[str, Any]) -> float:
+        attrs = dict(attrs)
+        layout = attrs.pop("layout", "NCHW")
+        made = infer(*avals, **attrs, layout=layout)
+        inputs, outputs = ([Sized([k.size(n) for n in a.shape], a.dtype.name) for a in some]
+                           for some in (avals, made if isinstance(made, tuple) else (made,)))
+        elements = sum(k.estimate(*v.shape) for v in (*inputs, *outputs))
+        way = (nchw if layout == "NCHW" else nhwc)(k, inputs, outputs, **attrs)
+        return float(way.cost() + MOVED * elements / k.vector_lanes(inputs[0].dtype))
+    return estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Sized:
+    """What is known of a value without a buffer."""
+    shape: list[Any]
+    dtype: str

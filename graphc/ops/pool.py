@@ -1,7 +1,7 @@
 """Pooling in two dimensions, with its adjoints as ops of their own."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,8 @@ from ..core.tensor import Tensor, as_tensor
 from . import pool_last
 from .layout import by_layout, image, image_shape, image_size, laid_out, planes
 from .window import Array, Pair, add_windows, out_size, pair, windows
+
+STEP = 4.0                  # vector operations on an element of a window
 
 
 def _pool_infer(name: str, x: Aval, kernel: Pair, stride: Pair, padding: Pair, layout: str) -> Shape:
@@ -64,6 +66,20 @@ def _max_pool_run(x: Array, kernel: Pair, stride: Pair, padding: Pair,
         np.copyto(best, candidate, where=wins)
         where[wins] = k
     return laid_out(best, layout), laid_out(where, layout)
+
+
+def _pool_cost(k: Any, avals: Sequence[Aval], attrs: dict[str, Any]) -> float:
+    """`Images.cost` of poolings and their adjoints: by elements of windows."""
+    layout, kernel = attrs.get("layout", "NCHW"), attrs["kernel"]
+    n, c, size = image("pooling", avals[-1], layout)
+    if len(avals) == 1 and "size" not in attrs:                 # the operand is what windows are of
+        steps, padding = attrs["stride"], attrs["padding"]
+        oh, ow = (out_size(size[i], kernel[i], steps[i], padding[i], 1) for i in (0, 1))
+        size = oh, ow
+    lanes = k.vector_lanes(avals[0].dtype.name)
+    windows, along = (k.estimate(*map(k.size, sizes)) for sizes in ((n, c, *size), (image_shape(
+        layout, n, c, size)[-1],)))
+    return float(windows * STEP * kernel[0] * kernel[1] * -(-along // lanes) / along)
 
 
 def _flat(k: Any, plane: Any, y: Any, x: Any, h: Any, w: Any) -> Any:
@@ -139,14 +155,14 @@ max_pool2d_op: Op = Op(
     vjp=(lambda g, c: record.apply(max_unpool2d_op, g[0], c.outputs[1], **_window(c),
                                    size=_size(c)),),
     saves=("out",),
-    lower=Loops(by_layout(NCHW=partial(_max_pool_loops, _each_window),
-                          NHWC=partial(_max_pool_loops, pool_last.each_window))),
+    lower=Loops(by_layout(partial(_max_pool_loops, _each_window),
+                          partial(_max_pool_loops, pool_last.each_window))),
     outputs=2,
     kinds="iuf",
     cost=8.0,
     compiled=2048,
     batched=(0,),
-    images=Images((0,), (0, 1)),
+    images=Images((0,), (0, 1), _pool_cost),
 )
 
 
@@ -313,12 +329,12 @@ max_unpool2d_op: Op = Op(
     run=_unpool_run,
     vjp=(lambda g, c: record.apply(pick_window_op, g, c.y, **_window(c)), None),
     saves=("y",),
-    lower=Loops(by_layout(NCHW=partial(_unpool_loops, _from_windows),
-                          NHWC=partial(_unpool_loops, partial(pool_last.from_windows, _covering)))),
+    lower=Loops(by_layout(partial(_unpool_loops, _from_windows),
+                          partial(_unpool_loops, partial(pool_last.from_windows, _covering)))),
     cost=8.0,
     compiled=2048,
     batched=(0, 1),
-    images=Images((0, 1), (0,)),
+    images=Images((0, 1), (0,), _pool_cost),
 )
 
 pick_window_op: Op = Op(
@@ -327,9 +343,9 @@ pick_window_op: Op = Op(
     run=_pick_window_run,
     vjp=(lambda g, c: record.apply(max_unpool2d_op, g, c.y, **_window(c), size=_size(c)), None),
     saves=("y",),
-    lower=Loops(by_layout(NCHW=_pick_window_loops, NHWC=_pick_window_last)),
+    lower=Loops(by_layout(_pick_window_loops, _pick_window_last)),
     cost=8.0,
-    images=Images((0, 1), (0,)),
+    images=Images((0, 1), (0,), _pool_cost),
 )
 
 
@@ -382,13 +398,13 @@ avg_pool2d_op: Op = Op(
     infer=_avg_pool_infer,
     run=_avg_pool_run,
     vjp=(lambda g, c: record.apply(avg_unpool2d_op, g, **_window(c), size=_size(c)),),
-    lower=Loops(by_layout(NCHW=partial(_avg_pool_loops, _each_window),
-                          NHWC=partial(_avg_pool_loops, pool_last.each_window))),
+    lower=Loops(by_layout(partial(_avg_pool_loops, _each_window),
+                          partial(_avg_pool_loops, pool_last.each_window))),
     kinds="f",
     cost=8.0,
     compiled=2048,
     batched=(0,),
-    images=Images((0,), (0,)),
+    images=Images((0,), (0,), _pool_cost),
 )
 
 avg_unpool2d_op: Op = Op(
@@ -397,12 +413,12 @@ avg_unpool2d_op: Op = Op(
         _unpool_infer("avg_unpool2d", g, size, layout),
     run=_avg_unpool_run,
     vjp=(lambda g, c: record.apply(avg_pool2d_op, g, **_window(c)),),
-    lower=Loops(by_layout(NCHW=partial(_avg_unpool_loops, _from_windows),
-                          NHWC=partial(_avg_unpool_loops, partial(pool_last.from_windows, _covering)))),
+    lower=Loops(by_layout(partial(_avg_unpool_loops, _from_windows),
+                          partial(_avg_unpool_loops, partial(pool_last.from_windows, _covering)))),
     cost=8.0,
     compiled=2048,
     batched=(0,),
-    images=Images((0,), (0,)),
+    images=Images((0,), (0,), _pool_cost),
 )
 
 
