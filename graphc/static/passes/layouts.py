@@ -25,8 +25,9 @@ from .steps import call, reshaped
 
 NCHW, NHWC = "NCHW", "NHWC"
 LAST, FIRST = (0, 2, 3, 1), (0, 3, 1, 2)        # the axes of (n, c, h, w) with channels last, and back
-BYTE = 0.2                  # what a conversion costs a byte of an image, in vector multiplications
-FLAT = 100.0                # ... and by itself, even where nothing moves: it stands between two kernels
+BYTE = 0.5                  # of an image that is converted: the vector multiplications in the time it takes
+MOVED = 5000.0              # ... by the kernel more
+FLAT = 100.0                # ... by a conversion that moves nothing, but stands between two nodes
 
 Vertex = Any                # of the network: a layout, a node's id, or a value as it is wanted
 
@@ -39,8 +40,8 @@ class Member:
 
     Attributes
     ----------
-    images
-        Which of its operands and results are images.
+    inputs, outputs
+        Which of its operands and results are images, or go together with images.
     attrs
         Those that are others with channels last; None where the node is a change of layout itself, which is
         nothing then.
@@ -48,33 +49,34 @@ class Member:
         As recorded, and with channels last.
     """
     node: Node
-    images: Images
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
     attrs: Mapping[str, Any] | None
     costs: tuple[float, float] = (0.0, 0.0)
 
     @property
     def results(self) -> list[Value]:
-        return [Value(self.node, k) for k in self.images.outputs]
+        return [Value(self.node, k) for k in self.outputs]
 
     @property
     def operands(self) -> list[Value]:
-        return [self.node.inputs[k] for k in self.images.inputs]
+        return [self.node.inputs[k] for k in self.inputs]
 
 
 def _member(node: Node) -> Member | None:
     if node.op.images is not None:
-        return Member(node, node.op.images, {"layout": NHWC}, _costs(node))
+        return _with_costs(node, node.op.images)
     shapes = [a.shape for a in (*node.avals, *(v.aval for v in node.inputs))]
     if max(map(len, shapes), default=0) != 4:
         return None
     if node.op.name == "transpose" and node.attrs["axes"] in (LAST, FIRST):     # the user's
-        images = Images((0,), ()) if node.attrs["axes"] == LAST else Images((), (0,))
-        return Member(node, images, None, (_cost_of_moving(Value(node, 0)), 0.0))
+        ends: Any = ((0,), ()) if node.attrs["axes"] == LAST else ((), (0,))
+        return Member(node, *ends, None, (_cost_of_moving(Value(node, 0)), 0.0))
     attrs = _reordered(node)
     if attrs is None:
         return None
     operands = tuple(k for k, v in enumerate(node.inputs) if v.aval.shape)
-    return Member(node, Images(operands, tuple(k for k, a in enumerate(node.avals) if len(a.shape) == 4)), attrs)
+    return Member(node, operands, tuple(k for k, a in enumerate(node.avals) if len(a.shape) == 4), attrs)
 
 
 def _reordered(node: Node) -> Mapping[str, Any] | None:
@@ -83,15 +85,15 @@ def _reordered(node: Node) -> Mapping[str, Any] | None:
     return {} if isinstance(node.op.lower, Map) else None
 
 
-def _costs(node: Node) -> tuple[float, float]:
-    """Of an op on images in both layouts; where sizes are not known only the recorded one will do."""
-    m = Member(node, node.op.images, None)
+def _with_costs(node: Node, images: Images) -> Member:
+    """An op on images; where sizes are not known only the recorded layout will do."""
+    m = Member(node, images.inputs, images.outputs, {"layout": NHWC}, (0.0, math.inf))
     if not all(isinstance(n, int) for v in (*m.operands, *m.results) for n in v.aval.shape[1:]):
-        return 0.0, math.inf
-    cost, avals = record.executor().image_cost, [v.aval for v in node.inputs]
-    last = tuple(_turned(a, LAST) if k in node.op.images.inputs else a for k, a in enumerate(avals))
-    return (cost(node.op, tuple(avals), node.attrs),
-            cost(node.op, last, {**node.attrs, "layout": NHWC}))
+        return m
+    cost, avals = record.executor().image_cost, tuple(v.aval for v in node.inputs)
+    last = tuple(_turned(a, LAST) if k in m.inputs else a for k, a in enumerate(avals))
+    return replace(m, costs=(cost(node.op, avals, node.attrs),
+                             cost(node.op, last, {**node.attrs, "layout": NHWC})))
 
 
 # ---------------------------------------------------------------- conversions
@@ -115,7 +117,7 @@ def _cost_of_moving(v: Value) -> float:
     shape = _four(v.aval.shape)
     if _is_flat(shape):
         return FLAT
-    return FLAT + BYTE * math.prod(map(typical, shape)) * v.aval.dtype.itemsize
+    return MOVED + BYTE * math.prod(map(typical, shape)) * v.aval.dtype.itemsize
 
 
 def _converted(v: Value, order: Sequence[int], layout: str) -> Value:
@@ -220,13 +222,13 @@ class _Links:
             found |= dict.fromkeys((*m.operands, *m.results))
         for v in found:
             maker = self.members.get(id(v.node))
-            made = id(v.node) if maker is not None and v.index in maker.images.outputs else NCHW
+            made = id(v.node) if maker is not None and v.index in maker.outputs else NCHW
             readers = {self._reader(n, k) for n, k in self.users[v]}
             yield v, made, readers | {NCHW} if v in self.roots else readers
 
     def _reader(self, n: Node, position: int) -> Vertex:
         m = self.members.get(id(n))
-        return id(n) if m is not None and position in m.images.inputs else NCHW
+        return id(n) if m is not None and position in m.inputs else NCHW
 
     def choice(self, last: frozenset[int]) -> Choice:
         conversions = []
@@ -301,19 +303,19 @@ class _Conversions:
 
     def change(self, node: Node, inputs: tuple[Value, ...]) -> Value | Node | None:
         m = self.last.get(id(node))
-        images = m.images.inputs if m is not None else ()
+        images = m.inputs if m is not None else ()
         inputs = tuple(self.as_wanted(v, now, k in images) for k, (v, now) in enumerate(zip(node.inputs, inputs)))
         if m is None:
             return None if inputs == node.inputs else replace(node, inputs=inputs)
         if m.attrs is None:
             return inputs[0]
-        avals = tuple(_turned(a, LAST) if k in m.images.outputs else a for k, a in enumerate(node.avals))
+        avals = tuple(_turned(a, LAST) if k in m.outputs else a for k, a in enumerate(node.avals))
         return replace(node, inputs=inputs, attrs={**node.attrs, **m.attrs}, avals=avals, layout=NHWC)
 
     def as_wanted(self, before: Value, now: Value, last: bool) -> Value:
         """What ``before`` has become, with channels last or as recorded."""
         m = self.last.get(id(before.node))
-        have = m is not None and before.index in m.images.outputs
+        have = m is not None and before.index in m.outputs
         if last == have or not before.aval.shape:
             return now
         order, layout = (LAST, NHWC) if last else (FIRST, NCHW)
