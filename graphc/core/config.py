@@ -5,7 +5,6 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-
 LAYOUTS = ("auto", "NCHW", "NHWC")
 
 
@@ -45,7 +44,7 @@ VARIABLES: dict[str, tuple[str, Any, str]] = {
     "GRAPHC_CHECK": (
         "check", int, "1: verify programs between passes; 2: also interpret them and compare the numbers"),
     "GRAPHC_LAYOUT": (
-        "layout", layout, "how images lie inside programs: NCHW, NHWC (channels last), or auto, whichever costs "
+        "layout", layout, "how images lie inside programs: NCHW, NHWC (channels last), or auto, what costs "
                           "less; default: auto"),
     "GRAPHC_KEEP_MEMORY": (
         "keep_memory", whole, "MiB of freed memory that the process keeps for its next arrays; default: 512; "

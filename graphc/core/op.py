@@ -138,8 +138,8 @@ class Op:
     images
         Which operands and results are images that lie as the attribute ``layout`` says.
     reordered
-        ``reordered(order, **attrs)``: those attributes that are others when operands and results have their axes
-        in this order, where axis k is what was axis ``order[k]``; None where there is no such call. A `Map`
+        ``reordered(order, **attrs)``: the attributes that are others when operands and results have their
+        axes in this order, axis k being what was axis ``order[k]``; None where there is no such call. A `Map`
         needs no rule.
     check
         ``check(*inputs, **attrs) -> bool tensor`` that must be true at run time.

@@ -6,6 +6,7 @@ memory that a run takes.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -86,14 +87,20 @@ class Layout:
     layout : {"NCHW", "NHWC"}
         Which it has; to which it is converted.
     nchw, nhwc : float
-        What it costs in each, by the model that chose, in scalar operations.
+        What it costs in each by the model that chose, in vector multiplications of a core at its peak. Where
+        sizes are not known there is no choice: 0 and None.
     """
     name: str
     op: str
     layout: str
     nchw: float
-    nhwc: float
+    nhwc: float | None
     lines: str
+
+    @property
+    def cost(self) -> float:
+        """In the layout that it has."""
+        return self.nchw if self.layout == "NCHW" or self.nhwc is None else self.nhwc
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,12 +166,13 @@ def _code(kernel: Kernel) -> str:
 
 def _layouts_table(layouts: Sequence[Layout]) -> Iterator[RenderableType]:
     moved = [x for x in layouts if x.op == "conversion"]
-    chosen = sum(x.nhwc if x.layout == "NHWC" else x.nchw for x in layouts)
-    title = (f"Layouts of images: {sum(x.layout == 'NHWC' for x in layouts if x not in moved)} of "
-             f"{len(layouts) - len(moved)} channels last, {len(moved)} conversions; "
-             f"{chosen:.3g} operations, as recorded {sum(x.nchw for x in layouts if x not in moved):.3g}")
+    images = [x for x in layouts if x.op != "conversion"]
+    title = (f"Layouts of images: {sum(x.layout == 'NHWC' for x in images)} of {len(images)} channels last, "
+             f"{len(moved)} conversions; {sum(x.cost for x in layouts):.3g} vector operations, "
+             f"{sum(x.nchw for x in images):.3g} if none were")
     yield _table(title, ("value", "computes", "layout", "NCHW >", "NHWC >", "lines"), [
-        (x.name, x.op, x.layout, f"{x.nchw:.3g}", f"{x.nhwc:.3g}", x.lines) for x in layouts])
+        (x.name, x.op, x.layout, f"{x.nchw:.3g}", "-" if x.nhwc is None else f"{x.nhwc:.3g}", x.lines)
+        for x in layouts])
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType:
@@ -252,11 +260,15 @@ def _of(function: Function[Any], subject: str, log: Sequence[Event]) -> Explanat
 def _layouts(program: Program) -> Iterator[Layout]:
     """Of the ops that have a price in each layout, and of the conversions."""
     choice = choose(before("choose_layouts", program))
-    for m in choice.members if choice is not None else ():
+    if choice is None:
+        return
+    for m in choice.members:
         if m.node.op.images is not None:
             layout = "NHWC" if id(m.node) in choice.last else "NCHW"
-            yield Layout(m.node.name, m.node.op.name, layout, *m.costs, short_origin(m.node))
-    for c in choice.conversions if choice is not None else ():
+            nchw, nhwc = m.costs
+            yield Layout(m.node.name, m.node.op.name, layout, nchw, nhwc if nhwc < math.inf else None,
+                         short_origin(m.node))
+    for c in choice.conversions:
         yield Layout(c.value.node.name, "conversion", c.to, c.cost, c.cost, short_origin(c.value.node))
 
 

@@ -1,4 +1,4 @@
-"""Layouts: how images lie is the compiler's choice. The numbers, the choice, its conversions, how it is seen."""
+"""How images lie is the compiler's choice: the numbers, the choice, its conversions, how it is seen."""
 from __future__ import annotations
 
 import itertools
@@ -14,6 +14,7 @@ import graphc as gc
 import graphc.nn.functional as F
 from graphc.core import record
 from graphc.core.config import config
+from graphc.core.errors import ArgumentError
 from graphc.core.op import all_ops, get_op
 from graphc.static.dot import program_to_dot
 from graphc.static.key import program_key
@@ -43,8 +44,8 @@ class Net:
         n, c, h, w = (int(self.rng.integers(low, 9)) for low in (1, 2, 5, 5))
         self.image = self.rng.standard_normal((n, c, h, w))
         self.layers: list[Callable[[Any, list[Any]], Any]] = []
-        kinds = [self.conv, self.depthwise, self.norm, self.max_pool, self.mean_pool, self.joined, self.residual,
-                 self.shifted, self.weighed, self.squeezed]
+        kinds = [self.conv, self.depthwise, self.norm, self.max_pool, self.mean_pool, self.joined,
+                 self.residual, self.shifted, self.weighed, self.squeezed]
         for _ in range(6):
             c, h, w = kinds[self.rng.integers(len(kinds))](c, h, w)
         self.parameters.append(self.rng.standard_normal((c * h * w, 3)) / math.sqrt(c * h * w))
@@ -59,7 +60,7 @@ class Net:
         return len(self.parameters) - 1
 
     def conv(self, c: int, h: int, w: int) -> tuple[int, int, int]:
-        out, k, s = (int(n) for n in (self.rng.integers(1, 9), self.rng.integers(1, 4), self.rng.integers(1, 3)))
+        out, k, s = (int(self.rng.integers(1, below)) for below in (9, 4, 3))
         weight, bias = self._parameter(out, c, k, k), self._parameter(out)
         self.layers.append(lambda x, p: F.conv2d(x, p[weight], p[bias], stride=s, padding=k // 2))
         return out, (h + 2 * (k // 2) - k) // s + 1, (w + 2 * (k // 2) - k) // s + 1
@@ -71,8 +72,8 @@ class Net:
 
     def norm(self, c: int, h: int, w: int) -> tuple[int, int, int]:
         scale, shift = self._parameter(c), self._parameter(c)
-        self.layers.append(lambda x, p: F.batch_norm(
-            x, None, None, p[scale], p[shift], training=True) if h * w > 1 else x * p[scale].reshape(-1, 1, 1))
+        if h * w > 1:
+            self.layers.append(lambda x, p: F.batch_norm(x, None, None, p[scale], p[shift], training=True))
         return c, h, w
 
     def max_pool(self, c: int, h: int, w: int) -> tuple[int, int, int]:
@@ -254,6 +255,12 @@ def test_what_has_no_images_stays_the_same_program() -> None:
     assert choose_layouts(program) is program and choose(program) is None
 
 
+def test_no_other_setting() -> None:
+    config.layout = "nhwc"
+    with pytest.raises(ArgumentError, match="choose one of auto, NCHW, NHWC"):
+        optimized(two, IMAGE, FIRST, SECOND)
+
+
 def test_images_of_unknown_size_stay_as_they_are() -> None:
     config.layout = NHWC
     assert not moves(optimized(lambda x, w: F.conv2d(x, w), (2, 3, "h", 8), FIRST))
@@ -278,7 +285,8 @@ def test_calls_with_axes_in_another_order(name: str) -> None:
             attrs = op.reordered(order, **s.attrs)
             if attrs is not None:
                 got = op.run(*(a.transpose(order) for a in arrays), **{**s.attrs, **attrs})
-                np.testing.assert_allclose(got, want.transpose(order) if want.ndim == rank else want, rtol=1e-5)
+                turned = want.transpose(order) if want.ndim == rank else want
+                np.testing.assert_allclose(got, turned, rtol=1e-5)
                 asked += len(order) > 1
     assert asked
 

@@ -198,16 +198,15 @@ def split_axes(n: Node) -> Node | None:
     joined = _through(n, "reshape") if n.inputs else None
     if joined is None or n.op.name not in JOINED or n.attrs["keepdims"]:
         return None
-    shape, left = joined.inputs[0].aval.shape, list(range(len(joined.inputs[0].aval.shape)))
-    axes: list[int] = []
+    left, at, axes = joined.inputs[0].aval.shape, 0, list[int]()
     for k, size in enumerate(n.inputs[0].aval.shape):
-        part = left[:1]
-        while k in n.attrs["axis"] and size_of([shape[a] for a in part]) != size and len(part) < len(left):
-            part = left[:len(part) + 1]
-        if size_of([shape[a] for a in part]) != size:
+        reduced, many = k in n.attrs["axis"], 1
+        while reduced and size_of(left[:many]) != size and many < len(left):
+            many += 1
+        if size_of(left[:many]) != size:
             return None
-        axes += part if k in n.attrs["axis"] else []
-        left = left[len(part):]
+        axes += range(at, at + many) if reduced else ()
+        left, at = left[many:], at + many
     return None if left else _call(n, n.op.name, joined.inputs, axis=tuple(axes), keepdims=False)
 
 

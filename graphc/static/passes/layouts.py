@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 from ...core import record
 from ...core.aval import Aval
-from ...core.config import config
+from ...core.config import LAYOUTS, config
 from ...core.dims import Shape, typical
+from ...core.errors import ArgumentError
 from ...core.node import Node, Value
 from ...core.op import Images, Map
 from ..program import Program, RunCheck, Update, rewrite
@@ -70,8 +71,8 @@ def _member(node: Node) -> Member | None:
     if max(map(len, shapes), default=0) != 4:
         return None
     if node.op.name == "transpose" and node.attrs["axes"] in (LAST, FIRST):     # the user's
-        ends: Any = ((0,), ()) if node.attrs["axes"] == LAST else ((), (0,))
-        return Member(node, *ends, None, (_cost_of_moving(Value(node, 0)), 0.0))
+        reads, makes = ((0,), ()) if node.attrs["axes"] == LAST else ((), (0,))
+        return Member(node, reads, makes, None, (_cost_of_moving(Value(node, 0)), 0.0))
     attrs = _reordered(node)
     if attrs is None:
         return None
@@ -176,6 +177,8 @@ def choose(program: Program) -> Choice | None:
     """The cheapest choice; None where no op is one on images."""
     if not any(n.op.images is not None for n in program.nodes()) or not record.executor().available():
         return None
+    if config.layout not in LAYOUTS:
+        raise ArgumentError(f"layout: {config.layout!r}; choose one of {', '.join(LAYOUTS)}")
     program = rewrite(program, lambda n, inputs: split_axes(n))
     links = _Links(program)
     gains = any(last < first for first, last in map(_prices, links.members.values()))
@@ -295,8 +298,9 @@ class _Conversions:
         self.converted: dict[tuple[Value, str], Value] = {}
 
     def program(self) -> Program:
-        turned = rewrite(self.choice.program, self.change)
-        roots = iter([self.as_wanted(v, now, False) for v, now in zip(self.choice.program.roots, turned.roots)])
+        program = self.choice.program
+        turned = rewrite(program, self.change)
+        roots = iter([self.as_wanted(v, now, False) for v, now in zip(program.roots, turned.roots)])
         return replace(turned, outputs=tuple(next(roots) for _ in turned.outputs),
                        updates=tuple(Update(u.state, next(roots)) for u in turned.updates),
                        checks=tuple(RunCheck(next(roots), c.op, c.origins) for c in turned.checks))
@@ -304,7 +308,7 @@ class _Conversions:
     def change(self, node: Node, inputs: tuple[Value, ...]) -> Value | Node | None:
         m = self.last.get(id(node))
         images = m.inputs if m is not None else ()
-        inputs = tuple(self.as_wanted(v, now, k in images) for k, (v, now) in enumerate(zip(node.inputs, inputs)))
+        inputs = tuple(self.as_wanted(node.inputs[k], now, k in images) for k, now in enumerate(inputs))
         if m is None:
             return None if inputs == node.inputs else replace(node, inputs=inputs)
         if m.attrs is None:
