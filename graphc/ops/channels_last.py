@@ -16,6 +16,7 @@ from .conv_loops import CHUNKS, Part, Taps, Weight, count_blocks, phase_taps
 from .frame import FRAME_BYTES, Frame, Index
 from .product_loops import product_loops
 from .window import Pair
+from .winograd_last import WinogradLast
 
 PANEL_BYTES = 1 << 18       # of a panel of the weight: what should stay in the second-level cache
 PIXELS = 256                # that a panel which comes from further away should meet
@@ -113,6 +114,10 @@ class Correlation:
         self.low = (min((p.y.start for p in self.live), default=0),
                     min((p.x.start for p in self.live), default=0))
         self.frame = self.make_frame(framed)
+        self.tiled: WinogradLast | None = None
+        if len(parts) == 1 and not self.depthwise and WinogradLast.fits(k, parts[0], sizes[1]):
+            tiled = WinogradLast(k, source, out, weight, sizes, channels, parts[0])
+            self.tiled = tiled if tiled.cost() < self.plain_cost() else None
 
     def count_blocks(self) -> int:
         """Blocks of rows of an image; each has whole strides of rows."""
@@ -183,15 +188,24 @@ class Correlation:
     def cost(self) -> float:
         """Of all images, in vector multiplications of a core at its peak."""
         k = self.k
-        tiles = sum(p.taps * k.cost(self.contraction(p, k.index(1), k.index(self.panel), self.reduced,
-                                                     k.index(self.to_channels))) for p in self.live)
         vectors = self.made * self.reduced * self.groups / k.vector_lanes(self.source.dtype)
-        return float(k.estimate(self.source.shape[0], self.h, self.w) * vectors * tiles / len(self.parts))
+        each = self.plain_cost() if self.tiled is None else self.tiled.cost()
+        return float(k.estimate(self.source.shape[0], self.h, self.w) * vectors * each)
+
+    def plain_cost(self) -> float:
+        """Of a result and a channel that is summed over, as the sum over taps."""
+        k = self.k
+        return float(sum(p.taps * k.cost(self.contraction(
+            p, k.index(1), k.index(self.panel), self.reduced, k.index(self.to_channels)))
+            for p in self.live)) / len(self.parts)
 
     # ------------------------------------------------------------ regions
 
     def write(self) -> None:
         k = self.k
+        if self.tiled is not None:
+            self.tiled.write(self.turned_weight())
+            return
         packed = self.pack()
         n, shares = self.source.shape[0], self.shares()
         units = k.index_div(k.index_add(n, self.images - 1), k.index(self.images))
@@ -287,10 +301,25 @@ class Correlation:
 
     def pack(self) -> Any:
         """The weight as [part][group][panel][tap][reduced][lane]."""
+        k, panel = self.k, self.panel
+        unit = self.groups * self.panels * self.reduced * panel
+        packed = k.temporary(self.source.dtype, k.index(unit * max(self.taps, 1)))
+        for group, which, r, some, turned, width in self.turned_weight():
+            before = 0
+            for p in self.live:
+                to = k.index_mul(k.index_add(k.index_mul(group, self.panels), which), p.taps * self.reduced)
+                to = k.let(k.index_add(k.index_mul(k.index_add(to, r), panel), before))
+                self.spread(p, turned, some, packed, to, width)
+                before += p.taps * unit
+        return packed
+
+    def turned_weight(self) -> Iterator[tuple[Index, Index, Index, int, Any, Index]]:
+        """The weight of some channels as [reduced][element of the kernel][lane], in scratch.
+
+        Once, a region around what follows: (group, panel, first channel, how many, where, lanes).
+        """
         k, w, panel = self.k, self.weight, self.panel
         kernel = k.known(k.product(w.access.shape[2:]))
-        unit = self.groups * self.panels * self.reduced * panel
-        packed = k.temporary(w.access.dtype, k.index(unit * max(self.taps, 1)))
         some = max(n for n in range(1, TURNED + 1) if self.reduced % n == 0) if w.reduced == kernel else 1
         work = 4.0 * panel * kernel * some
         with k.parallel(k.index(self.groups * self.panels * (self.reduced // some)), work=work) as item:
@@ -302,18 +331,12 @@ class Correlation:
             start = k.let(k.index_add(start, k.index_mul(r, w.reduced)))
             k.transpose(width, k.index(some * kernel), w.access.block(start, k.index(w.made)),
                         turned.block(turned.base, k.index(panel)))
-            before = 0
-            for p in self.live:
-                to = k.index_mul(k.index_add(k.index_mul(group, self.panels), which), p.taps * self.reduced)
-                to = k.let(k.index_add(k.index_mul(k.index_add(to, r), panel), before))
-                self.spread(p, turned, kernel, some, packed, to, width)
-                before += p.taps * unit
-        return packed
+            yield group, which, r, some, turned, width
 
-    def spread(self, p: Part, turned: Any, kernel: int, some: int, packed: Any, to: Index,
-               width: Index) -> None:
+    def spread(self, p: Part, turned: Any, some: int, packed: Any, to: Index, width: Index) -> None:
         """Turned weights to their taps."""
         k, panel = self.k, self.panel
+        kernel = k.known(k.product(self.weight.access.shape[2:]))
         with k.loop(k.index(0), k.index(p.y.count)) as i, k.loop(k.index(0), k.index(p.x.count)) as j, \
                 k.loop(k.index(0), k.index(some)) as r:
             row = k.index_add(k.index_mul(i, p.y.stride), p.y.first)

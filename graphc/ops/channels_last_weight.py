@@ -14,6 +14,7 @@ from .channels_last import Product, as_matrix, is_product
 from .conv_loops import count_blocks
 from .frame import FRAME_BYTES, Index, fill
 from .window import Pair
+from .winograd_last import WinogradSums
 
 CHANNELS = 64               # input channels of a chunk, about
 PIXELS = 256                # that are summed up before sums go back to memory, at least
@@ -50,43 +51,34 @@ class WeightGradient:
         self.some = 1 if self.depthwise else _divided(self.reduced, CHANNELS)
         self.parts = -(-self.reduced // self.some)              # of the input channels
         self.n, self.oh, self.ow = g.shape[:3]
-        # what is held of a pixel: a block of channels, or the lanes
-        self.held = self.made if self.depthwise else self.some
-        elements = k.estimate(self.oh, self.ow) * (self.held * stride[0] * stride[1] + self.panel)
-        self.blocks = count_blocks(k, self.oh, 0.0, elements, x.dtype)
-        self.rows = k.index_div(self.oh, k.index(self.blocks))
-        self.images = 1
-        if self.blocks == 1:
-            room = FRAME_BYTES / (elements * np.dtype(x.dtype).itemsize)
-            self.images = max(1, int(min(PIXELS / k.estimate(self.oh, self.ow), room)))
-        self.units = k.index_mul(k.index_div(k.index_add(self.n, self.images - 1), k.index(self.images)),
-                                 self.blocks)
-        self.patch = Patch(k, x, self.held, self.images, (self.rows, self.ow), kernel, stride, padding,
-                           dilation)
-        chunks = self.groups * self.panels * self.parts
-        self.shares = -(-PARTIALS // chunks)                    # parts of the pixels
+        self.way: PixelSums | WinogradSums = PixelSums(self, stride, padding)
+        if self.winograd_fits(stride):
+            def patch(operand: int, images: int, size: tuple[Index, Index]) -> Patch:
+                if operand == 0:
+                    return Patch(k, x, self.some, images, size, kernel, stride, padding, dilation, True)
+                return Patch(k, g, self.panel, images, size, (1, 1), (1, 1), (0, 0), (1, 1), True)
+            tiled = WinogradSums(k, patch, (self.some, self.panel), (self.oh, self.ow), k.known(self.n),
+                                 x.dtype)
+            if tiled.cost() < self.taps * self.way.cost():
+                self.way = tiled
+        self.units = k.index_mul(
+            k.index_div(k.index_add(self.n, self.way.images - 1), k.index(self.way.images)), self.way.blocks)
+        self.shares = -(-PARTIALS // (self.groups * self.panels * self.parts))      # parts of the pixels
         if (units := k.known(self.units)) is not None:
             self.shares = max(1, min(self.shares, units))
 
-    def contraction(self, images: Index, channels: Index, width: int) -> Any:
-        k, f, (kh, kw) = self.k, self.patch, self.kernel
-        tap = self.panel
-        rows = [k.axis(kh, k.index_mul(f.pitch, f.apart[0]), 0, kw * tap),
-                k.axis(kw, f.pixel * f.apart[1], 0, tap), k.axis(channels, 1, 0, self.taps * tap)]
-        plane = k.index_mul(k.index_mul(self.oh, self.ow), self.all_made)
-        loops = [k.axis(images, f.plane, plane),
-                 k.axis(self.rows, k.index_mul(f.pitch, f.step[0]), k.index_mul(self.ow, self.all_made)),
-                 k.axis(self.ow, f.pixel * f.step[1], self.all_made)]
-        return k.contraction(rows[:2] if self.depthwise else rows, [],
-                             k.axis(width, int(self.depthwise), 1, 1),
-                             loops if self.images > 1 else loops[1:], self.x.dtype)
+    def winograd_fits(self, stride: Pair) -> bool:
+        """Whether kernels are 3x3 and lie side by side, and panels are alike."""
+        k = self.k
+        alike = self.made % self.panel == 0 and self.reduced % self.some == 0
+        return bool(self.kernel == (3, 3) and stride == self.dilation == (1, 1) and not self.depthwise
+                    and alike and all((k.known(s) or 0) > 1 for s in (self.oh, self.ow)))
 
     def cost(self) -> float:
         """In vector multiplications of a core at its peak."""
-        k = self.k
-        tiles = k.cost(self.contraction(k.index(1), k.index(self.some), self.panel))
+        k, taps = self.k, 1 if isinstance(self.way, WinogradSums) else self.taps
         vectors = self.made * self.reduced * self.groups / k.vector_lanes(self.x.dtype)
-        return float(k.estimate(self.n, self.oh, self.ow) * self.taps * vectors * tiles)
+        return float(k.estimate(self.n, self.oh, self.ow) * vectors * taps * self.way.cost())
 
     # ------------------------------------------------------------ regions
 
@@ -98,18 +90,19 @@ class WeightGradient:
         items = k.index(self.shares * self.groups * self.panels * self.parts)
         work = k.estimate(self.n, self.oh, self.ow, 2 * self.some * self.panel * self.taps) / self.shares
         with k.parallel_chunks(items, k.grain(work)) as (_, begin, end):
-            self.patch.begin()
+            self.way.begin()
             sums = k.scratch(self.x.dtype, k.index(self.some * self.taps * self.panel))
             with k.loop(begin, end) as item:
                 share, group, panel, part = k.unravel(
                     item, (self.shares, self.groups, self.panels, self.parts))
-                fill(k, sums, k.index(0), sums.shape[0])
+                self.way.clear(sums)
                 first = k.let(k.index_mul(part, self.some))
                 count = self.count(part)
                 start = k.let(k.index_mul(share, each))
                 stop = k.let(k.minimum(k.index_add(start, each), self.units))
                 with k.loop(start, stop) as unit:
                     self.add(unit, group, panel, first, count, sums)
+                self.way.finish(sums)
                 if partial is None:
                     self.turn(sums, group, panel, first, count)
                 else:
@@ -135,29 +128,15 @@ class WeightGradient:
 
     def add(self, unit: Index, group: Index, panel: Index, first: Index, count: Index, sums: Any) -> None:
         """What some pixels of some images give."""
-        k = self.k
-        which, block = k.unravel(unit, (k.index_div(self.units, k.index(self.blocks)), self.blocks))
-        image, row = k.let(k.index_mul(which, self.images)), k.let(k.index_mul(block, self.rows))
-        images = k.index(1)
-        if self.images > 1:
-            left = k.index_sub(self.n, image)
-            even = (k.known(self.n) or 1) % self.images == 0
-            images = k.index(self.images) if even else k.let(k.minimum(k.index(self.images), left))
-        channel = k.index_add(k.index_mul(group, self.reduced), first)
-        beside = k.index(self.held) if self.depthwise else count
-        self.patch.enter(image, images, k.let(channel), beside, row, self.blocks == 1)
-        pixel = k.index_mul(k.index_add(k.index_mul(image, self.oh), row), self.ow)
-        lane = k.index_add(k.index_mul(group, self.made), k.index_mul(panel, self.panel))
-        at = k.let(k.index_add(k.index_mul(pixel, self.all_made), lane))
-        whole = self.made // self.panel
-        for width, low, high in ((self.panel, 0, whole), (self.made % self.panel, whole, self.panels)):
-            if not width:
-                continue
-            inside = k.land(k.ge(panel, k.index(low)), k.lt(panel, k.index(high)))
-            once = k.index(1) if self.made % self.panel == 0 or self.panels == 1 else k.cast(inside, "int64")
-            with k.loop(k.index(0), once):
-                k.contract(self.contraction(images, count, width), (self.patch.scratch, k.index(0)),
-                           (self.g, at), (sums, k.index(0)), accumulate=True)
+        k, way = self.k, self.way
+        which, block = k.unravel(unit, (k.index_div(self.units, k.index(way.blocks)), way.blocks))
+        image, row = k.let(k.index_mul(which, way.images)), k.let(k.index_mul(block, way.rows))
+        images = k.index(way.images)
+        if (k.known(self.n) or 1) % way.images:
+            images = k.let(k.minimum(images, k.index_sub(self.n, image)))
+        channel = k.let(k.index_add(k.index_mul(group, self.reduced), first))
+        lane = k.let(k.index_add(k.index_mul(group, self.made), k.index_mul(panel, self.panel)))
+        way.add(image, images, row, channel, count, lane, panel, sums)
 
     def turn(self, sums: Any, group: Index, panel: Index, first: Index, count: Index) -> None:
         """Sums of some channels to their places in the gradient."""
@@ -192,6 +171,71 @@ class WeightGradient:
                 self.turn(sums, group, panel, first, count)
 
 
+class PixelSums:
+    """Pixel by pixel, as register tiles."""
+
+    def __init__(self, what: WeightGradient, stride: Pair, padding: Pair) -> None:
+        k = self.k = what.k
+        self.what, (oh, ow) = what, (what.oh, what.ow)
+        # what is held of a pixel: a block of channels, or the lanes
+        self.held = what.made if what.depthwise else what.some
+        elements = k.estimate(oh, ow) * (self.held * stride[0] * stride[1] + what.panel)
+        self.blocks = count_blocks(k, oh, 0.0, elements, what.x.dtype)
+        self.rows = k.index_div(oh, k.index(self.blocks))
+        self.images = 1
+        if self.blocks == 1:
+            room = FRAME_BYTES / (elements * np.dtype(what.x.dtype).itemsize)
+            self.images = max(1, int(min(PIXELS / k.estimate(oh, ow), room)))
+        self.patch = Patch(k, what.x, self.held, self.images, (self.rows, ow), what.kernel, stride, padding,
+                           what.dilation, False)
+
+    def contraction(self, images: Index, channels: Index, width: int) -> Any:
+        k, what, f, (kh, kw) = self.k, self.what, self.patch, self.what.kernel
+        tap = what.panel
+        rows = [k.axis(kh, k.index_mul(f.pitch, f.apart[0]), 0, kw * tap),
+                k.axis(kw, f.pixel * f.apart[1], 0, tap), k.axis(channels, 1, 0, what.taps * tap)]
+        plane = k.index_mul(k.index_mul(what.oh, what.ow), what.all_made)
+        loops = [k.axis(images, f.plane, plane),
+                 k.axis(self.rows, k.index_mul(f.pitch, f.step[0]), k.index_mul(what.ow, what.all_made)),
+                 k.axis(what.ow, f.pixel * f.step[1], what.all_made)]
+        return k.contraction(rows[:2] if what.depthwise else rows, [],
+                             k.axis(width, int(what.depthwise), 1, 1),
+                             loops if self.images > 1 else loops[1:], what.x.dtype)
+
+    def cost(self) -> float:
+        """Of a pixel, a tap and a pair of channels, in vector multiplications of a core at its peak."""
+        k, what = self.k, self.what
+        return float(k.cost(self.contraction(k.index(1), k.index(what.some), what.panel)))
+
+    def begin(self) -> None:
+        """Once for each chunk."""
+        self.patch.begin()
+
+    def clear(self, sums: Any) -> None:
+        fill(self.k, sums, self.k.index(0), sums.shape[0])
+
+    def add(self, image: Index, images: Index, row: Index, channel: Index, count: Index, lane: Index,
+            panel: Index, sums: Any) -> None:
+        """What rows from ``row`` on of some images give."""
+        k, what = self.k, self.what
+        held = k.index(self.held) if what.depthwise else count
+        self.patch.enter(image, images, channel, held, row, self.blocks == 1)
+        pixel = k.index_mul(k.index_add(k.index_mul(image, what.oh), row), what.ow)
+        at = k.let(k.index_add(k.index_mul(pixel, what.all_made), lane))
+        whole = what.made // what.panel
+        for width, low, high in ((what.panel, 0, whole), (what.made % what.panel, whole, what.panels)):
+            if not width:
+                continue
+            inside = k.land(k.ge(panel, k.index(low)), k.lt(panel, k.index(high)))
+            alike = what.made % what.panel == 0 or what.panels == 1
+            with k.loop(k.index(0), k.index(1) if alike else k.cast(inside, "int64")):
+                k.contract(self.contraction(images, count, width), (self.patch.scratch, k.index(0)),
+                           (what.g, at), (sums, k.index(0)), accumulate=True)
+
+    def finish(self, sums: Any) -> None:
+        """The sums are what is wanted."""
+
+
 class Patch:
     """What some rows of some images meet, of a block of channels, in scratch: with the zeros around it.
 
@@ -199,9 +243,10 @@ class Patch:
     """
 
     def __init__(self, k: Any, x: Any, channels: int, images: int, out: tuple[Index, Index], kernel: Pair,
-                 stride: Pair, padding: Pair, dilation: Pair) -> None:
+                 stride: Pair, padding: Pair, dilation: Pair, beyond: bool) -> None:
+        """``out``: rows and columns of results; ``beyond``: there may be more than the image has."""
         self.k, self.x, self.pixel, self.images = k, x, channels, images
-        self.padding, self.stride = padding, stride
+        self.padding, self.stride, self.framed = padding, stride, beyond or padding != (0, 0)
         self.skip = [s if n == 1 else 1 for s, n in zip(stride, kernel)]        # to the next pixel, in x
         self.step = [1 if n == 1 else s for s, n in zip(stride, kernel)]        # to the next result's, here
         self.apart = dilation                                                   # of taps
@@ -215,7 +260,7 @@ class Patch:
         """Once for each chunk."""
         k, size = self.k, self.k.index_mul(self.plane, self.images)
         self.scratch = k.scratch(self.x.dtype, size)
-        if self.padding != (0, 0):
+        if self.framed:
             fill(k, self.scratch, k.index(0), size)
 
     def enter(self, image: Index, images: Index, channel: Index, count: Index, row: Index,
@@ -227,7 +272,7 @@ class Patch:
         left, right = self.inside(k.index(-self.padding[1]), w, 1)
         with k.loop(k.index(0), images) as i:
             at = k.let(k.index_mul(i, self.plane))
-            if not whole and self.padding[0]:                   # where other rows were
+            if not whole and self.framed:                       # where other rows were
                 fill(k, self.scratch, at, k.index_mul(start, self.pitch))
                 fill(k, self.scratch, k.index_add(at, k.index_mul(stop, self.pitch)),
                      k.index_mul(k.index_sub(self.size[0], stop), self.pitch))

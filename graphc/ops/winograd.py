@@ -127,8 +127,8 @@ class Winograd:
                 taps = [[k.let(w.access.at_flat(k.index_add(at, u * down + v * right))) for v in range(3)]
                         for u in range(3)]
                 half = k.const(0.5, self.source.dtype)
-                square = _both(taps, lambda g: _of_kernel(k, half, g))
-                _put(k, square, kernels, k.let(k.index_add(to, r)), self.to_kernel)
+                square = both(taps, lambda g: of_kernel(k, half, g))
+                put(k, square, kernels, k.let(k.index_add(to, r)), self.to_kernel)
         return kernels
 
     def transform_source(self, channel: Index, top: Index, tiles: Any) -> None:
@@ -145,7 +145,7 @@ class Winograd:
                     left = k.index_mul(x, 2)
                     d = [[k.let(source.at_flat(k.index_add(k.index_add(row, left), v))) for v in range(4)]
                          for row in rows]
-                    _put(k, _both(d, lambda t: _of_tile(k, t)), tiles, k.index_add(to, x), self.to_tile)
+                    put(k, both(d, lambda t: of_tile(k, t)), tiles, k.index_add(to, x), self.to_tile)
 
     def transform_results(self, results: Any, channel: Index, top: Index, whole: Any) -> None:
         """A' m A of `together` channels from ``channel`` of all images' on, to their rows from ``top`` on."""
@@ -173,7 +173,7 @@ class Winograd:
                 here = k.index_add(at, x)
                 m = [[k.let(results.at_flat(k.index_add(here, (4 * u + v) * self.to_result)))
                       for v in range(4)] for u in range(4)]
-                for row, line in zip((upper, lower), _both(m, lambda t: _of_result(k, t))):
+                for row, line in zip((upper, lower), both(m, lambda t: of_result(k, t))):
                     for v, value in enumerate(line):
                         k.store(to, k.index_add(k.index_add(row, k.index_mul(x, 2)), v), value)
 
@@ -251,8 +251,8 @@ class WinogradWeight:
         rows = k.let(k.index_add(image, k.index_mul(first, self.ow)))
         k.transpose(k.index(self.og), k.index(4 * self.tiles), self.g.block(rows, pixels),
                     self.gradient.block(self.gradient.base, k.index(self.og)))
-        self.transform(self.source, self.cg, self.frame.pitch, 4, _of_tile, self.sources, self.to_source)
-        self.transform(self.gradient, self.og, self.ow, 2, _of_gradient, self.gradients, self.to_gradient)
+        self.transform(self.source, self.cg, self.frame.pitch, 4, of_tile, self.sources, self.to_source)
+        self.transform(self.gradient, self.og, self.ow, 2, of_gradient, self.gradients, self.to_gradient)
         to = k.let(k.index_mul(group, POINTS * self.to_sum))
         with k.loop(k.index(0), k.index(POINTS)) as p:
             k.contract(self.products(), (self.sources, k.index_mul(p, self.to_source)),
@@ -271,7 +271,7 @@ class WinogradWeight:
             with k.lanes(k.index(channels)) as c:
                 tile = [[k.let(image.at_flat(k.index_add(k.index_add(row, c), v * channels)))
                          for v in range(side)] for row in rows]
-                _put(k, _both(tile, lambda t: transform(k, t)), to, k.index_add(there, c), apart)
+                put(k, both(tile, lambda t: transform(k, t)), to, k.index_add(there, c), apart)
 
     def finish(self, to: Any, first: Index) -> None:
         """A chunk's sums as gradients of the taps, [group][reduced][3][3][made] from ``first`` on."""
@@ -284,41 +284,41 @@ class WinogradWeight:
                 at, half = k.index_add(here, o), k.const(0.5, self.x.dtype)
                 m = [[k.let(self.sums.at_flat(k.index_add(at, (4 * u + v) * self.to_sum))) for v in range(4)]
                      for u in range(4)]
-                _put(k, _both(m, lambda t: _of_taps(k, half, t)), to, k.index_add(there, o), self.og)
+                put(k, both(m, lambda t: of_taps(k, half, t)), to, k.index_add(there, o), self.og)
 
 
 # ---------------------------------------------------------------- transforms
 
-def _put(k: Any, values: Sequence[Vector], to: Any, at: Index, apart: int) -> None:
+def put(k: Any, values: Sequence[Vector], to: Any, at: Index, apart: int) -> None:
     """The values of a square, row by row, ``apart`` from one another."""
     for p, value in enumerate(v for row in values for v in row):
         to.store_flat(k.index_add(at, p * apart), value)
 
 
-def _both(square: Sequence[Vector], transform: Callable[[Vector], Vector]) -> list[Vector]:
+def both(square: Sequence[Vector], transform: Callable[[Vector], Vector]) -> list[Vector]:
     """T s T'"""
     columns = [transform(list(column)) for column in zip(*square)]
     return [transform(list(row)) for row in zip(*columns)]
 
 
-def _of_kernel(k: Any, half: Any, g: Vector) -> Vector:
+def of_kernel(k: Any, half: Any, g: Vector) -> Vector:
     outer = k.let(k.add(g[0], g[2]))
     return [g[0], k.let(k.mul(k.add(outer, g[1]), half)), k.let(k.mul(k.sub(outer, g[1]), half)), g[2]]
 
 
-def _of_tile(k: Any, d: Vector) -> Vector:
+def of_tile(k: Any, d: Vector) -> Vector:
     return [k.let(k.sub(d[0], d[2])), k.let(k.add(d[1], d[2])), k.let(k.sub(d[2], d[1])),
             k.let(k.sub(d[1], d[3]))]
 
 
-def _of_result(k: Any, m: Vector) -> Vector:
+def of_result(k: Any, m: Vector) -> Vector:
     return [k.let(k.add(k.add(m[0], m[1]), m[2])), k.let(k.sub(k.sub(m[1], m[2]), m[3]))]
 
 
-def _of_gradient(k: Any, y: Vector) -> Vector:
+def of_gradient(k: Any, y: Vector) -> Vector:
     return [y[0], k.let(k.add(y[0], y[1])), k.let(k.sub(y[0], y[1])), k.let(k.neg(y[1]))]
 
 
-def _of_taps(k: Any, half: Any, m: Vector) -> Vector:
+def of_taps(k: Any, half: Any, m: Vector) -> Vector:
     even, odd = k.let(k.mul(k.add(m[1], m[2]), half)), k.let(k.mul(k.sub(m[1], m[2]), half))
     return [k.let(k.add(m[0], even)), odd, k.let(k.add(even, m[3]))]

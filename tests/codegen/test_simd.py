@@ -362,7 +362,8 @@ def _kernels(op: Any, arrays: list[Any], attributes: dict[str, Any]) -> list[str
 
 
 @pytest.mark.parametrize("op, shape, made, padding, groups", WINOGRAD)
-def test_winograd_is_as_exact_as_the_plain_sum(op: Any, shape: tuple[int, ...], made: int,
+@each_layout
+def test_winograd_is_as_exact_as_the_plain_sum(layout: str, op: Any, shape: tuple[int, ...], made: int,
                                                padding: tuple[int, int], groups: int) -> None:
     rng = np.random.default_rng(1)
     attributes: dict[str, Any] = {"stride": (1, 1), "padding": padding, "dilation": (1, 1), "groups": groups}
@@ -372,38 +373,44 @@ def test_winograd_is_as_exact_as_the_plain_sum(op: Any, shape: tuple[int, ...], 
     arrays, more = {"conv2d": ([x, w], {}), "conv2d_dx": ([g, w], {"size": shape[2:]}),
                     "conv2d_dw": ([x, g], {"kernel": (3, 3)})}[op.name]
     attributes |= more
-    even = op is not conv2d_dw_op or all(n % 2 == 0 for n in g.shape[2:])
-    assert any("winograd" in name for name in _kernels(op, arrays, attributes)) == even
     exact = op.run(*(a.astype(np.float64) for a in arrays), **attributes)
+    plain = op.run(*arrays, **attributes)
+    arrays, attributes, planes = _laid_out(op, arrays, attributes, layout)
+    even = op is not conv2d_dw_op or layout == "NHWC" or all(n % 2 == 0 for n in g.shape[2:])
+    assert any("winograd" in name for name in _kernels(op, arrays, attributes)) == even
 
     def error(found: Any) -> float:
         return float(np.sqrt(np.mean((found - exact) ** 2)))
-    found, = _evaluate(op, arrays, attributes, "cpu", named=True)
+    found = planes(*_evaluate(op, arrays, attributes, "cpu", named=True))
     assert found.shape == exact.shape
-    assert error(found) <= 2 * error(op.run(*arrays, **attributes))
+    assert error(found) <= 2 * error(plain)
     assert np.abs(found - exact).max() <= 2e-6 * np.abs(exact).max()
 
 
-def test_winograd_is_not_for_few_channels_strides_or_one_small_image() -> None:
+@each_layout
+def test_winograd_is_not_for_few_channels_strides_or_one_small_image(layout: str) -> None:
     rng = np.random.default_rng(1)
     plain: dict[str, Any] = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
     for shape, made, change in (((8, 3, 32, 32), 16, {}), ((8, 32, 32, 32), 32, {"stride": (2, 2)}),
                                 ((8, 32, 32, 32), 32, {"dilation": (2, 2), "padding": (2, 2)}),
                                 ((1, 64, 7, 7), 64, {})):
         arrays = [rng.standard_normal(s).astype("f4") for s in (shape, (made, shape[1], 3, 3))]
-        assert not any("winograd" in name for name in _kernels(conv2d_op, arrays, plain | change))
+        arrays, attributes, _ = _laid_out(conv2d_op, arrays, plain | change, layout)
+        assert not any("winograd" in name for name in _kernels(conv2d_op, arrays, attributes))
 
 
 @pytest.mark.parametrize("op", [conv2d_op, conv2d_dx_op, conv2d_dw_op], ids=lambda op: str(op.name))
-def test_winograd_on_the_python_target(op: Any) -> None:
+@each_layout
+def test_winograd_on_the_python_target(layout: str, op: Any) -> None:
     rng = np.random.default_rng(1)
     attributes: dict[str, Any] = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
     x, w = rng.standard_normal((8, 16, 2, 30)).astype("f4"), rng.standard_normal((16, 16, 3, 3)).astype("f4")
     arrays, more = {"conv2d": ([x, w], {}), "conv2d_dx": ([x, w], {"size": (2, 30)}),
                     "conv2d_dw": ([x, x], {"kernel": (3, 3)})}[op.name]
-    assert any("winograd" in name for name in _kernels(op, arrays, attributes | more))
     exact = op.run(*(a.astype(np.float64) for a in arrays), **attributes, **more)
-    found, = _evaluate(op, arrays, attributes | more, "python")
+    arrays, attributes, planes = _laid_out(op, arrays, attributes | more, layout)
+    assert any("winograd" in name for name in _kernels(op, arrays, attributes))
+    found = planes(*_evaluate(op, arrays, attributes, "python"))
     np.testing.assert_allclose(found, exact, rtol=0, atol=2e-6 * np.abs(exact).max())
 
 
