@@ -2,7 +2,8 @@
 
 The first sweep over a row reads it from memory, as fast as that goes; while the others run over it in cache,
 memory would be idle. So they ask for later rows, those with more work for more of them. Where a row and all
-that goes with it is little, the machine's own prefetching is as good, and more of it only costs.
+that goes with it is little, the machine's own prefetching is as good, and more of it only costs. A channel of
+images is a row in pieces, one of each image; those of the next channel lie behind them.
 """
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,9 @@ from graphc.core.op import all_ops, get_op
 from graphc.static.dot import program_to_dot
 from graphc.static.key import program_key
 from graphc.static.passes import before, layouts, optimize
+from graphc.static.passes.algebra import simplify, split_axes
 from graphc.static.passes.layouts import NCHW, NHWC, choose, choose_layouts
-from graphc.static.program import Program, build_program
+from graphc.static.program import Program, build_program, rewrite
 from graphc.static.verify import verify
 
 Array = np.ndarray[Any, Any]
@@ -324,3 +326,19 @@ def test_what_a_pass_is_given() -> None:
     optimize(program, lambda name, now: (order.append(name), stages.update({name: now}))[0])
     given = stages[order[order.index("choose_layouts") - 1]]
     assert str(before("choose_layouts", program)) == str(given)
+
+
+def test_reductions_of_joined_axes_are_those_of_the_axes() -> None:
+    """Also one behind another, and none whose axes were not joined."""
+    with gc.Graph() as graph:
+        x = gc.placeholder("float32", (2, 3, 4, 5), name="x")
+        total = x.sum((0, 2, 3))
+        scaled = x * total.reshape(1, 3, 1, 1)
+        rows = scaled.reshape(6, 20).sum(1)
+        out = [scaled.sum(), scaled.reshape(2, 12, 5).sum(1), scaled.sum((2, 3)), rows]
+    recorded = build_program(graph, [graph.value_of(v) for v in out])
+    joined = optimize(recorded)
+    apart = verify(rewrite(joined, lambda n, inputs: split_axes(replace(n, inputs=inputs))))
+    assert sorted(n.attrs["axis"] for n in apart.nodes() if n.op.name == "sum") == [
+        (0, 1, 2, 3), (0, 2, 3), (1,), (1, 2), (2, 3)]
+    assert str(simplify(apart)).count("= sum(") == 5

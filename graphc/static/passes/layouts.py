@@ -122,7 +122,7 @@ def _cost_of_moving(v: Value) -> float:
 
 
 def _converted(v: Value, order: Sequence[int], layout: str) -> Value:
-    """``v`` with its axes in another order; what it was converted from, where that is what is wanted."""
+    """``v`` with its axes in another order."""
     name = f"{v.node.name}/{layout}" + (f"_{v.index}" if v.index else "")
     v = reshaped(v, _four(v.aval.shape), f"{name}/as_image")
     shape = _turned(v.aval, order).shape
@@ -179,8 +179,7 @@ def choose(program: Program) -> Choice | None:
         return None
     if config.layout not in LAYOUTS:
         raise ArgumentError(f"layout: {config.layout!r}; choose one of {', '.join(LAYOUTS)}")
-    program = rewrite(program, lambda n, inputs: split_axes(n))
-    links = _Links(program)
+    links = _Links(rewrite(program, lambda n, inputs: split_axes(replace(n, inputs=inputs))))
     gains = any(last < first for first, last in map(_prices, links.members.values()))
     return links.choice(_minimum_cut(links) if gains else frozenset())
 
@@ -270,10 +269,10 @@ def _edges(links: _Links) -> Iterator[tuple[Vertex, Vertex, float]]:
             continue
         price = _cost_of_moving(v)
         to, back = (readers.pop(),) * 2 if len(readers) == 1 else ((v, NHWC), (v, NCHW))
-        if maker != NCHW:                               # wanted as recorded by one of them, or by all
-            yield back, maker, price
+        if maker != NCHW:
+            yield back, maker, price                    # ``back`` is as recorded if one of its readers is
         if to != NCHW:
-            yield maker, to, price
+            yield maker, to, price                      # ``to`` has channels last if one of them has
         for r in readers:
             yield to, r, math.inf
             yield r, back, math.inf
