@@ -1,7 +1,7 @@
 """explain(): what a compiled program cost and why it looks as it does.
 
-What was traced and compiled and for what reason, which nodes share a kernel and why others do not, and the
-memory that a run takes.
+What was traced and compiled and for what reason, which nodes share a kernel and why others do not, how images
+lie, and the memory that a run takes.
 """
 from __future__ import annotations
 
