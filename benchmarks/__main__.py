@@ -17,6 +17,7 @@ from graphc.core.files import write_atomically
 
 from . import compare, limits, plot, result, tables
 from . import overhead as _overhead
+from . import products as _products
 from . import startup as _startup
 from .engines import ENGINES, present
 from .measure import ChildFailed
@@ -26,6 +27,7 @@ from .workloads import WORKLOADS
 
 F = TypeVar("F", bound=Callable[..., Any])
 QUICK_ENGINES = ("graphc-eager", "graphc-static", "torch-eager")
+_OPS = ("forward", "input", "weight")
 NODES = (200, 1_000, 5_000, 20_000)
 
 _json = click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
@@ -76,8 +78,10 @@ def everything(only: Sequence[str], engines: str | None, quick: bool, threads: i
     """The comparison, then all of the other commands."""
     from . import accuracy as _accuracy
     from . import agreement as _agreement
+    from . import forms as _forms
     _compare(only, engines, quick, threads, json_file, plot_file,
              lambda: _overhead.run(list(_overhead.ALL), *((3, 100) if quick else (200, 2000))),
+             lambda: _forms.run(("LeNet",) if quick else (), tuple(_forms.OPS)),
              lambda: _agreement.run(data, 5 if quick else 100),
              lambda: _accuracy.run(data, ("eager", "static"), 1 if quick else _accuracy.MNIST_EPOCHS))
 
@@ -112,6 +116,31 @@ def growth(nodes: Sequence[int], json_file: Path | None) -> None:
     """Recording, passes, kernels and plans of deep graphs."""
     from . import growth as module
     _finish(json_file, lambda: module.run(nodes))
+
+
+@main.command()
+@click.option("--only", multiple=True, metavar="PART",
+              help="Convolutions whose names hold it; all by default.")
+@click.option("--op", "ops", multiple=True, type=click.Choice(_OPS), default=_OPS, show_default=True,
+              help="May be given several times.")
+@_json
+def forms(only: Sequence[str], ops: Sequence[str], json_file: Path | None) -> None:
+    """The forms that convolutions can run in, and whether the fastest is chosen."""
+    from . import forms as module
+    _finish(json_file, lambda: module.run(only, ops))
+
+
+@main.command()
+@click.option("--dtype", "dtypes", type=click.Choice(_products.DTYPES), multiple=True, default=_products.DTYPES,
+              show_default=True, help="May be given twice.")
+@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Turns of each library.")
+@_quick
+@_json
+def products(dtypes: Sequence[str], threads: int, rounds: int, quick: bool, json_file: Path | None) -> None:
+    """Matrix products of all transposes from one row to many, beside the limit and PyTorch."""
+    some = [p for i, p in enumerate(_products.all_products(dtypes)) if not quick or i % 37 == 0]
+    _finish(json_file, lambda: _products.run(dtypes, threads, 1 if quick else rounds, 2 if quick else 5, some))
 
 
 @main.command()

@@ -1,4 +1,4 @@
-"""The command line: ``graphc compare``, ``dump``, ``explain``, ``info``, ``cache``.
+"""The command line: ``graphc compare``, ``dump``, ``explain``, ``profile``, ``info``, ``cache``.
 
 What they do is in graphc.report.
 """
@@ -144,6 +144,29 @@ def explain(model: str, batch_size: int | None, seed: int, target: str | None, d
     """
     from .report.explain import explain as run
     found = run(model, seed, target, batch_size, data, dtype)
+    if as_json:
+        click.echo(found.to_json())
+    else:
+        _print(found)
+
+
+@main.command()
+@_common
+@click.option("--min-seconds", type=click.FloatRange(min=0), default=1.0, show_default=True,
+              help="How long to go on, about.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--dot", metavar="FILE", type=click.Path(dir_okay=False),
+              help="Write the graph as DOT, kernels coloured by their share of the time.")
+def profile(model: str, batch_size: int | None, seed: int, target: str | None, data: str | None,
+            dtype: str | None, min_seconds: float, as_json: bool, dot: str | None) -> None:
+    """Show what time each kernel of one training step takes, what it moves and computes, and how near the
+    machine's limits that is.
+    """
+    from .report.profile import profile_step
+    found = profile_step(model, seed, target, batch_size, data, dtype, min_seconds)
+    if dot is not None:
+        from .core.files import write_atomically
+        write_atomically(dot, found.to_dot())
     if as_json:
         click.echo(found.to_json())
     else:

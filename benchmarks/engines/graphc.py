@@ -34,7 +34,7 @@ def start_compiler(mode: str) -> float:
 def prepare(workload: Workload, mode: str) -> Step:
     data = workload.arrays("graphc")
     inputs = [gc.tensor(a) for a in data.inputs]
-    parameters = [gc.Parameter(a.copy()) for a in data.parameters]
+    parameters = [gc.Parameter(gc.tensor(a)) for a in data.parameters]
     if workload.kind == "update":
         for p, g in zip(parameters, inputs, strict=True):
             p.grad = g

@@ -60,6 +60,14 @@ def _mlp_pytensor(pytensor, pt, p: Any, x: Any) -> Any:
     return pt.maximum(hidden @ w2.T + b2, 0) @ w3.T + b3
 
 
+def _mlp_forward(rows: int, name: str, of: str, **options: Any) -> Workload:
+    return Workload(
+        name, f"MLP 784-512-512-10, {of}, forward", lambda: Data((normal(rows, 784),), weights(*_LAYERS)),
+        {"graphc": _mlp, "torch": _mlp, "jax": _mlp_jax, "tensorflow": _mlp_tensorflow,
+         "pytensor": _mlp_pytensor},
+        Cost(4 * (_MLP + rows * (784 + 10)), 2 * rows * size(*_LAYERS)), **options)
+
+
 def _mlp_loss(lib, nn, p: Any, x: Any, y: Any) -> Any:
     return nn.cross_entropy(_mlp(lib, nn, p, x), y)
 
@@ -115,11 +123,7 @@ _ADAM = tuple((1250, 1000) for _ in range(8))
 WORKLOADS = (
     layer(32, "matmul-32"), layer(128, "matmul-128"), layer(512, "matmul-512"),
     layer(1024, "matmul", parts=("first",)),
-    Workload("mlp-1", "MLP 784-512-512-10, one row, forward",
-             lambda: Data((normal(1, 784),), weights(*_LAYERS)),
-             {"graphc": _mlp, "torch": _mlp, "jax": _mlp_jax, "tensorflow": _mlp_tensorflow,
-              "pytensor": _mlp_pytensor},
-             Cost(4 * _MLP, 2 * size(*_LAYERS)), parts=("first",)),
+    _mlp_forward(1, "mlp-1", "one row", parts=("first",)), _mlp_forward(16, "mlp-16", "16 rows"),
     _mlp_train(128, "mlp-128", parts=("first", "memory")),
     Workload("logistic", f"logistic regression, float64, {_ROWS} x {_FEATURES}, train step", _logistic_data,
              {"graphc": _logistic, "torch": _logistic, "jax": _logistic_jax,

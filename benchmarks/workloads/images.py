@@ -1,6 +1,7 @@
-"""Convolutional networks, trained by SGD.
+"""Convolutional networks, trained by SGD, and one that is asked for its result only.
 
-Batch norm takes the batch's statistics and keeps no running ones: engines differ in where those would live.
+In training batch norm takes the batch's statistics and keeps no running ones: engines differ in where those
+would live. Otherwise the running ones are parameters like others.
 """
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
@@ -203,6 +204,52 @@ def _convolutions(*shapes: tuple[int, ...]) -> tuple[Any, ...]:
     return tuple(out)
 
 
+# ---------------------------------------------------------------- the same blocks, in evaluation mode
+
+def _infer(lib, nn, p: Any, x: Any) -> Any:
+    for k in range(0, len(p), 10):
+        w1, g1, b1, m1, v1, w2, g2, b2, m2, v2 = p[k:k + 10]
+        out = nn.relu(nn.batch_norm(nn.conv2d(x, w1, padding=1), m1, v1, g1, b1))
+        x = nn.relu(nn.batch_norm(nn.conv2d(out, w2, padding=1), m2, v2, g2, b2) + x)
+    return x
+
+
+def _infer_jax(jax, jnp, p: Any, x: Any) -> Any:
+    def norm(x: Any, scale: Any, shift: Any, mean: Any, variance: Any) -> Any:
+        return (x - mean) * (jax.lax.rsqrt(variance + 1e-5) * scale) + shift
+
+    for k in range(0, len(p), 10):
+        out = jax.nn.relu(norm(_conv_jax(jax, x, p[k]), *p[k + 1:k + 5]))
+        x = jax.nn.relu(norm(_conv_jax(jax, out, p[k + 5]), *p[k + 6:k + 10]) + x)
+    return x
+
+
+def _infer_tensorflow(tf, nn, p: Any, x: Any) -> Any:
+    def norm(x: Any, scale: Any, shift: Any, mean: Any, variance: Any) -> Any:
+        return tf.compat.v1.nn.fused_batch_norm(x, scale, shift, mean, variance, 1e-5, is_training=False)[0]
+
+    for k in range(0, len(p), 10):
+        out = nn.relu(norm(nn.conv2d(x, p[k], 1, "SAME"), *p[k + 1:k + 5]))
+        x = nn.relu(norm(nn.conv2d(out, p[k + 5], 1, "SAME"), *p[k + 6:k + 10]) + x)
+    return x
+
+
+def infer(channels: int, n: int, name: str) -> Workload:
+    shapes, image = ((channels, channels, 3, 3),) * 4, (1, channels, n, n)
+
+    def data() -> Data:
+        made = _convolutions(*shapes)
+        p = [array for k in range(0, len(made), 3) for array in (
+            *made[k:k + 3], normal(channels, seed=k, scale=0.1), np.abs(normal(channels, seed=k + 1)) + 0.5)]
+        return Data((normal(*image),), tuple(p))
+
+    return Workload(
+        name, f"ResNet, two basic blocks, {channels} ch, {n} x {n}, batch 1, evaluation", data,
+        {"graphc": _infer, "torch": _infer, "jax": _infer_jax, "tensorflow": _infer_tensorflow},
+        Cost(4 * (size(*shapes) + 2 * size(image)), 2 * n * n * size(*shapes)),
+        arrange=dict.fromkeys(("jax", "tensorflow"), channels_last), without=_NO_CONV)
+
+
 _IN_BLOCK = ((64, 64, 3, 3), (64, 64, 3, 3))
 _IN_MOBILE = ((192, 32, 1, 1), (192, 1, 3, 3), (64, 192, 1, 1),
               (384, 64, 1, 1), (384, 1, 3, 3), (64, 384, 1, 1))
@@ -237,4 +284,5 @@ WORKLOADS = (
                   2 * 8 * (3 * _MOBILE_MACS - 28 * 28 * size(_IN_MOBILE[0]))),
              "train", Optimizer("sgd", 0.01),
              arrange=dict.fromkeys(("jax", "tensorflow"), channels_last), without=_NO_CONV),
+    infer(256, 14, "resnet-infer"),
 )

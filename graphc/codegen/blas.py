@@ -27,7 +27,7 @@ from pathlib import Path
 from ..core.errors import CompileError
 from ..core.threads import fork_safe_lock
 from . import native
-from .simd import library, machine
+from .simd import library
 
 _LIBRARY = {"darwin": "libscipy_openblas.dylib", "win32": "libscipy_openblas.dll"}.get(
     sys.platform, "libscipy_openblas.so")
@@ -38,15 +38,13 @@ _lock = fork_safe_lock()
 
 @dataclass(frozen=True, slots=True)
 class Blas:
-    """The loaded library: where it is, the core type it runs as, and the addresses of the two shims."""
+    """The loaded library: where it is, and the core type it runs as."""
     path: str
     core: str
-    gemm_f4: int
-    gemm_f8: int
 
 
-def install() -> Blas:
-    """Load OpenBLAS and define ``graphc_gemm_f4`` and ``graphc_gemm_f8``; once per process.
+def install(code: str) -> int:
+    """Load OpenBLAS and define ``graphc_gemm_CODE``, of ``f4`` or ``f8``, once per process; its address.
 
     Raises
     ------
@@ -54,7 +52,13 @@ def install() -> Blas:
         The package scipy-openblas32 is missing or broken.
     """
     with _lock:
-        return _install()
+        return _install(code)
+
+
+def loaded() -> Blas:
+    """The library, loaded once per process; CompileError as in `install`."""
+    with _lock:
+        return _load()
 
 
 def core_type() -> str | None:
@@ -71,7 +75,7 @@ def core_type() -> str | None:
 
 
 @cache
-def _install() -> Blas:
+def _load() -> Blas:
     path = _library_path()
     try:
         with _environment(OPENBLAS_CORETYPE=os.environ.get("OPENBLAS_CORETYPE") or core_type(),
@@ -81,22 +85,23 @@ def _install() -> Blas:
         corename = loaded.scipy_openblas_get_corename
         corename.restype = ctypes.c_char_p
         addresses = {f"graphc_{f}": ctypes.cast(getattr(loaded, f"scipy_cblas_{f}"), ctypes.c_void_p).value
-                     for f in ("sgemm", "dgemm", "sgemv", "dgemv")}
+                     for f in ("sgemv", "dgemv")}
     except (OSError, AttributeError) as e:
         raise CompileError(f"cannot use the OpenBLAS of scipy-openblas32 at {path}: {e}") from e
     for name, address in addresses.items():
         native.define_symbol(name, address or 0)
-    library.install()
-    shims = {}
-    for code, letter, real in (("f4", "s", "float"), ("f8", "d", "double")):
-        name = f"graphc_gemm_{code}"
-        panel = machine.host().panel({"f4": "float32", "f8": "float64"}[code])
-        module = native.optimise(_SHIM.format(
-            name=name, x=letter, real=real, code=code, panel=panel, last=panel - 1, large=LARGE_B,
-            rows=MOST_ROWS, least=LEAST_TURNED, packs=PACKS))
-        shims[code] = native.load_object(native.emit_object(module), name)
-        native.define_symbol(name, shims[code])
-    return Blas(path, corename().decode(), shims["f4"], shims["f8"])
+    return Blas(path, corename().decode())
+
+
+@cache
+def _install(code: str) -> int:
+    _load()
+    library.install(code)
+    name, (letter, real) = f"graphc_gemm_{code}", {"f4": ("s", "float"), "f8": ("d", "double")}[code]
+    module = native.optimise(_SHIM.format(name=name, x=letter, real=real, code=code))
+    address = native.load_object(native.emit_object(module), name)
+    native.define_symbol(name, address)
+    return address
 
 
 def _library_path() -> str:
@@ -125,19 +130,11 @@ def _set_environment(values: dict[str, str | None]) -> None:
             os.environ[name] = value
 
 
-# Register tiles take what BLAS would pack for little: full panels of a B that stays in the caches.
-LARGE_B = 1 << 21       # elements of B beyond which BLAS is left to block it
-MOST_ROWS = 256         # rows beyond which packing pays
-LEAST_TURNED = 12       # rows that turning B needs; 4 where BLAS would not use its kernels for small products
-PACKS = 1_000_000       # m*n*k beyond which it does not
-
-# A row or a column goes to gemv, with the Haswell kernels up to five times as fast as gemm there. CBLAS
+# A row or a column goes to gemv; a vector whose elements lie side by side is a row of A, a column of B'. CBLAS
 # checks lda >= the row length even where there is one row and the stride means nothing: it is raised there.
 _SHIM = """
-declare void @graphc_{x}gemm(i32, i32, i32, i32, i32, i32, {real}, ptr, i32, ptr, i32, {real}, ptr, i32)
 declare void @graphc_{x}gemv(i32, i32, i32, i32, {real}, ptr, i32, ptr, i32, {real}, ptr, i32)
-declare void @graphc_product_{code}(i64, i64, i64, ptr, i64, i64, ptr, i64, ptr, i64, i64)
-declare void @graphc_product_turned_{code}(i64, i64, i64, ptr, i64, i64, ptr, i64, ptr, i64, i64)
+declare void @graphc_product_{code}(i64, i64, i64, ptr, i64, i64, ptr, i64, i64, ptr, i64, i64)
 declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
 declare i64 @llvm.smax.i64(i64, i64)
 
@@ -166,8 +163,16 @@ zero:
   br i1 %more, label %zero, label %done
 product:
   %beta = select i1 %adds, {real} 1.0, {real} 0.0
-  %is_ta = icmp ne i64 %ta, 0
-  %is_tb = icmp ne i64 %tb, 0
+  %is_row = icmp eq i64 %m, 1
+  %is_column = icmp eq i64 %n, 1
+  %a_close = icmp eq i64 %lda, 1
+  %b_close = icmp eq i64 %ldb, 1
+  %given_ta = icmp ne i64 %ta, 0
+  %given_tb = icmp ne i64 %tb, 0
+  %a_along = and i1 %is_row, %a_close
+  %is_ta = select i1 %a_along, i1 false, i1 %given_ta
+  %b_along = and i1 %is_column, %b_close
+  %is_tb = select i1 %b_along, i1 true, i1 %given_tb
   %op_a = select i1 %is_ta, i32 112, i32 111
   %op_b = select i1 %is_tb, i32 112, i32 111
   %row_a = select i1 %is_ta, i64 %m, i64 %k
@@ -181,7 +186,6 @@ product:
   %lda32 = trunc i64 %lda_ to i32
   %ldb32 = trunc i64 %ldb_ to i32
   %ldc32 = trunc i64 %ldc_ to i32
-  %is_row = icmp eq i64 %m, 1
   br i1 %is_row, label %row_times_matrix, label %not_row
 row_times_matrix:
   %op_row = select i1 %is_tb, i32 111, i32 112
@@ -192,7 +196,6 @@ row_times_matrix:
                             ptr %a, i32 %inc_a, {real} %beta, ptr %c, i32 1)
   br label %done
 not_row:
-  %is_column = icmp eq i64 %n, 1
   br i1 %is_column, label %matrix_times_column, label %tiles
 matrix_times_column:
   %rows_a = select i1 %is_ta, i32 %k32, i32 %m32
@@ -202,41 +205,8 @@ matrix_times_column:
                             ptr %b, i32 %inc_b, {real} %beta, ptr %c, i32 %ldc32)
   br label %done
 tiles:
-  %panels_ = add i64 %n, {last}
-  %panels = sdiv i64 %panels_, {panel}
-  %made_ = mul i64 %panels, {panel}
-  %made = mul i64 %made_, 7
-  %wanted = mul i64 %n, 10
-  %fills = icmp sle i64 %made, %wanted
-  %few = icmp sle i64 %m, {rows}
-  %elements = mul i64 %n, %k
-  %small = icmp sle i64 %elements, {large}
-  %fits_ = and i1 %fills, %few
-  %fits = and i1 %fits_, %small
-  %step_m = select i1 %is_ta, i64 1, i64 %lda
-  %step_k = select i1 %is_ta, i64 %lda, i64 1
-  br i1 %fits, label %own, label %matrices
-own:
-  br i1 %is_tb, label %maybe_turned, label %straight
-straight:
-  call void @graphc_product_{code}(i64 %m, i64 %n, i64 %k, ptr %a, i64 %step_m, i64 %step_k, ptr %b, i64 %ldb,
+  call void @graphc_product_{code}(i64 %m, i64 %n, i64 %k, ptr %a, i64 %lda, i64 %ta, ptr %b, i64 %ldb, i64 %tb,
                                    ptr %c, i64 %ldc, i64 %add)
-  br label %done
-maybe_turned:
-  %work = mul i64 %elements, %m
-  %packs = icmp sgt i64 %work, {packs}
-  %many = icmp sge i64 %m, {least}
-  %some = icmp sge i64 %m, 4
-  %packs_some = and i1 %packs, %some
-  %enough = or i1 %many, %packs_some
-  br i1 %enough, label %turned, label %matrices
-turned:
-  call void @graphc_product_turned_{code}(i64 %m, i64 %n, i64 %k, ptr %a, i64 %step_m, i64 %step_k,
-                                          ptr %b, i64 %ldb, ptr %c, i64 %ldc, i64 %add)
-  br label %done
-matrices:
-  call void @graphc_{x}gemm(i32 101, i32 %op_a, i32 %op_b, i32 %m32, i32 %n32, i32 %k32, {real} 1.0,
-                            ptr %a, i32 %lda32, ptr %b, i32 %ldb32, {real} %beta, ptr %c, i32 %ldc32)
   br label %done
 done:
   ret void

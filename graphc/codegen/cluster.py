@@ -44,6 +44,7 @@ class Group:
     nodes: list[Node]
     needs: set[int] = field(default_factory=set)          # ids of nodes in other groups that it reads
     early: bool = False                         # a run-time check needs it: runs before anything is written
+    lasting: bool = False                       # computes the same at each run
     space: Space | None = None                  # of a kernel over rows
 
     def __repr__(self) -> str:
@@ -119,6 +120,8 @@ class Joiner:
         ga, gb = self.groups[a], self.groups[b]
         if ga.early != gb.early:
             return "a run-time check needs one of them first"
+        if ga.lasting != gb.lasting:
+            return "one of them is the same at each run, and kept"
         if self._between(a, b):
             return "another kernel runs between them"
         joined = self.rule(ga, gb)
@@ -186,7 +189,7 @@ def together(a: Group, b: Group, kind: str, position: dict[int, int]) -> Group:
     roots = a.roots + b.roots
     needs = (a.needs | b.needs) - {id(v.node) for v in roots}
     nodes = sorted(inside.values(), key=lambda n: position[id(n)])
-    return Group(kind, b.key, roots, nodes, needs, a.early)
+    return Group(kind, b.key, roots, nodes, needs, a.early, a.lasting)
 
 
 class LoopRule:

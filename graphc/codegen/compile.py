@@ -7,12 +7,13 @@ from __future__ import annotations
 import concurrent.futures.thread  # noqa: F401  before `building`: its lock is an inner one
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from ..core import events
 from ..core.threads import held_across_fork
 from . import blas, cache, far, native
-from .emit import emit_source, kernel_key
+from .emit import CODES, emit_source, kernel_key
 from .loopir import Gemm, Kernel, Transpose, walk_stmts
 from .simd import library
 
@@ -107,19 +108,22 @@ def entry_symbol(key: str) -> str:
 
 def callees(kernel: Kernel) -> frozenset[str]:
     """What the kernel's code calls besides itself."""
-    kinds = {type(s) for s in walk_stmts(kernel.body)}
-    return far.names_in(kernel).union(name for kind, (name, _) in _CALLEES.items() if kind in kinds)
+    called = {f"{_LIBRARY[type(s)]} {CODES[s.dtype]}" for s in walk_stmts(kernel.body)
+              if isinstance(s, (Gemm, Transpose))}
+    return far.names_in(kernel).union(called)
 
 
 def install(names: Collection[str]) -> None:
     """Define the symbols that code calls, before it is loaded."""
-    for name, define in _CALLEES.values():
+    for name, define in _INSTALL.items():
         if name in names:
             define()
     with building:
         far.install(names, compile_kernels)
 
 
-_CALLEES: dict[type, tuple[str, Callable[[], object]]] = {
-    Gemm: ("products", blas.install), Transpose: ("transposes", library.install)}
-CALLEES = tuple(name for name, _ in _CALLEES.values())        # those that many programs call
+_LIBRARY: dict[type, str] = {Gemm: "products", Transpose: "transposes"}
+_INSTALL: dict[str, Callable[[], object]] = {
+    f"{name} {code}": partial(define, code) for code in ("f4", "f8")
+    for name, define in (("products", blas.install), ("transposes", library.install))}
+CALLEES = ("products f4", "transposes f4")                    # those that many programs call

@@ -6,6 +6,7 @@ declare ptr @PyLong_FromLong(i64)
 declare ptr @PyEval_SaveThread()
 declare void @PyEval_RestoreThread(ptr)
 declare i64 @llvm.smax.i64(i64, i64)
+declare i64 @llvm.smin.i64(i64, i64)
 declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
 declare void @graphc_parallel_for(ptr, ptr, ptr, ptr, ptr, i64, i64, i32)
 
@@ -201,6 +202,20 @@ define void @graphc_copy(ptr %bufs, ptr %sizes, i64 %chunk, i64 %begin, i64 %end
   ret void
 }
 
+; where an array begins, or so many times its length behind that
+define internal i64 @place(ptr %rows, ptr %slots, i64 %k, i64 %times) alwaysinline {
+  %k.offset = mul i64 %k, $array_words
+  %row = getelementptr i64, ptr %rows, i64 %k.offset
+  %slot = load i64, ptr %row
+  %slot.at = getelementptr i64, ptr %slots, i64 %slot
+  %begin = load i64, ptr %slot.at
+  %bytes.at = getelementptr i64, ptr %row, i64 $array_bytes
+  %bytes = load i64, ptr %bytes.at
+  %far = mul i64 %bytes, %times
+  %at = add i64 %begin, %far
+  ret i64 %at
+}
+
 ; a method of the C API: arguments are the number of threads and the arrays
 define ptr @graphc_call(ptr %self, ptr %args, i64 %nargs) {
 entry:
@@ -228,7 +243,7 @@ start:
 each:
   %k = phi i64 [ 0, %start ], [ %k.next, %take ]
   %k.going = icmp slt i64 %k, %n
-  br i1 %k.going, label %check, label %walk
+  br i1 %k.going, label %check, label %lone
 check:
   %k.offset = mul i64 %k, $array_words
   %row = getelementptr i64, ptr %rows, i64 %k.offset
@@ -290,8 +305,64 @@ take:
   %slot.at = getelementptr i64, ptr %slots, i64 %slot
   store i64 %pointer, ptr %slot.at
   br label %each
+lone:
+  %apart.at = getelementptr i64, ptr %head, i64 $head_apart
+  %apart = load ptr, ptr %apart.at
+  %n.apart.at = getelementptr i64, ptr %head, i64 $head_n_apart
+  %n.apart = load i64, ptr %n.apart.at
+  %written.at = getelementptr i64, ptr %head, i64 $head_written
+  %written = load ptr, ptr %written.at
+  %n.written.at = getelementptr i64, ptr %head, i64 $head_n_written
+  %n.written = load i64, ptr %n.written.at
+  %begins.at = getelementptr i64, ptr %head, i64 $head_begins
+  %begins = load ptr, ptr %begins.at
+  %ends.at = getelementptr i64, ptr %head, i64 $head_ends
+  %ends = load ptr, ptr %ends.at
+  %both = call i64 @llvm.smin.i64(i64 %n.apart, i64 %n.written)
+  %any.apart = icmp sgt i64 %both, 0
+  br i1 %any.apart, label %each.written, label %walk
+each.written:
+  %x = phi i64 [ 0, %lone ], [ %x.next, %each.written ]
+  %x.next = add i64 %x, 1
+  %x.at = getelementptr i64, ptr %written, i64 %x
+  %writer = load i64, ptr %x.at
+  %x.begin = call i64 @place(ptr %rows, ptr %slots, i64 %writer, i64 0)
+  %x.end = call i64 @place(ptr %rows, ptr %slots, i64 %writer, i64 1)
+  %begin.at = getelementptr i64, ptr %begins, i64 %x
+  store i64 %x.begin, ptr %begin.at
+  %end.at = getelementptr i64, ptr %ends, i64 %x
+  store i64 %x.end, ptr %end.at
+  %x.more = icmp slt i64 %x.next, %n.written
+  br i1 %x.more, label %each.written, label %each.apart
+each.apart:
+  %a = phi i64 [ 0, %each.written ], [ %a.next, %over ]
+  %a.next = add i64 %a, 1
+  %a.at = getelementptr i64, ptr %apart, i64 %a
+  %reader = load i64, ptr %a.at
+  %a.begin = call i64 @place(ptr %rows, ptr %slots, i64 %reader, i64 0)
+  %a.end = call i64 @place(ptr %rows, ptr %slots, i64 %reader, i64 1)
+  br label %meet
+meet:                                             ; all of them: a loop without an exit runs in vectors
+  %y = phi i64 [ 0, %each.apart ], [ %y.next, %meet ]
+  %so.far = phi i1 [ false, %each.apart ], [ %shared, %meet ]
+  %y.next = add i64 %y, 1
+  %y.begin.at = getelementptr i64, ptr %begins, i64 %y
+  %y.begin = load i64, ptr %y.begin.at
+  %y.end.at = getelementptr i64, ptr %ends, i64 %y
+  %y.end = load i64, ptr %y.end.at
+  %before = icmp ult i64 %a.begin, %y.end
+  %behind = icmp ult i64 %y.begin, %a.end
+  %meets = and i1 %before, %behind
+  %shared = or i1 %so.far, %meets
+  %y.more = icmp slt i64 %y.next, %n.written
+  br i1 %y.more, label %meet, label %met
+met:
+  %a.more = icmp slt i64 %a.next, %n.apart
+  br i1 %shared, label %misfit, label %over
+over:
+  br i1 %a.more, label %each.apart, label %walk
 misfit:
-  %at = phi i64 [ 0, %start ], [ %k, %check ], [ %k, %look ], [ %k, %size ]
+  %at = phi i64 [ 0, %start ], [ %k, %check ], [ %k, %look ], [ %k, %size ], [ %reader, %met ]
   %m = call ptr @PyLong_FromLong(i64 %at)
   ret ptr %m
 walk:

@@ -19,13 +19,14 @@ table alone, never on the number of threads.
 
 A `Call` binds a table to what Python passes: a built-in function (of the C API, made from machine code) takes
 the arrays themselves, checks each against the shape and dtype that the table was made for, takes their
-pointers, and walks the table with the GIL released. The caller keeps everything that the table points to
-alive.
+pointers, checks that what is read shares no memory with what is written, and walks the table with the GIL
+released. The caller keeps everything that the table points to alive.
 """
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -43,12 +44,12 @@ from . import native, threads
 
 Array = np.ndarray[Any, Any]
 
-COLUMNS = 6
+COLUMNS, _WAVE = 6, 5
 OK, BUSY = -1, -2               # what a Call returns; else the position of the array that does not fit,
                                 # or `FAILED` and the position of the check
 _HEAD = ("busy", "arrays", "n_arrays", "slots", "steps", "n_early", "n_steps", "checks", "n_checks", "type",
-         "windows", "n_windows")
-_ARRAY = ("slot", "dtype", "ndim", "shape", "flags", "instead")
+         "windows", "n_windows", "apart", "n_apart", "written", "n_written", "begins", "ends")
+_ARRAY = ("slot", "dtype", "ndim", "shape", "flags", "instead", "bytes")
 _CONTIGUOUS, _ALIGNED, _WRITEABLE = 0x1, 0x100, 0x400                    # NumPy's flags
 _DATA, _NDIM, _SHAPE, _DTYPE, _FLAGS = 16, 24, 32, 56, 64                # where a PyArrayObject holds them
 
@@ -56,9 +57,24 @@ _DATA, _NDIM, _SHAPE, _DTYPE, _FLAGS = 16, 24, 32, 56, 64                # where
 def run_program(table: npt.NDArray[np.int64], n: int, num_threads: int) -> None:
     """Run the first ``n`` steps of ``table`` in order, each on at most ``num_threads`` threads."""
     check_table(table, n)
-    address = _module()["graphc_run"]
-    run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(address)
-    run(table.ctypes.data, n, num_threads)
+    _runner()(table.ctypes.data, n, num_threads)
+
+
+def run_alone(table: npt.NDArray[np.int64]) -> Callable[[int, int], None]:
+    """``run(num_threads, k)``: step ``k`` by itself, whatever its wave. One past the last does nothing."""
+    check_table(table, len(table))
+    alone, run = np.vstack([table, np.array([0, 0, 0, 0, 1, 1])]), _runner()
+    alone[:, _WAVE] = np.minimum(alone[:, _WAVE], 1)
+    rows = [(row, row.ctypes.data) for row in alone]
+
+    def step(num_threads: int, k: int) -> None:
+        run(rows[k][1], 1, num_threads)
+    return step
+
+
+@cache
+def _runner() -> Callable[[int, int, int], None]:
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(_module()["graphc_run"])
 
 
 def check_table(table: npt.NDArray[np.int64], n: int) -> None:
@@ -75,12 +91,17 @@ def copy_entry() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """What a `Call` takes at one position, and the slot its pointer goes to."""
+    """What a `Call` takes at one position, and the slot its pointer goes to.
+
+    One that is ``apart`` does not fit if it shares memory with one that is written. ``instead`` is the
+    address to use for an array without elements.
+    """
     slot: int
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     written: bool
-    instead: int = 0              # the address to use for an array without elements
+    instead: int = 0
+    apart: bool = False
 
 
 class Call:
@@ -110,15 +131,21 @@ class Call:
         shapes = [np.array(o.shape or (0,), np.int64) for o in operands]
         rows = np.array([
             (o.slot, id(o.dtype), len(o.shape), shape.ctypes.data,
-             _CONTIGUOUS | _ALIGNED | (_WRITEABLE if o.written else 0), o.instead)
+             _CONTIGUOUS | _ALIGNED | (_WRITEABLE if o.written else 0), o.instead,
+             math.prod(o.shape) * o.dtype.itemsize)
             for o, shape in zip(operands, shapes)], np.int64).reshape(-1, len(_ARRAY))
         checked = np.array(checks, np.int64)
         moved = np.array(windows, np.int64).reshape(-1, 3)
+        apart = np.array([k for k, o in enumerate(operands) if o.apart], np.int64)
+        written = np.array([k for k, o in enumerate(operands) if o.written], np.int64)
+        begins, ends = np.zeros((2, len(written)), np.int64)                 # where they lie in this call
         self.head = np.array(
             (0, rows.ctypes.data, len(operands), slots.ctypes.data, table.ctypes.data, n_early,
              len(table) - n_early, checked.ctypes.data, len(checks), id(np.ndarray), moved.ctypes.data,
-             len(moved)), np.int64)
-        self._keep = (table, slots, list(operands), shapes, rows, checked, moved)
+             len(moved), apart.ctypes.data, len(apart), written.ctypes.data, len(written),
+             begins.ctypes.data, ends.ctypes.data), np.int64)
+        self._keep = (table, slots, list(operands), shapes, rows, checked, moved, apart, written, begins,
+                      ends)
         self.run = ctypes.pythonapi.PyCFunction_NewEx(ctypes.byref(_method()), self.head.ctypes.data, None)
 
 

@@ -30,6 +30,7 @@ class Fusion:
     reasons: tuple[tuple[str, str], ...]        # (node, reason it has a buffer or not)
     pairs: tuple[Pair, ...] = ()                # every use of one node's value by another
     parts: Mapping[Value, Window] = field(default_factory=dict)     # values that lie where they are joined
+    lasting: frozenset[int] = frozenset()       # ids of the nodes that are the same at each run
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,21 @@ def fuse(program: Program) -> Fusion:
     pairs = _pairs(nodes, kernels, why)
     parts = _place_parts(program, kernels.groups, stored)
     why |= {v.node.name: f"stored: a part of {w.value.node.name}" for v, w in parts.items()}
-    return Fusion(tuple(kernels.groups), frozenset(stored), tuple(why.items()), tuple(pairs), parts)
+    return Fusion(tuple(kernels.groups), frozenset(stored), tuple(why.items()), tuple(pairs), parts,
+                  frozenset(storage.lasting))
+
+
+def _lasting(program: Program) -> set[int]:
+    """Nodes that are computed of what lasts alone, and which nothing outside the program gets."""
+    found = {id(program.arguments[k]) for k in program.lasting}
+    if not found:
+        return found
+    given = {id(v.node) for v in program.roots}
+    for n in program.nodes():
+        sized = all(isinstance(s, int) for a in n.avals for s in a.shape)
+        if sized and not is_argument(n) and id(n) not in given and all(id(v.node) in found for v in n.inputs):
+            found.add(id(n))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +163,7 @@ class _Storage:
     shared: set[int]            # of them: those that several kernels could compute as well
     joined: set[int]            # ... whose parts are written side by side
     memory: set[int]            # what reads its inputs in memory
+    lasting: set[int]           # what is the same at each run
     reasons: dict[str, str]
 
 
@@ -273,6 +289,7 @@ def _stored_nodes(program: Program, nodes: Sequence[Node]) -> _Storage:
             if id(v.node) in users:
                 users[id(v.node)].append(n)
     roots = {id(v.node) for v in program.roots}
+    lasting = _lasting(program)
     joined = _joined(program, nodes, users)
     memory = joined | {id(n) for n in nodes if isinstance(n.op.lower, Loops)}   # read what lies in memory
     stored, shared = set[int](), set[int]()
@@ -281,6 +298,8 @@ def _stored_nodes(program: Program, nodes: Sequence[Node]) -> _Storage:
     for n in reversed(nodes):
         reason = "its parts are written side by side" if id(n) in joined else _why_stored(
             n, users[id(n)], roots, memory, stored)
+        if reason is None and id(n) in lasting and _worth_keeping(n, users, lasting):
+            reason = "the same at each run, which reads it many times"
         if reason is None and "flat" in n.op.traits and any(id(u) in memory for u in users[id(n)]):
             memory.add(id(n))                           # then what it shows is needed there
         if reason is None and (homes := _many_homes(n, users[id(n)], kernels)):
@@ -294,7 +313,7 @@ def _stored_nodes(program: Program, nodes: Sequence[Node]) -> _Storage:
         count = len(kernels[id(n)])
         reasons[n.name] = f"stored: {reason}" if reason else f"computed in {count} kernel(s)"
     reasons |= _bound(nodes, memory, stored)
-    return _Storage(stored, shared, joined, memory, reasons)
+    return _Storage(stored, shared, joined, memory, lasting, reasons)
 
 
 def _bound(nodes: Sequence[Node], memory: set[int], stored: set[int]) -> dict[str, str]:
@@ -366,6 +385,26 @@ def _why_stored(n: Node, users: list[Node], roots: set[int], memory: set[int],
     return None
 
 
+def _worth_keeping(n: Node, users: Mapping[int, Sequence[Node]], lasting: Set[int]) -> bool:
+    """Whether each run computes elements of a lasting value several times each, or dearly."""
+    if not is_pointwise(n) or not n.inputs or "flat" in n.op.traits:
+        return False
+    size = n.avals[0].size
+    if (isinstance(n.op.lower, Pull) and n.op.lower.view) or all(v.aval.size != size for v in n.inputs):
+        return False
+    outside = _at_each_run(n, users, lasting)
+    return any(n.op.cost > CHEAP_RECOMPUTE or u.avals[0].size != size for u in outside)
+
+
+def _at_each_run(n: Node, users: Mapping[int, Sequence[Node]], lasting: Set[int]) -> Iterator[Node]:
+    """What reads a lasting value, or a reshape of it, and does not last itself."""
+    for u in users[id(n)]:
+        if id(u) not in lasting:
+            yield u
+        elif "flat" in u.op.traits:
+            yield from _at_each_run(u, users, lasting)
+
+
 def _many_homes(n: Node, users: list[Node], kernels: dict[int, frozenset[int]]) -> int:
     """How many kernels would compute ``n``, if that is several and it may be worth storing."""
     view = isinstance(n.op.lower, Pull) and n.op.lower.view
@@ -418,7 +457,8 @@ def _form_groups(nodes: Sequence[Node], storage: _Storage, early: set[int]) -> l
                     stack.append(source)
         order = sorted(inside.values(), key=lambda m: position[id(m)])
         roots = [Value(n, i) for i in range(len(n.avals))]
-        groups.append(Group(*_space(n, storage.joined), roots, order, needs, id(n) in early))
+        lasting = id(n) in storage.lasting and id(n) not in early
+        groups.append(Group(*_space(n, storage.joined), roots, order, needs, id(n) in early, lasting))
     return groups
 
 

@@ -19,6 +19,7 @@ from . import loopir as ir
 
 Array = np.ndarray[Any, Any]
 COPY_BYTES = 1 << 18                # bytes of one chunk of a copy
+ALIGN = 64                          # bytes: where values begin, a multiple of this
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +28,10 @@ class Slot:
 
     ``index`` counts among arguments, constants, outputs or targets (states to update). A value has a
     ``shape``, a temporary or scratch a ``size`` in elements; scratch has one slice per chunk of the step
-    ``scratch_of``. A window is a part of the memory of the slot ``index``, from its element ``offset`` on.
+    ``scratch_of``. A window is a part of the memory of the slot ``index``, from its element ``offset`` on;
+    what is kept from run to run is too, from the byte ``offset`` on.
     """
-    kind: Literal["argument", "constant", "output", "target", "arena", "window"]
+    kind: Literal["argument", "constant", "output", "target", "arena", "window", "kept"]
     index: int
     dtype: str
     shape: Shape | None = None
@@ -67,6 +69,9 @@ class Image:
         What its code calls, see `compile.callees`.
     aliases
         For each target, the argument that is the same memory, or -1.
+    keeping
+        The steps that compute the same at each run, of which this program takes the result as its last
+        argument; see `codegen.lasting`.
     """
     slots: tuple[Slot, ...]
     constants: tuple[Array, ...]
@@ -76,6 +81,7 @@ class Image:
     aliases: tuple[int, ...]
     size_names: tuple[str, ...]
     callees: tuple[str, ...]
+    keeping: Image | None = None
 
     def operands(self) -> list[int]:
         """The slots that each run fills: arguments, then targets, then outputs, by position."""
@@ -104,4 +110,4 @@ def n_bytes(shape: Shape, dtype: np.dtype[Any]) -> Size:
     return math.prod(shape) * dtype.itemsize
 
 
-__all__ = ["COPY_BYTES", "Image", "Slot", "Step", "evaluate_expr", "n_bytes"]
+__all__ = ["ALIGN", "COPY_BYTES", "Image", "Slot", "Step", "evaluate_expr", "n_bytes"]

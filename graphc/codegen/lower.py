@@ -24,6 +24,7 @@ from .rows import RowWriter
 from .space import Space
 from .writer import Binding, InPlaceConflict, Lowered, MapWriter, Temporary, Writer, dtype_of
 
+WORTH_KEEPING = 0.02        # part of an op's time that is worth the memory of a value kept from run to run
 PRODUCTS = 8.0              # multiplications and additions of a product in the time of a unit of a map's work
 
 
@@ -38,7 +39,7 @@ def lower_group(group: Group, fusion: Fusion, in_place: dict[Value, Value] | Non
         if group.kind == "joined":
             return _lower_joined(group, fusion)
         if group.kind == "loops":
-            return _lower_loops(group, stored, in_place or {})
+            return _lower_loops(group, fusion, in_place or {})
         if group.kind == "rows":
             return RowWriter(group, stored).lower()
         if group.kind == "fold":
@@ -62,6 +63,7 @@ class OpKernels(Builder):
     """
     group: Group
     in_memory: Set[int]
+    lasting: Set[int] = frozenset()             # nodes that are the same at each run
     variant: str = ""
     lowered: list[Lowered] = field(default_factory=list)
     epilogue: Epilogue | None = None
@@ -101,6 +103,12 @@ class OpKernels(Builder):
         self._read_only.discard(out.buffer)
         return out
 
+    def lasts(self, x: Stored) -> bool:
+        """Whether an input is the same at each run: what these loops make of it alone is kept."""
+        home = self._bindings[int(x.buffer[1:])]
+        value = home.value if isinstance(home, Window) else home
+        return isinstance(value, Value) and id(value.node) in self.lasting
+
     def following(self) -> float:
         """What is made of an element of a result, in multiplications and additions of a product."""
         return 0.0 if self.epilogue is None else PRODUCTS * self.epilogue.work_of_element()
@@ -138,9 +146,12 @@ class OpKernels(Builder):
         if self.epilogue is not None:
             self.epilogue.write(block, rows, columns)
 
-    def temporary(self, dtype: str, size: Expr) -> Stored:
-        """A buffer for results that one parallel region hands to the next."""
-        t = Temporary(f"t{len(self._bindings)}", dtype, size)
+    def temporary(self, dtype: str, size: Expr, saves: float = 1.0) -> Stored:
+        """A buffer for results that one parallel region hands to the next.
+
+        Of what lasts, it is kept from run to run if that ``saves`` enough: a part of the op's time.
+        """
+        t = Temporary(f"t{len(self._bindings)}", dtype, size, saves >= WORTH_KEEPING)
         self._bindings.append(t)
         return Stored(self, f"p{len(self._bindings) - 1}", [size], dtype)
 
@@ -257,14 +268,14 @@ class Epilogue(Writer):
                 self.output(v).store_flat(flat, e)
 
     def stored(self, value: Value, role: str) -> Any:
-        home = storage_of(value, self.in_memory)[0] if role == "in" else value
+        home, at = storage_of(value, self.in_memory) if role == "in" else (value, 0)
         shape, dtype = value.aval.shape, value.aval.dtype.name
         if home == self.source:
             assert self.element is not None
             return _OneElement(self.b, [self.b.size(s) for s in shape], dtype, self.element)
         found = self.buffers.get((id(home.node), home.index))
         return self.k.bind(value, "in", shape, dtype) if found is None else replace(
-            found, shape=[self.b.size(s) for s in shape])
+            found, shape=[self.b.size(s) for s in shape], base=self.b.size(at))
 
     def output(self, value: Value) -> Stored:
         home = self.in_place.get(value, value)
@@ -299,11 +310,11 @@ class _OneElement(Access):
         return self.element
 
 
-def _lower_loops(group: Group, stored: Set[int], in_place: dict[Value, Value]) -> list[Lowered]:
-    node = loops_of(group)
+def _lower_loops(group: Group, fusion: Fusion, in_place: dict[Value, Value]) -> list[Lowered]:
+    node, stored = loops_of(group), fusion.stored
     lower = node.op.lower
     assert isinstance(lower, Loops)
-    k = OpKernels(group, stored)
+    k = OpKernels(group, stored, fusion.lasting if not group.early else frozenset())
     inputs = [k.bind(v, "in", v.aval.shape, v.aval.dtype.name) for v in node.inputs]
     if node is not group.nodes[-1]:
         k.epilogue = Epilogue(k, group, stored, in_place)

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..core.config import config
 from ..core.dims import evaluate_shape
-from ..core.memory import allocator
+from ..core.memory import aligned, allocator
 from ..static.program import FAILED
 from .builder import size_variable
-from .executor import BUSY, COLUMNS, OK, Call, Operand
-from .image import Array, Image, evaluate_expr
+from .executor import BUSY, COLUMNS, OK, Call, Operand, run_alone
+from .image import ALIGN, Array, Image, evaluate_expr
 
-ALIGN = 64
 Piece = tuple[int, int]         # of memory: the slot that has it, and the element at which the piece begins
 WORTH_A_THREAD = 0.25           # of a chunk's work: less is not run side by side with other steps
 
@@ -51,8 +50,13 @@ class Plan:
         self.waves = self._waves()
         self.offsets, self.arena_bytes, self.live_bytes = self._place()
         self.operands = image.operands()
-        self._outputs = [(allocator(shape := self.shapes[k] or (), self.dtypes[k]), shape, self.dtypes[k])
-                         for k in self.operands if image.slots[k].kind == "output"]
+        # arguments that are no state which is updated: they must not lie where one is written
+        self.apart = {k for k, s in enumerate(image.slots) if image.aliases and s.kind == "argument"
+                      and s.index not in image.aliases}
+        keep = {s.index for s in image.slots if s.kind == "kept"}       # the operand that has what is kept
+        self._outputs = [(aligned if k in keep else allocator(shape, self.dtypes[k]), shape, self.dtypes[k])
+                         for k in self.operands if image.slots[k].kind == "output"
+                         for shape in [self.shapes[k] or ()]]
         self.instances: list[Instance] = []
         self.calls: list[Any] = []                      # theirs, to be tried in turn
 
@@ -168,6 +172,10 @@ class Plan:
 
     # ------------------------------------------------------------ runs
 
+    def results(self) -> list[Array]:
+        """New arrays for the outputs of a run."""
+        return [empty(shape, dtype) for empty, shape, dtype in self._outputs]
+
     def run(self, arrays: Sequence[Array]) -> tuple[list[Array], int]:
         """Run on arguments and targets.
 
@@ -176,7 +184,7 @@ class Plan:
         outputs, code
             Arrays of the caller's own, and what `executor.Call` returns.
         """
-        outputs = [empty(shape, dtype) for empty, shape, dtype in self._outputs]
+        outputs = self.results()
         for call in self.calls:
             code: int = call(config.num_threads, *arrays, *outputs)
             if code != BUSY:
@@ -203,7 +211,12 @@ def _address(array: Array) -> int:
 
 
 class Instance:
-    """What one run at a time uses: an arena, a table of slots, and ``call(num_threads, *arrays)``."""
+    """What one run at a time uses: an arena, a table of slots, and ``call(num_threads, *arrays)``.
+
+    ``step(num_threads, k)`` runs one step by itself, on the arrays of the last call; one past the last, none.
+    """
+    call: Callable[..., int]
+    step: Callable[[int, int], None]
 
     def __init__(self, plan: Plan) -> None:
         image = plan.image
@@ -219,17 +232,18 @@ class Instance:
         # an array without elements is not read, but clamped indices must point somewhere
         self.instead = {s: np.zeros(plan.room(s), plan.dtypes[s])
                         for s in plan.operands if not plan.counts[s]}
-        # (of an empty array a window shows all that may be read)
-        self.windows = [(s, plan.home(s), at if plan.counts[plan.home(s)] else 0)
+        # (a window that begins at the end has nothing in it, and shows all instead: clamped indices again)
+        self.windows = [(s, plan.home(s), at if at < plan.counts[plan.home(s)] else 0)
                         for s, at in plan.windows.items()]
-        self.call = self._python(plan) if plan.python else self._native(plan)
+        self.call, self.step = self._python(plan) if plan.python else self._native(plan)
 
-    def _native(self, plan: Plan) -> Any:
+    def _native(self, plan: Plan) -> tuple[Callable[..., int], Callable[[int, int], None]]:
         image = plan.image
         slots = np.zeros(max(1, len(image.slots)), np.int64)
         for s, view in self.views.items():
             slots[s] = _address(view)
-        moving = []                                     # windows of what each run brings
+        # windows of what each run brings
+        moving = [(s, slot.index, slot.offset) for s, slot in enumerate(image.slots) if slot.kind == "kept"]
         for s, home, at in self.windows:
             offset = at * plan.dtypes[s].itemsize
             if home in self.views:
@@ -251,12 +265,13 @@ class Instance:
         operands = [
             Operand(s, plan.dtypes[s], plan.shapes[s] or (),
                     written=image.slots[s].kind != "argument",
-                    instead=_address(self.instead[s]) if s in self.instead else 0) for s in plan.operands]
+                    instead=_address(self.instead[s]) if s in self.instead else 0,
+                    apart=s in plan.apart) for s in plan.operands]
         call = Call(table, image.n_early, slots, operands, image.checks, moving)
         self._keep = (call, lists)
-        return call.run
+        return call.run, run_alone(table)
 
-    def _python(self, plan: Plan) -> Any:
+    def _python(self, plan: Plan) -> tuple[Callable[..., int], Callable[[int, int], None]]:
         """The same in Python, for entries that are Python functions. `executor` says what it returns."""
         image, views = plan.image, dict(self.views)
 
@@ -268,11 +283,19 @@ class Instance:
                     plan.entries[t]([views[s] for s in step.slots], sizes, chunk, chunk * grain,
                                     min((chunk + 1) * grain, extent))
 
+        first_target = sum(image.slots[s].kind == "argument" for s in plan.operands)
+
         def call(_: int, *arrays: Array) -> int:
             for k, (s, a) in enumerate(zip(plan.operands, arrays, strict=True)):
                 if type(a) is not np.ndarray or a.dtype != plan.dtypes[s] or a.shape != plan.shapes[s]:
                     return k
+                if s in plan.apart and any(np.may_share_memory(a, t) for t in arrays[first_target:]):
+                    return k
                 views[s] = self.instead[s] if s in self.instead else a.reshape(-1)
+            for s, slot in enumerate(image.slots):
+                if slot.kind == "kept":
+                    at, n_bytes = slot.offset, plan.room(s) * plan.dtypes[s].itemsize
+                    views[s] = views[slot.index][at:at + n_bytes].view(plan.dtypes[s])
             for s, home, at in self.windows:
                 views[s] = views[home][at:]
             run(range(image.n_early))
@@ -281,7 +304,7 @@ class Instance:
                     return FAILED + k
             run(range(image.n_early, len(image.steps)))
             return OK
-        return call
+        return call, lambda _, k: run(range(len(image.steps))[k:k + 1])
 
 
 __all__ = ["Plan"]

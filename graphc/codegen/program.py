@@ -21,7 +21,7 @@ from ..core.dims import Size, size_of
 from ..core.errors import InternalError
 from ..core.files import write_atomically
 from ..core.node import Node, Value
-from ..core.storage import standard
+from ..core.storage import apart, standard
 from ..core.threads import fork_safe_lock
 from ..static.program import FAILED, Program, toposort
 from . import cache, compile, python_target, vmath
@@ -29,6 +29,7 @@ from . import loopir as ir
 from .executor import copy_entry
 from .fuse import Fusion, Group, fuse, is_argument, is_buffer_constant, is_pointwise, storage_of
 from .image import COPY_BYTES, Array, Image, Slot, Step, n_bytes
+from .lasting import KeptValue, cut, kept_values
 from .lower import InPlaceConflict, Lowered, Temporary, Window, lower_group
 from .plan import Plan
 from .shared import code_form
@@ -82,13 +83,16 @@ class CompiledProgram:
         self._lock = fork_safe_lock()
         found = _from_disk(stored_as) if stored_as else None
         self.origin = "disk" if found else "compiled"
-        if found is not None:
-            self.image, self.entries = found
-        else:
-            self.image = self._assembly.image
-            self.entries = [e if e is not None else self._copy_entry() for e in self._assembly.entries]
+        if found is None:
+            made = self._assembly
+            found = made.image, *([e if e is not None else self._copy_entry() for e in entries]
+                                  for entries in (made.entries, made.keeping_entries))
             if stored_as:
-                cache.store_image(stored_as, self.image)
+                cache.store_image(stored_as, made.image)
+        self.image, self.entries, keeping_entries = found
+        self.keeping = None
+        if self.image.keeping is not None:
+            self.keeping = Plan(self.image.keeping, keeping_entries, {}, target == "python")
         self.compile_seconds = time.perf_counter() - start
         if config.dump:
             for k in self.kernels:
@@ -133,6 +137,30 @@ class CompiledProgram:
     def arena_bytes(self) -> int:
         """The largest arena of the plans made so far."""
         return max((p.arena_bytes for p in self._plans.values()), default=0)
+
+    # ------------------------------------------------------------ what lasts
+
+    @property
+    def kept_of(self) -> tuple[int, ...]:
+        """The positions of the arguments that something is kept of, from run to run."""
+        keeping = self.image.keeping
+        return () if keeping is None else tuple(
+            keeping.slots[k].index for k in keeping.operands() if keeping.slots[k].kind == "argument")
+
+    @property
+    def kept(self) -> list[KeptValue]:
+        """The values that are kept from run to run."""
+        return kept_values(self.image)
+
+    def keep(self, arrays: Sequence[Array]) -> Array:
+        """What these arrays are made to once, for all runs with them: the argument after all others."""
+        assert self.keeping is not None
+        outputs, code = self.keeping.run(arrays)
+        if code >= 0:
+            outputs, code = self.keeping.run([standard(a) for a in arrays])
+            if code >= 0:
+                raise InternalError(f"state {code} of a program does not fit what is kept of it")
+        return outputs[0]
 
     # ------------------------------------------------------------ running
 
@@ -184,10 +212,13 @@ class CompiledProgram:
         plan = self._plans.get(sizes)
         if plan is None:
             plan = self.plan(dict(zip(self.image.size_names, sizes)))
+        n = len(arrays) - written
+        if self.keeping is not None:
+            kept = self.keep([arrays[k] for k in self.kept_of])
+            arrays, n = [*arrays[:n], kept, *arrays[n:]], n + 1
         outputs, code = plan.run(arrays)
         if 0 <= code < FAILED:
-            n = len(arrays) - written
-            outputs, code = plan.run([*map(standard, arrays[:n]), *arrays[n:]])
+            outputs, code = plan.run([*apart(arrays[:n], arrays[n:], self.image.aliases), *arrays[n:]])
             if 0 <= code < FAILED:
                 raise InternalError(f"argument {code} of a program does not fit its plan")
         return outputs, None if code < 0 else code - FAILED
@@ -198,15 +229,20 @@ def _copy_in_python(buffers: Sequence[Array], _: Sequence[int], chunk: int, begi
     target[begin:end] = source[begin:end]
 
 
-def _from_disk(name: str) -> tuple[Image, list[Any]] | None:
-    """An image and its machine code, if the disk cache has all of it."""
+def _from_disk(name: str) -> tuple[Image, list[Any], list[Any]] | None:
+    """An image and the machine code of its steps, and of those that it keeps the results of.
+
+    If the disk cache has all of it.
+    """
     image = cache.load_image(name)
     if image is None:
         return None
-    addresses = compile.load_kernels({s.key for s in image.steps if s.key}, image.callees)
+    parts = image.steps, image.keeping.steps if image.keeping is not None else ()
+    addresses = compile.load_kernels({s.key for steps in parts for s in steps if s.key}, image.callees)
     if addresses is None:
         return None
-    return image, [addresses[s.key] if s.key else copy_entry() for s in image.steps]
+    entries, keeping = ([addresses[s.key] if s.key else copy_entry() for s in steps] for steps in parts)
+    return image, entries, keeping
 
 
 # ---------------------------------------------------------------- from nodes to an image
@@ -223,6 +259,7 @@ class Assembly:
         self.entries: list[Any] = []               # native addresses or Python functions; None: a copy
         self.kernels: list[KernelInfo] = []
         self._slot_of: dict[Any, int] = {}
+        self._passing: set[int] = set()            # slots that are not worth keeping from run to run
         self.direct: dict[int, int] = {}           # update -> the group that writes it in place
         self.groups, self.n_check_groups = self._checks_first()
         lowered = self._lower(self.groups)
@@ -237,9 +274,12 @@ class Assembly:
                       for s in self.slots]
         checks = tuple(self._value_slot(c.value) for c in program.checks)
         called = frozenset[str]().union(*(compile.callees(k.kernel) for k in self.kernels))
-        self.image = Image(
+        whole = Image(
             tuple(self.slots), tuple(self.constants), tuple(self.steps), n_early, checks, self._aliases(),
             tuple(program.sizes()), tuple(sorted(called)))
+        self.image, kept = cut(whole, program.lasting, self._passing)
+        self.keeping_entries = [self.entries[t] for t in kept]
+        self.entries = [e for t, e in enumerate(self.entries) if t not in set(kept)]
 
     def _checks_first(self) -> tuple[list[Group], int]:
         """Groups that checks need come first, so that nothing is written before they hold."""
@@ -368,6 +408,8 @@ class Assembly:
                     elif isinstance(binding, Temporary):
                         make = partial(Slot, "arena", -1, binding.dtype, None, binding.size)
                         slots.append(self._slot(("temporary", g, binding.name), make))
+                        if not binding.keeps:
+                            self._passing.add(slots[-1])
                     else:
                         make = partial(Slot, "arena", -1, b.dtype, None, b.size, at)
                         slots.append(self._slot(("scratch", at, b.name), make))

@@ -49,13 +49,14 @@ def _read_elsewhere(g: Group) -> set[Value]:
     found: set[Value] = set()
     for n in reversed(g.nodes):
         lower = n.op.lower
+        if isinstance(lower, Fold):             # computed once, whoever reads its result
+            continue
         straight = not isinstance(lower, (Pull, Loops)) or "flat" in n.op.traits or (
             isinstance(lower, Pull) and (lower.window or lower.joins))
         if not straight or any(Value(n, k) in found for k in range(len(n.avals))):
             found.update(n.inputs)
-        if not isinstance(lower, Fold):
-            found.update(v for v in n.inputs if _size(v) < _size(Value(n, 0)) and not (
-                isinstance(lower, Pull) and lower.joins))
+        found.update(v for v in n.inputs if _size(v) < _size(Value(n, 0)) and not (
+            isinstance(lower, Pull) and lower.joins))
     return found
 
 

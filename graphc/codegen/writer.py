@@ -22,10 +22,14 @@ from .loopir import Expr, Kernel, Var
 
 @dataclass(frozen=True, slots=True)
 class Temporary:
-    """A buffer that only the kernels of one group share."""
+    """A buffer that only the kernels of one group share.
+
+    ``keeps``: whether it is worth its memory from run to run, if it lasts.
+    """
     name: str
     dtype: str
     size: Expr
+    keeps: bool = True
 
 
 TILE = 8                    # rows and columns of a tile: lines that fit into one set of a cache
@@ -83,8 +87,8 @@ class Writer:
     # ------------------------------------------------------------ buffers
 
     def stored(self, value: Value, role: str) -> Stored:
-        """The buffer of a value; reshapes share their input's."""
-        home = storage_of(value, self.in_memory)[0] if role == "in" else value
+        """The buffer of a value; reshapes, and slices in one piece, are in their input's."""
+        home, at = storage_of(value, self.in_memory) if role == "in" else (value, 0)
         key = (id(home.node), home.index)
         found = self.buffers.get(key)
         if found is None:
@@ -95,7 +99,7 @@ class Writer:
         elif role != "in":
             self.roles[self.bindings.index(home)] = role
         shape = [self.b.size(s) for s in value.aval.shape]
-        return Stored(self.b, found.buffer, shape, found.dtype)
+        return Stored(self.b, found.buffer, shape, found.dtype, self.b.size(at))
 
     def output(self, value: Value) -> Stored:
         source = self.in_place.get(value)

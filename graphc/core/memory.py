@@ -98,9 +98,14 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
 
     A vector store that straddles two lines costs a tenth of what a kernel at memory speed does.
     """
-    n_bytes = math.prod(shape) * dtype.itemsize
-    if n_bytes < _WORTH_ALIGNING:
+    if math.prod(shape) * dtype.itemsize < _WORTH_ALIGNING:
         return np.empty(shape, dtype)
+    return aligned(shape, dtype)
+
+
+def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """`numpy.empty` of an array that begins at a line of the cache, from the pool if it is very large."""
+    n_bytes = math.prod(shape) * dtype.itemsize
     if n_bytes <= _LARGEST:
         block: npt.NDArray[np.uint8] = np.empty(n_bytes + _ALIGN, np.uint8)
     else:

@@ -213,6 +213,14 @@ def anonymous(name: str, vjp: tuple[Rule | None, ...] | EachInput | AllInputs, o
     return op
 
 
+def variant(op: Op, **changes: Any) -> Op:
+    """``op`` with other fields, which is not registered: to measure and test what graphc would not choose."""
+    out = object.__new__(Op)
+    for f in fields(Op):
+        object.__setattr__(out, f.name, changes.get(f.name, getattr(op, f.name)))
+    return out
+
+
 def get_op(name: str) -> Op:
     """The registered op called ``name``."""
     return _REGISTRY[name]

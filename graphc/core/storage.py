@@ -2,12 +2,16 @@
 
 A tensor and all its views share one Storage, made when first needed. Each in-place write bumps the
 version; the tape and compiled programs compare versions to notice that a value they rely on was changed.
+What others hold may be written without a version: a Storage knows whether its memory came from outside
+(``foreign``), and which arrays of it were given out (`Storage.lend`).
 """
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 import weakref
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +35,16 @@ def standard(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return plain if flags.c_contiguous and flags.aligned else plain.copy("C")
 
 
+def apart(arrays: Sequence[np.ndarray[Any, Any]], targets: Sequence[np.ndarray[Any, Any]],
+          states: Container[int]) -> list[np.ndarray[Any, Any]]:
+    """Arrays as `standard` has them, but copies of those that share memory with a target.
+
+    ``states`` are the positions of those that may be one.
+    """
+    return [standard(a.copy() if k not in states and any(np.may_share_memory(a, t) for t in targets) else a)
+            for k, a in enumerate(arrays)]
+
+
 @functools.cache
 def _own_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(dtype.name)
@@ -43,14 +57,46 @@ def owner(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return array
 
 
-class Storage:
-    """The buffer that a tensor, its views and the static Variables bound to it share."""
-    __slots__ = ("__weakref__", "_lock", "array", "version", "views", "written_at")
+class _Clock:
+    """A number that is another one after each write to any Storage: while it stays, nothing was written."""
+    __slots__ = ("ticks",)
 
-    def __init__(self, array: np.ndarray[Any, Any]) -> None:
+
+_NONE: list[weakref.ref[Any]] = []
+_ticks = itertools.count()
+clock = _Clock()
+clock.ticks = next(_ticks)
+
+
+# An array keeps its base alive, but NumPy looks through bases of the array's own type: with two types between
+# them, all views of an array that was given out keep its loan alive, and the loan the memory.
+
+class _Inner(np.ndarray[Any, Any]):
+    """The memory as the base of a loan."""
+
+
+class _Loan(np.ndarray[Any, Any]):
+    """The base of an array that was given out."""
+
+
+class Storage:
+    """The buffer that a tensor, its views and the static Variables bound to it share.
+
+    Attributes
+    ----------
+    foreign : bool
+        Whether the memory is that of an array from outside, which others may write at any time.
+    """
+    __slots__ = ("__weakref__", "_lock", "array", "foreign", "lent", "loans", "version", "views",
+                 "written_at")
+
+    def __init__(self, array: np.ndarray[Any, Any], foreign: bool = False) -> None:
         # one is made for every saved value of the tape: what few need is made later
         self.array = array
+        self.foreign = foreign
         self.version = 0
+        self.lent = 0                           # how many arrays were given out
+        self.loans: list[weakref.ref[Any]] = _NONE          # what those keep alive that are still in use
         self.written_at: str | None = None      # the line of the last write, under record_sources()
         self.views: list[weakref.ref[Any]] | None = None    # views that are being differentiated
         self._lock: Any = None
@@ -67,6 +113,32 @@ class Storage:
     def bump(self, where: str | None = None) -> None:
         self.version += 1
         self.written_at = where
+        clock.ticks = next(_ticks)
+
+    # ------------------------------------------------------------ memory that others hold
+
+    def lend(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """An array to give out, of the same memory as ``array``, which is the buffer or a part of it.
+
+        As long as it or a view of it is alive, somebody may write where no version is bumped.
+        """
+        if self.foreign:
+            return array
+        lent = array.view(_Inner).view(_Loan)
+        self.loans = [*(ref for ref in self.loans if ref() is not None), weakref.ref(lent)]
+        self.lent += 1
+        clock.ticks = next(_ticks)
+        return lent.view(np.ndarray)
+
+    @property
+    def is_lent(self) -> bool:
+        """Whether somebody outside may be writing the memory."""
+        return self.foreign or any(ref() is not None for ref in self.loans)
+
+    @property
+    def stamp(self) -> tuple[int, int] | None:
+        """What is another one when the buffer may have been written; None while that is so."""
+        return None if self.is_lent else (self.version, self.lent)
 
     def note_view(self, view: Any) -> None:
         """``view`` shares this buffer and has a history of its own."""

@@ -6,7 +6,7 @@ Here is what a tensor *is*: its array or symbol, grad, storage, conversions, rep
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from .node import Saved, TapeNode, Value
 from .storage import Storage
 
 Array = np.ndarray[Any, Any]
+T = TypeVar("T", bound="Tensor")
 
 
 class _Size(int):
@@ -97,7 +98,7 @@ class Tensor:
         def __getattr__(self, name: str) -> Any: ...
 
     def __init__(self, data: Array, requires_grad: bool = False) -> None:
-        self._data, self._node, self._storage, self._rare = data, None, None, None
+        self._data, self._node, self._storage, self._rare = data, None, Storage(data, foreign=True), None
         self.requires_grad = requires_grad
 
     # ------------------------------------------------------------ what it is
@@ -206,12 +207,16 @@ class Tensor:
         return cast(Array, self._data)
 
     def numpy(self) -> Array:
-        """The array itself, without copy. Writes through it are not seen by autograd."""
+        """The array itself, without copy.
+
+        Writes through it are not seen by autograd. As long as the array is alive, compiled programs compute
+        anew at each run what they otherwise keep of a Parameter from run to run.
+        """
         data = self._array("numpy()")
         if self.requires_grad:
             raise record.located(AutogradError(
                 "numpy(): the tensor requires grad, and NumPy would not be recorded; use t.detach().numpy()"))
-        return data
+        return self.storage().lend(data)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         data = self._array("np.asarray()")
@@ -219,7 +224,7 @@ class Tensor:
             if copy is False:
                 raise ValueError(f"np.asarray: {data.dtype.name} to {np.dtype(dtype).name} needs a copy")
             return data.astype(dtype)
-        return data.copy() if copy else data
+        return data.copy() if copy else self.storage().lend(data)
 
     def item(self) -> Any:
         """The one element as a Python scalar."""
@@ -295,14 +300,19 @@ class Tensor:
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         if self._node is not None:
             raise AutogradError("deepcopy: only leaf tensors can be copied deeply; use t.detach().clone()")
-        out = type(self)(self._array("deepcopy").copy(), self.requires_grad)
-        memo[id(self)] = out
+        memo[id(self)] = out = owned(type(self), self._array("deepcopy").copy(), self.requires_grad)
+        return out
+
+    def __copy__(self) -> Tensor:
+        """Another tensor of the same buffer."""
+        out = owned(type(self), self._array("copy"), self.requires_grad)
+        out._node, out._storage = self._node, self.storage()
         return out
 
     def __reduce__(self) -> Any:
         if self._node is not None:
             raise AutogradError("pickle: only leaf tensors can be pickled; use t.detach()")
-        return (type(self), (self._array("pickle"), self.requires_grad))
+        return (_unpickled, (type(self), self.storage().lend(self._array("pickle")), self.requires_grad))
 
     # ------------------------------------------------------------ gradients
 
@@ -399,7 +409,8 @@ class Parameter(Tensor):
     Parameters
     ----------
     data : Tensor or array
-        The initial value; the Parameter shares its buffer.
+        The initial value; the Parameter shares its buffer. Of an array, whose owner may write it at any time,
+        compiled programs keep nothing from run to run; ``Parameter(gc.tensor(array))`` is a copy.
     requires_grad : bool
         Whether optimisers and `minimize` train it.
     """
@@ -410,8 +421,7 @@ class Parameter(Tensor):
         if array.dtype.kind == "f":
             array = array.astype(as_dtype(array.dtype), copy=False)
         super().__init__(array, requires_grad)
-        if isinstance(data, Tensor) and array is data._data:
-            self._storage = data.storage()                # one buffer has one version
+        _share(self, data)
 
 
 class Buffer(Tensor):
@@ -420,11 +430,39 @@ class Buffer(Tensor):
     Running statistics, moments, step counts.
 
     In a graph it is a Variable bound to its storage, like a Parameter.
+
+    Parameters
+    ----------
+    data : Tensor or array
+        The initial value; the Buffer shares its memory.
+    requires_grad : bool
     """
     __slots__ = ()
 
+    def __init__(self, data: Any, requires_grad: bool = False) -> None:
+        super().__init__(data._array("Buffer()") if isinstance(data, Tensor) else data, requires_grad)
+        _share(self, data)
+
+
+def _share(t: Tensor, data: Any) -> None:
+    """One buffer has one version: that of the tensor that ``t`` was made of."""
+    if isinstance(data, Tensor) and t._data is data._data:
+        t._storage = data.storage()
+
 
 _new = object.__new__
+
+
+def owned(kind: type[T], data: Array, requires_grad: bool = False) -> T:
+    """A tensor of a class of tensors around an array that nobody else has."""
+    t = _new(kind)
+    t._data, t._node, t._storage, t._rare, t.requires_grad = data, None, None, None, requires_grad
+    return t
+
+
+def _unpickled(kind: type[T], data: Array, requires_grad: bool) -> T:
+    # memory that is not the array's own may be of buffers that were not in the pickle, and are somebody's
+    return owned(kind, data if data.flags.owndata else data.copy(), requires_grad)
 
 
 def wrap(data: Array) -> Tensor:
@@ -470,7 +508,9 @@ def from_numpy(array: Array) -> Tensor:
     as_dtype(array.dtype)
     if array.dtype.byteorder not in "=|":
         array = array.astype(array.dtype.newbyteorder("="))
-    return wrap(array)
+    out = wrap(array)
+    out._storage = Storage(array, foreign=True)
+    return out
 
 
 def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:

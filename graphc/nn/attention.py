@@ -5,13 +5,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from ..core import record
 from ..core.dims import format_shape
 from ..core.errors import ArgumentError, ShapeError
 from ..core.tensor import Parameter, Tensor, as_tensor
 from ..ops.attention import attention, probabilities
+from ..ops.create import zeros
 from ..ops.elementwise import logical_and, logical_not, where
 from ..ops.linalg import matmul
 from ..ops.reduce import mean
@@ -90,13 +89,13 @@ class MultiheadAttention(Module):
         one = self.kdim == self.vdim == e
 
         def weight(rows: int, columns: int) -> Parameter:
-            out = Parameter(np.empty((rows, columns), d))
+            out = Parameter(zeros(rows, columns, dtype=d))
             init.xavier_uniform_(out)
             return out
         self.in_proj_weight = weight(3 * e, e) if one else None
         self.q_proj_weight, self.k_proj_weight, self.v_proj_weight = (
             None if one else weight(e, n) for n in (e, self.kdim, self.vdim))
-        self.in_proj_bias = Parameter(np.zeros(3 * e, d)) if bias else None
+        self.in_proj_bias = Parameter(zeros(3 * e, dtype=d)) if bias else None
         self.out_proj = Linear(e, e, bias, dtype)
         if self.out_proj.bias is not None:
             init.zeros_(self.out_proj.bias)

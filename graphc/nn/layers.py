@@ -4,12 +4,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
 from ..core import record
 from ..core.dtypes import DType
 from ..core.errors import ArgumentError
 from ..core.tensor import Parameter, Tensor
+from ..ops.create import zeros
 from ..ops.shape import flatten
 from ..ops.window import Pair, pair
 from . import functional as F
@@ -21,7 +20,7 @@ from .module import Module
 def _parameter(shape: tuple[int, ...], dtype: DType, fan_in: int) -> Parameter:
     """Uniform in [-1/sqrt(fan_in), 1/sqrt(fan_in)): kaiming_uniform with a = sqrt(5), PyTorch's default."""
     bound = 1 / math.sqrt(fan_in)
-    out = Parameter(np.empty(shape, dtype))
+    out = Parameter(zeros(shape, dtype=dtype))
     init.uniform_(out, -bound, bound)
     return out
 
@@ -304,7 +303,7 @@ class Embedding(Module):
                                                f"num_embeddings = {num_embeddings}"))
         self.padding_idx = None if padding_idx is None else padding_idx % self.num_embeddings
         dtype = a_float_dtype("Embedding", dtype)
-        weight = Parameter(np.empty((self.num_embeddings, self.embedding_dim), dtype))
+        weight = Parameter(zeros(self.num_embeddings, self.embedding_dim, dtype=dtype))
         init.normal_(weight)
         if self.padding_idx is not None:
             weight._data[self.padding_idx] = 0

@@ -216,7 +216,7 @@ class Module(metaclass=_Building):
             if not isinstance(tensor, Tensor):
                 raise record.located(ArgumentError(f"register_buffer: {name} is a tensor or None, not "
                                                    f"{type(tensor).__name__}"))
-            tensor = Buffer(tensor._array("register_buffer()"))
+            tensor = Buffer(tensor)
         vars(self).pop(name, None)
         setattr(self, name, tensor)
         vars(self)["_transient"] = self._transient - {name} if persistent else self._transient | {name}

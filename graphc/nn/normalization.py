@@ -3,12 +3,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ..core import record
 from ..core.dims import format_shape, same_size
+from ..core.dtypes import int64
 from ..core.errors import ShapeError
 from ..core.tensor import Buffer, Parameter, Tensor
+from ..ops.create import ones, zeros
 from ..ops.index import record_checks
 from . import functional as F
 from .arguments import a_count, a_float_dtype, a_positive, a_probability
@@ -56,8 +56,8 @@ class LayerNorm(Module):
         self.normalized_shape = tuple(a_count("LayerNorm", "normalized_shape", s) for s in sizes)
         self.eps = a_positive("LayerNorm", "eps", eps)
         d = a_float_dtype("LayerNorm", dtype)
-        self.weight = Parameter(np.ones(self.normalized_shape, d)) if elementwise_affine else None
-        self.bias = Parameter(np.zeros(self.normalized_shape, d)) if elementwise_affine and bias else None
+        self.weight = Parameter(ones(self.normalized_shape, dtype=d)) if elementwise_affine else None
+        self.bias = Parameter(zeros(self.normalized_shape, dtype=d)) if elementwise_affine and bias else None
 
     def forward(self, input: Tensor) -> Tensor:
         return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
@@ -120,11 +120,11 @@ class BatchNorm2d(Module):
         self.momentum = None if momentum is None else a_probability("BatchNorm2d", "momentum", momentum)
         self.affine, self.track_running_stats = bool(affine), bool(track_running_stats)
         shape, d = (self.num_features,), a_float_dtype("BatchNorm2d", dtype)
-        self.weight = Parameter(np.ones(shape, d)) if affine else None
-        self.bias = Parameter(np.zeros(shape, d)) if affine else None
-        self.running_mean = Buffer(np.zeros(shape, d)) if track_running_stats else None
-        self.running_var = Buffer(np.ones(shape, d)) if track_running_stats else None
-        self.num_batches_tracked = Buffer(np.array(0, np.int64)) if track_running_stats else None
+        self.weight = Parameter(ones(shape, dtype=d)) if affine else None
+        self.bias = Parameter(zeros(shape, dtype=d)) if affine else None
+        self.running_mean = Buffer(zeros(shape, dtype=d)) if track_running_stats else None
+        self.running_var = Buffer(ones(shape, dtype=d)) if track_running_stats else None
+        self.num_batches_tracked = Buffer(zeros(dtype=int64)) if track_running_stats else None
 
     def forward(self, input: Tensor) -> Tensor:
         with record_checks(input):

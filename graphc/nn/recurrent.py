@@ -7,8 +7,6 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
-import numpy as np
-
 from ..core import record
 from ..core.dims import format_shape, same_size
 from ..core.errors import ArgumentError, ShapeError
@@ -117,7 +115,7 @@ def _parameters(module: Module, suffix: str, rows: int, features: int, n: int, b
     if bias:
         shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}  # type: ignore[dict-item]
     for name, shape in shapes.items():
-        p = Parameter(np.empty(shape, dtype))
+        p = Parameter(zeros(shape, dtype=dtype))
         init.uniform_(p, -1 / math.sqrt(n), 1 / math.sqrt(n))
         module.register_parameter(name + suffix, p)
 
@@ -297,10 +295,10 @@ class _Cell(Module):
         self.hidden_size = a_count(name, "hidden_size", hidden_size)
         n = self.hidden_size
         for kind, features in (("ih", self.input_size), ("hh", n)):
-            setattr(self, f"weight_{kind}", Parameter(np.empty((self.gates * n, features),
-                                                               a_float_dtype(name, dtype))))
+            setattr(self, f"weight_{kind}", Parameter(zeros(self.gates * n, features,
+                                                            dtype=a_float_dtype(name, dtype))))
         for kind in ("ih", "hh") if bias else ():
-            setattr(self, f"bias_{kind}", Parameter(np.empty(self.gates * n, a_float_dtype(name, dtype))))
+            setattr(self, f"bias_{kind}", Parameter(zeros(self.gates * n, dtype=a_float_dtype(name, dtype))))
         for p in self.parameters():
             init.uniform_(p, -1 / math.sqrt(n), 1 / math.sqrt(n))
 

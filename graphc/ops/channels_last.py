@@ -20,6 +20,7 @@ from .winograd_last import WinogradLast
 
 PANEL_BYTES = 1 << 18       # of a panel of the weight: what should stay in the second-level cache
 PIXELS = 256                # that a panel which comes from further away should meet
+COLUMNS = 8                 # pixels of a row that are gone through together, each a stream of memory
 TURNED = 16                 # channels whose weights are turned at once
 
 
@@ -113,7 +114,10 @@ class Correlation:
         self.images = self.count_images()
         self.low = (min((p.y.start for p in self.live), default=0),
                     min((p.x.start for p in self.live), default=0))
-        self.frame = self.make_frame(framed)
+        # lanes that are channels of both make little of an element: too little to copy it into a frame first
+        self.edges = framed and self.depthwise and all(k.known(s) is not None for s in (
+            self.sh, self.sw, self.h, self.w))
+        self.frame = self.make_frame(framed and not self.edges)
         self.tiled: WinogradLast | None = None
         if len(parts) == 1 and not self.depthwise and WinogradLast.fits(k, parts[0], sizes[1]):
             tiled = WinogradLast(k, source, out, weight, sizes, channels, parts[0])
@@ -224,9 +228,12 @@ class Correlation:
                     count = k.index(self.images) if even else k.let(k.minimum(k.index(self.images), left))
                 first = k.let(k.index_mul(block, self.rows))
                 top = k.let(k.index_div(k.index_mul(first, self.parts[0].y.step), k.index(self.stride[0])))
-                place = self.frame.enter(image, top, self.blocks == 1, count)
+                place = self.frame.enter(image, k.index(0) if self.edges else top, self.blocks == 1, count)
                 pixel = k.index_mul(k.index_add(k.index_mul(image, self.h), first), self.w)
-                self.write_panels(place, packed, share, shares, k.let(pixel), count)
+                if self.edges:
+                    self.write_rows(place, packed, first, k.let(pixel))
+                else:
+                    self.write_panels(place, packed, share, shares, k.let(pixel), count)
 
     def shares(self) -> int:
         """Parts of the panels that make items of their own, where images and rows are few."""
@@ -280,6 +287,75 @@ class Correlation:
                            (source, k.index_add(here, r)),
                            (packed, k.index_add(weight, k.index_mul(r, self.panel))), (to, offset),
                            accumulate=more)
+
+    # ------------------------------------------------------------ rows without a frame
+
+    def write_rows(self, place: tuple[Any, Index], packed: Any, first: Index, pixel: Index) -> None:
+        """Depthwise, row by row: of the kernel only what falls inside."""
+        k, pixels = self.k, self.k.index_mul(self.rows, self.w)
+        with k.written(self.out, (pixel, pixels), (k.index(0), k.index(self.made)),
+                       (pixels, self.made)) as to:
+            before = 0
+            for part in self.parts:
+                if part.taps:
+                    begin = k.let(k.index_div(first, k.index(self.stride[0])))
+                    with k.loop(k.index(0), self.outputs(part)) as u:
+                        row = k.index_mul(k.index_mul(self.w, u), self.stride[0])
+                        at = k.let(k.index_add(k.index_mul(row, to.ld), self.at_phase(part, to.ld)))
+                        self.write_row(part, place, (packed, before), k.let(k.index_add(begin, u)), (to, at))
+                else:
+                    self.clear(part, k.index(1), self.made, to, self.at_phase(part, to.ld))
+                before += part.taps * self.made
+
+    def write_row(self, part: Part, place: tuple[Any, Index], weight: tuple[Any, int], u: Index,
+                  to: tuple[Any, Index]) -> None:
+        """The u-th row of a part."""
+        k, y, c, (source, base), (block, at) = self.k, part.y, self.made, place, to
+        above = k.let(k.index_add(k.index_mul(u, y.step), y.start))             # what the first tap meets
+
+        def until(row: Index) -> Index:
+            """Taps that meet rows before ``row``."""
+            some = k.index_div(k.index_add(k.index_sub(row, above), y.dilation - 1), k.index(y.dilation))
+            return k.let(k.minimum(k.maximum(some, k.index(0)), k.index(y.count)))
+        first = until(k.index(0))
+        count = k.let(k.index_sub(until(self.sh), first))
+        here = k.index_mul(self.frame.pitch, k.index_add(above, k.index_mul(first, y.dilation)))
+        here = k.let(k.index_add(base, here))
+        packed, before = weight
+        for v, columns, tap, taps in self.columns(part):
+            pieces = -(-columns // COLUMNS)
+            each = -(-columns // pieces)
+            nth = k.index_add(k.index_mul(first, part.x.count), tap)
+            nth = k.let(k.index_add(k.index_mul(nth, c), before))
+            with k.loop(k.index(0), k.index(pieces)) as i:                      # the last ends where they do
+                left = k.minimum(k.index_mul(i, each), k.index(columns - each))
+                left = k.let(k.index_add(left, v))
+                meets = k.index_add(k.index_mul(left, part.x.step), part.x.start + tap * part.x.dilation)
+                k.contract(self.row_contraction(part, count, each, taps, block.ld),
+                           (source, k.index_add(here, k.index_mul(meets, c))), (packed, nth),
+                           (block, k.index_add(at, k.index_mul(k.index_mul(block.ld, self.stride[1]), left))))
+
+    def row_contraction(self, part: Part, rows: Index, columns: int, taps: int, ld: Index) -> Any:
+        """Of columns that meet the same taps."""
+        k, y, x, c = self.k, part.y, part.x, self.made
+        return k.contraction([k.axis(columns, c * x.step, 0, k.index_mul(ld, self.stride[1]))], [],
+                             k.axis(c, 1, 1, 1),
+                             [k.axis(rows, k.index_mul(self.frame.pitch, y.dilation), x.count * c),
+                              k.axis(taps, c * x.dilation, c)], self.source.dtype)
+
+    def columns(self, part: Part) -> list[tuple[int, int, int, int]]:
+        """(first column, how many, first tap, how many) of columns that meet the same taps."""
+        x, width, found = part.x, self.k.known(self.sw), list[tuple[int, int, int, int]]()
+        for v in range(self.k.known(x.outputs)):
+            inside = [t for t in range(x.count) if 0 <= v * x.step + x.start + t * x.dilation < width]
+            taps = (inside[0], len(inside)) if inside else (0, 0)
+            if found and found[-1][2:] == taps:
+                found[-1] = (found[-1][0], found[-1][1] + 1, *taps)
+            else:
+                found.append((v, 1, *taps))
+        return found
+
+    # ------------------------------------------------------------ phases
 
     def at_phase(self, part: Part, ld: Index) -> Index:
         """Where a part's first result is in a block."""

@@ -1,30 +1,39 @@
 """How convolutions run: as contractions over register tiles; images, groups and blocks of rows in parallel.
 
-A correlation, which the forward pass is and the gradient of the input becomes, has two forms. Results of one
-row side by side in vectors, elements of the weight broadcast: nothing is packed. Or channels side by side,
-elements of the image broadcast, with the weight packed so that its output channels are adjacent: for rows
-that fill vectors badly, and for strides. The cheaper one is taken, by the tiles' own model; where taps often
-fall outside, as in the gradient of a convolution without padding, pairs of rows take only those that do not.
+A correlation, which the forward pass is and the gradient of the input becomes, has several forms, of which
+the cheapest is taken, by the tiles' own model:
+
+pixels    results of one row are side by side in vectors, elements of the weight broadcast: nothing is packed
+split     the same, once what a stride reads lies side by side
+rows      the same, a pair of rows at a time, from the rows of the kernel that do not fall outside
+channels  channels are side by side, elements of the image broadcast, the weight packed so that its output
+          channels are adjacent: for rows that fill vectors badly, and for strides
+tiles     3x3 kernels in fewer multiplications: `winograd.py`
+columns   the gradient of the input without multiplications by padding: `conv_columns.py`
 """
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from .conv_columns import Columns
 from .frame import FRAME_BYTES, Frame, Index
 from .window import Pair
 from .winograd import Winograd
 
 CHUNKS = 16                 # at most so many chunks, each with scratch of its own
 BLOCK_WORK = 8e6            # multiplications and additions that make a block of rows
-PACKING = 0.05              # what packing the weight costs beside the multiplications, about
-TRANSPOSING = 10.0          # vector multiplications that a result costs on its way out of vectors of channels
-SPLITTING = 3.0             # what bringing a stride's columns together costs for each vector
+PACKING = 1.5               # what packing an element of the weight costs
+PACKED = 11.0               # pixels of results in the time of packing the weight
+FAR_SOURCE = 0.15           # and what a source beyond the second-level cache adds, pixel by pixel
+TRANSPOSING = 16.0          # vector multiplications that a result costs on its way out of vectors of channels
+FRAMING = 8.0               # vector multiplications that a vector of the source costs on its way into a frame
+SPLITTING = 11.0            # the same, where the columns of a stride are brought together
 ROWS = 0.3                  # vector multiplications that few rows at a time cost, for their shorter loops
 
 
@@ -70,10 +79,17 @@ class Weight:
     kw: int
 
 
+Costs = dict[str, float]     # of each form that can run, in vector multiplications of a core at its peak
+
+
+def cheapest(costs: Costs) -> str:
+    return min(costs, key=lambda form: costs[form])
+
+
 # ---------------------------------------------------------------- the three convolutions
 
-def conv_way(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair,
-             groups: int) -> Correlation:
+def conv_way(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int,
+             choose: Callable[[Costs], str] = cheapest) -> Correlation:
     (x, w), (y,) = inputs, outputs
     o, cg, kh, kw = (k.known(s) for s in w.shape)
     sizes = x.shape[2:], y.shape[2:]
@@ -82,12 +98,15 @@ def conv_way(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dil
     ty, tx = (Taps(n, -p, s, d, 0, 1, size)
               for n, p, s, d, size in zip((kh, kw), padding, stride, dilation, sizes[1]))
     weight = Weight(w, cg * kh * kw, kh * kw, o // groups * cg * kh * kw, kw)
-    return Correlation(k, x, y, weight, sizes, (o // groups, cg, groups), [Part(ty, tx)], (1, 1),
-                       framed=padding != (0, 0))
+    channels, part = (o // groups, cg, groups), Part(ty, tx)
+    others: dict[str, Winograd | Columns] = {}
+    if Winograd.fits(k, part, sizes[1]):
+        others["tiles"] = Winograd(k, x, y, weight, sizes, channels, part)
+    return Correlation(k, x, y, weight, sizes, channels, [part], (1, 1), padding != (0, 0), others, choose)
 
 
 def dx_way(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int,
-           size: Pair) -> Correlation:
+           size: Pair, choose: Callable[[Costs], str] = cheapest) -> Correlation:
     """Input positions of each phase of the stride: a correlation with the taps that reach them."""
     (g, w), (dx,) = inputs, outputs
     o, cg, kh, kw = (k.known(s) for s in w.shape)
@@ -99,12 +118,13 @@ def dx_way(k: Any, inputs: Any, outputs: Any, stride: Pair, padding: Pair, dilat
               for rest in zip((kh, kw), stride, padding, dilation, sizes[1])]
     parts = [Part(ty, tx, (a, b)) for a, ty in enumerate(phases[0]) for b, tx in enumerate(phases[1])]
     weight = Weight(w, kh * kw, cg * kh * kw, o // groups * cg * kh * kw, kw)
-    return Correlation(k, g, dx, weight, sizes, (cg, o // groups, groups), parts, stride, framed=not plain)
-
-
-def one_row(k: Any, source: Any, out: Any) -> tuple[list[Index], list[Index]]:
-    """A 1x1 kernel sees one row of all pixels."""
-    return [k.index(1), k.product(source)], [k.index(1), k.product(out)]
+    channels = cg, o // groups, groups
+    others: dict[str, Winograd | Columns] = {}
+    if len(parts) == 1 and Winograd.fits(k, parts[0], sizes[1]):
+        others["tiles"] = Winograd(k, g, dx, weight, sizes, channels, parts[0])
+    if Columns.fits(k, sizes, o // groups, g.dtype):
+        others["columns"] = Columns(k, g, dx, weight, sizes, channels, (kh, kw), stride, padding, dilation)
+    return Correlation(k, g, dx, weight, sizes, channels, parts, stride, not plain, others, choose)
 
 
 def phase_taps(k: Any, phase: int, kernel: int, stride: int, padding: int, dilation: int,
@@ -150,15 +170,17 @@ class Correlation:
     """out[q, y, x] = the sum over r and taps of source[r, ...] * weight[q, r, ...], for images and groups.
 
     ``sizes`` are those of source and output, ``channels`` (made, reduced, groups); several ``parts`` are
-    interleaved by ``stride``. ``framed``: taps reach outside of the source, which is zero there.
+    interleaved by ``stride``. ``framed``: taps reach outside of the source, which is zero there. ``others``
+    are the forms that are not made here, and ``choose`` takes the one to run from what each form costs.
     """
 
     def __init__(self, k: Any, source: Any, out: Any, weight: Weight, sizes: Any,
-                 channels: tuple[int, int, int], parts: list[Part], stride: Pair, framed: bool) -> None:
+                 channels: tuple[int, int, int], parts: list[Part], stride: Pair, framed: bool,
+                 others: dict[str, Winograd | Columns], choose: Callable[[Costs], str]) -> None:
         self.k, self.source, self.out, self.weight = k, source, out, weight
         (self.sh, self.sw), (self.h, self.w) = sizes
         self.made, self.reduced, self.groups = channels
-        self.parts, self.stride = parts, stride
+        self.parts, self.stride, self.others = parts, stride, others
         self.live = [p for p in parts if p.taps]
         self.work = k.estimate(self.h, self.w, 2 * self.made * self.reduced) \
             * sum(p.taps for p in parts) / len(parts)
@@ -171,15 +193,17 @@ class Correlation:
                     min((p.x.start for p in self.live), default=0))
         extent = self.span(0, self.rows if len(parts) == 1 else None), self.span(1, None)
         self.frame = Frame(k, source, (self.sh, self.sw), self.reduced, self.low, extent if framed else None)
-        self.tiled: Winograd | None = None
-        if len(parts) == 1 and Winograd.fits(k, parts[0], sizes[1]):
-            self.tiled = Winograd(k, source, out, weight, sizes, channels, parts[0])
-        self.costs = self.costs_of_forms()
-        self.form = min(self.costs, key=self.costs.__getitem__)
+        costs = self.costs() | {form: other.cost() for form, other in others.items()}
+        self.form = choose(costs)
+        self.cost_of_form = costs[self.form]
         if self.form == "rows":
             self.frame = self.low_frame()
         if self.form == "split":
             self.frame = self.split_frame()
+
+    @property
+    def itemsize(self) -> int:
+        return int(np.dtype(self.source.dtype).itemsize)
 
     def span(self, axis: int, outputs: Index | None) -> Index:
         """Rows (or columns) of a frame."""
@@ -189,7 +213,7 @@ class Correlation:
             out = k.maximum(out, taps.span(k, self.low[axis], taps.outputs if outputs is None else outputs))
         return out
 
-    # ------------------------------------------------------------ the two forms
+    # ------------------------------------------------------------ the forms
 
     def result_strides(self, part: Part) -> tuple[Index, Index]:
         """(of a channel, of a row) where the block is written, or in the part's compact scratch."""
@@ -213,10 +237,17 @@ class Correlation:
         plane, row = self.result_strides(part)
         return k.contraction(
             [k.axis(self.part_rows(part), k.index_mul(self.frame.pitch, y.step), 0, row),
-             k.axis(x.outputs, x.step, 0, 1)], [], k.axis(self.made, 0, 1, plane),
+             k.axis(x.outputs, x.step, 0, 1)], [], k.axis(self.panel(part), 0, 1, plane),
             [k.axis(self.reduced, self.frame.plane, part.taps * self.made),
              k.axis(y.count, k.index_mul(self.frame.pitch, y.dilation), x.count * self.made),
              k.axis(x.count, x.dilation, self.made)], self.source.dtype)
+
+    def panel(self, part: Part) -> int:
+        """Channels that `by_channels` makes at once: of a weight that the cache does not hold, a tile's."""
+        lanes = self.k.vector_lanes(self.source.dtype)
+        if self.made * self.reduced * part.taps * self.itemsize <= 2 * FRAME_BYTES:
+            return self.made
+        return max((n for n in range(lanes, 4 * lanes + 1, lanes) if self.made % n == 0), default=self.made)
 
     def part_rows(self, part: Part) -> Index:
         return self.rows if len(self.parts) == 1 else part.y.outputs
@@ -259,39 +290,56 @@ class Correlation:
                 for at, first, count, every, apart in frame.taps(x.count, x.dilation)]
 
     def cost(self) -> float:
-        """Of all images, in vector multiplications of a core at its peak."""
+        """Of all images."""
         k = self.k
         pairs = k.estimate(self.source.shape[0], self.h, self.w, self.made * self.reduced * self.groups)
-        return float(pairs * self.costs[self.form] / (k.vector_lanes(self.source.dtype) * len(self.parts)))
+        return float(pairs / k.vector_lanes(self.source.dtype) * self.cost_of_form)
 
-    def costs_of_forms(self) -> dict[str, float]:
-        """Of a result and a channel that is summed over, for all parts, in vector multiplications."""
-        k = self.k
-        channels = sum(p.taps * (k.cost(self.by_channels(p)) + PACKING) + TRANSPOSING / self.reduced
-                       for p in self.live)
+    def costs(self) -> Costs:
+        """Of a result and a reduced channel, in each form that can run."""
+        k, each = self.k, 1 / len(self.parts)
+        far = k.estimate(self.sh, self.sw, self.reduced) / self.blocks * self.itemsize > 2 * FRAME_BYTES
+        costs = {"channels": each * sum(p.taps * (k.cost(self.by_channels(p)) + (FAR_SOURCE if far else 0.0))
+                                        + TRANSPOSING / self.reduced for p in self.live) + self.packing()}
         if any(p.x.step > 1 for p in self.live):                # vectors of pixels would have gaps
-            frame, part = self.split_frame(), self.parts[0]
-            split = sum(p.taps * k.cost(self.by_pixels(p, frame)) for _, p in self.split_parts(frame))
-            copied = SPLITTING * part.x.step * part.y.step / self.made
-            return {"channels": channels, "split": split + copied}
-        costs = {"channels": channels, "pixels": sum(p.taps * k.cost(self.by_pixels(p)) for p in self.live)}
-        sh, h = k.known(self.sh), k.known(self.h)
-        if len(self.parts) == self.blocks == 1 and sh is not None and h is not None and self.live:
-            y, x, pairs = self.parts[0].y, self.parts[0].x, range(0, h, self.together)
-            rows = range(self.together)
-            reads = sum(any(0 <= y.start + (u + r) * y.step + t * y.dilation < sh for r in rows)
-                        for u in pairs for t in range(y.count)) / len(pairs)
-            costs["rows"] = reads * x.count * k.cost(self.few_rows(k.index(y.count))) + ROWS
-        if self.tiled is not None:
-            costs["tiles"] = self.tiled.cost()
-        return costs
+            costs["split"] = self.split_cost()
+        else:
+            costs["pixels"] = each * sum(p.taps * k.cost(self.by_pixels(p)) for p in self.live)
+            sizes = k.known(self.sh), k.known(self.h)
+            if len(self.parts) == self.blocks == 1 and self.live and None not in sizes:
+                costs["rows"] = self.rows_cost()
+        return {form: cost + self.framing(form) for form, cost in costs.items()}
+
+    def packing(self) -> float:
+        k, taps = self.k, sum(p.taps for p in self.parts)
+        if self.weight.made == taps == 1 or k.lasts(self.weight.access):
+            return 0.0
+        results = max(k.estimate(self.source.shape[0], self.h, self.w), 1.0)
+        return float(PACKING * taps * k.vector_lanes(self.source.dtype) / results)
+
+    def framing(self, form: str) -> float:
+        if form != "split" and self.frame.extent is None:
+            return 0.0
+        k, copied = self.k, SPLITTING if form == "split" else FRAMING
+        return float(copied * k.estimate(self.sh, self.sw) / max(k.estimate(self.h, self.w), 1.0) / self.made)
+
+    def split_cost(self) -> float:
+        frame = self.split_frame()
+        return float(sum(p.taps * self.k.cost(self.by_pixels(p, frame)) for _, p in self.split_parts(frame)))
+
+    def rows_cost(self) -> float:
+        k, (y, x) = self.k, (self.parts[0].y, self.parts[0].x)
+        sh, pairs, rows = k.known(self.sh), range(0, k.known(self.h), self.together), range(self.together)
+        reads = sum(any(0 <= y.start + (u + r) * y.step + t * y.dilation < sh for r in rows)
+                    for u in pairs for t in range(y.count)) / max(len(pairs), 1)
+        return float(reads * x.count * k.cost(self.few_rows(k.index(y.count))) + ROWS)
 
     # ------------------------------------------------------------ regions
 
     def write(self) -> None:
         k = self.k
-        if self.form == "tiles" and self.tiled is not None:
-            self.tiled.write()
+        if self.form in self.others:
+            self.others[self.form].write()
             return
         packed = self.pack() if self.form == "channels" else None
         n = self.source.shape[0]
@@ -317,7 +365,7 @@ class Correlation:
                         self.correlate_phases(place, packed, group, compact, to)
 
     def correlate_phases(self, place: Any, packed: Any, group: Index, compact: Any, to: Any) -> None:
-        """All parts, the columns of a row's phases side by side in ``compact`` until they are interleaved."""
+        """All parts; the columns of a row's phases are side by side in ``compact``, then interleaved."""
         k, largest, columns = self.k, self.largest_part(), self.stride[1]
         for phase in range(0, len(self.parts), columns):
             some = self.parts[phase:phase + columns]
@@ -346,8 +394,12 @@ class Correlation:
             return
         before = sum(p.taps for p in self.parts[:self.parts.index(part)]) * self.groups
         weight = k.index_add(k.index_mul(group, part.taps), before)
-        k.contract(self.by_channels(part), (source, at),
-                   (packed, k.index_mul(weight, self.reduced * self.made)), to)
+        panel, (plane, _), (out, start) = self.panel(part), self.result_strides(part), to
+        weight = k.let(k.index_mul(weight, self.reduced * self.made))
+        with k.loop(k.index(0), k.index(self.made // panel)) as p:
+            first = k.let(k.index_mul(p, panel))
+            k.contract(self.by_channels(part), (source, at), (packed, k.index_add(weight, first)),
+                       (out, k.index_add(start, k.index_mul(first, plane))))
 
     def correlate_rows(self, source: Any, at: Index, group: Index, to: Any) -> None:
         """`few_rows` for each pair of rows."""
@@ -370,19 +422,17 @@ class Correlation:
 
     def pack(self) -> Any:
         """The weight as [part][group][reduced][tap][made]."""
-        k, w = self.k, self.weight
-        packed = k.temporary(w.access.dtype, k.index(
-            self.groups * self.reduced * self.made * sum(p.taps for p in self.parts)))
+        k, w, taps = self.k, self.weight, sum(p.taps for p in self.parts)
+        if w.made == taps == 1:                                 # as it is
+            return w.access
+        pixels = k.estimate(self.source.shape[0], self.h, self.w)
+        packed = k.temporary(w.access.dtype, k.index(self.groups * self.reduced * self.made * taps),
+                             saves=PACKED / (PACKED + pixels))
+        if self.whole_kernel():
+            self.pack_whole(packed, taps)
+            return packed
         with k.parallel(k.index(self.groups * self.reduced), work=2.0 * self.made * w.kw * w.kw) as unit:
             group, r = k.unravel(unit, (self.groups, self.reduced))
-            if self.whole_kernel():                             # from the first tap to the last, or backwards
-                taps = self.parts[0].taps
-                start = k.index_add(k.index_mul(group, w.group), k.index_mul(r, w.reduced))
-                to, ld = k.index_mul(unit, taps * self.made), self.made * self.parts[0].x.stride
-                to = k.index_add(to, 0 if ld > 0 else (taps - 1) * self.made)
-                k.transpose(k.index(self.made), k.index(taps), w.access.block(start, k.index(w.made)),
-                            packed.block(to, k.index(ld)))
-                return packed
             before = 0
             for p in self.live:
                 start = k.let(k.index_add(k.index_mul(group, w.group), k.index_mul(r, w.reduced)))
@@ -398,6 +448,22 @@ class Correlation:
                                           w.access.at_flat(k.index_add(tap, k.index_mul(q, w.made))))
                 before += p.taps * self.groups * self.reduced * self.made
         return packed
+
+    def pack_whole(self, packed: Any, taps: int) -> None:
+        """All taps, from the first to the last, of some channels at once; or backwards, of each channel."""
+        k, w, forward = self.k, self.weight, self.parts[0].x.stride > 0
+        some = 1
+        if forward and w.reduced == taps:
+            some = next(n for n in range(1, self.reduced + 1) if self.reduced % n == 0
+                        and (n * taps >= k.vector_lanes(packed.dtype) or n == self.reduced))
+        blocks = self.groups * self.reduced // some
+        with k.parallel(k.index(blocks), work=2.0 * self.made * taps * some) as block:
+            group, r = k.unravel(block, (self.groups, self.reduced // some))
+            start = k.index_add(k.index_mul(group, w.group), k.index_mul(r, some * w.reduced))
+            to, ld = k.index_mul(block, some * taps * self.made), self.made if forward else -self.made
+            to = k.index_add(to, 0 if forward else (taps - 1) * self.made)
+            k.transpose(k.index(self.made), k.index(some * taps), w.access.block(start, k.index(w.made)),
+                        packed.block(to, k.index(ld)))
 
     def whole_kernel(self) -> bool:
         """Whether there is one part, with every tap of the kernel in order or in reverse."""

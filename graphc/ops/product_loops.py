@@ -11,12 +11,15 @@ from typing import Any
 
 LARGE, SMALL = 128, 48           # rows of a chunk of a product: of a large one, and at least
 CHUNK_WORK = 2e6                 # multiplications and additions that make a chunk worth another thread
-CHUNK_READ = 1 << 16             # elements read that do so too, where each is used few times
+CHUNK_READ = 1 << 16             # elements moved that do so too, where each is used few times
+FEW, RUN = 16, 512               # rows that are few, and then how many columns of a large B lie side by side
 MOST_CHUNKS = 64
 SMALL_RESULT = 1 << 12           # elements of a result that each chunk of the depth may have of its own
 LONG = 32                        # times the longer side of a result: depth that is split
 PANELS = 48                      # columns from which panels are worth it
 LEAST_WORK = 1e7                 # m*n*depth, too
+FEW = 8                          # rows from which they are, of a B' that lasts
+PACKING = 10                     # rows of a product in the time of laying its panels out
 FAR_APART = 1 << 20              # elements of a B that is not turned, from which it is laid out anew
 TALL, WIDE = 64, 16              # rows and panels of a chunk: the block stays in the second cache
 NARROW = 4                       # panels of a block of rows that goes to scratch memory
@@ -85,7 +88,7 @@ class _Product:
         k, m, n, depth = self.k, self.m, self.n, self.depth
         by_rows = _by_rows(k.known(m) or LARGE, k.known(n) or LARGE, self.tb)
         longer = m if by_rows else n
-        block = _block(k.known(longer), self.worth())
+        block = _block(k.known(longer), self.worth(), self.run(by_rows))
         zero = k.index(0)
         b = self.y.matrix_flat(zero, self.tb)
         with k.parallel_blocks(longer, block) as (start, count):
@@ -117,6 +120,16 @@ class _Product:
                 at = k.index_add(k.index_mul(part, size), i)
                 k.store(c, i, k.add(k.load(c, i), parts.at_flat(at)))
 
+    def run(self, by_rows: bool) -> int:
+        """Rows or columns that a chunk is to have at least, so that the operand they cut is read in long runs.
+
+        Where it comes from memory, and the other one has few of its own.
+        """
+        k, cut = self.k, self.ta if by_rows else not self.tb
+        few, longer = (k.known(s) for s in ((self.n, self.m) if by_rows else (self.m, self.n)))
+        large = (longer or 0) * (k.known(self.depth) or 0) >= FAR_APART
+        return RUN if cut and large and (few or LARGE) <= FEW else 1
+
     def columns_at_once(self) -> int | None:
         """Columns of a block of rows; None for all. Else scratch memory is as large as the result."""
         k = self.k
@@ -127,13 +140,18 @@ class _Product:
     def wants_panels(self) -> bool:
         """Whether the columns of B are first laid out in panels, as register tiles read them.
 
-        That costs about what 10 rows of the product do. Without it B' is turned for each chunk of rows, and
-        rows of a large B lie so far apart that they push each other out of the caches.
+        That costs about what 10 rows of the product do, once for all runs if B lasts. Without it B' is turned
+        for each chunk of rows, and rows of a large B lie so far apart that they push each other out of the
+        caches.
         """
-        m, n, depth = (self.k.known(s) for s in (self.m, self.n, self.depth))
-        if None in (m, n, depth) or m < 2 * LARGE or n < PANELS or m * n * depth < LEAST_WORK:
+        k = self.k
+        m, n, depth = (k.known(s) for s in (self.m, self.n, self.depth))
+        if None in (m, n, depth) or n < PANELS:
             return False
-        return bool(self.tb or n * depth >= FAR_APART)
+        apart = n * depth >= FAR_APART
+        if k.lasts(self.y) and m < 2 * LARGE:
+            return bool(m >= 2 if apart else self.tb and m >= FEW)
+        return bool((self.tb or apart) and m >= 2 * LARGE and m * n * depth >= LEAST_WORK)
 
     def by_panels(self) -> None:
         """Blocks of rows times panels of B."""
@@ -168,7 +186,8 @@ class _Product:
     def pack(self, width: int, panels: int) -> Any:
         """op(B) in panels, each row-major."""
         k, n, depth = self.k, self.n, self.depth
-        packed = k.temporary(self.out.dtype, k.index_mul(depth, width * panels))
+        packed = k.temporary(self.out.dtype, k.index_mul(depth, width * panels),
+                             saves=PACKING / (PACKING + k.estimate(self.m)))
         with k.parallel(k.index(panels), work=k.estimate(depth, width)) as j:
             start, columns = self.panel(j, width)
             to = packed.block(k.index_mul(k.index_mul(j, depth), width), k.index(width))
@@ -218,8 +237,8 @@ def _pieces(k: Any, extent: Any, each: int | None) -> Iterator[tuple[Any, Any]]:
 
 
 def _worth(m: float, n: float, depth: float) -> float:
-    """How many chunks a product is worth: by what it computes, or reads where little is computed of that."""
-    return max(2 * m * n * depth / CHUNK_WORK, (m + n) * depth / CHUNK_READ)
+    """How many chunks a product is worth: by what it computes, or moves where little is computed of that."""
+    return max(2 * m * n * depth / CHUNK_WORK, ((m + n) * depth + m * n) / CHUNK_READ)
 
 
 def _depth_chunks(m: int | None, n: int | None, depth: int | None) -> int:
@@ -246,8 +265,10 @@ def _by_rows(m: int, n: int, tb: bool) -> bool:
     return m >= n or (not tb and m >= max(4 * LARGE, n // 2))
 
 
-def _block(size: int | None, worth: float) -> int:
+def _block(size: int | None, worth: float, least: int = 1) -> int:
     """Rows (or columns) of the longer side that make a chunk, of which the product is ``worth`` so many.
+
+    ``least`` of them, if there are as many.
 
     BLAS packs the other operand anew for each chunk, which costs about as much as 12 rows do: so chunks of
     `LARGE` rows, or half of what there is when that is less.
@@ -257,7 +278,7 @@ def _block(size: int | None, worth: float) -> int:
     chunks = min(MOST_CHUNKS, int(worth), size // LARGE if size >= 2 * LARGE else size // SMALL)
     if chunks < 2:
         return max(size, 1)
-    each = -(-size // chunks)
+    each = max(-(-size // chunks), least)
     return -(-each // 16) * 16
 
 

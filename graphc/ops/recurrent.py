@@ -26,6 +26,7 @@ from .shape import concatenate, reshape, unsqueeze
 
 Array = np.ndarray[Any, Any]
 ROWS = 16                        # of the batch that make a chunk
+TURNED = 64                      # columns of a weight that a chunk turns
 PANEL = 64                       # columns that register tiles make at once
 LARGE_BLOCK = 1 << 20            # elements of a block of a weight
 
@@ -116,9 +117,9 @@ def _turned(k: Any, w: Any) -> Any:
     """The weight with its axes swapped: BLAS multiplies by it a fifth faster."""
     rows, columns = w.shape
     out = k.temporary(w.dtype, k.index_mul(rows, columns))
-    with k.parallel(columns, work=k.estimate(rows)) as j, k.loop(k.index(0), rows) as i:
-        out.store_flat(k.index_add(k.index_mul(j, rows), i),
-                       w.at_flat(k.index_add(k.index_mul(i, columns), j)))
+    with k.parallel_chunks(columns, k.index(TURNED)) as (_, begin, end):
+        k.transpose(rows, k.index_sub(end, begin), w.block(begin, columns),
+                    out.block(k.index_mul(begin, rows), rows))
     out.shape = [columns, rows]
     return out
 

@@ -20,8 +20,9 @@ from .window import Pair
 
 POINTS = 16                 # products of a tile
 TILES_BYTES = 1 << 19       # of transformed tiles: what should stay in the second-level cache
+FEW = 4                     # images and blocks of rows that are too few for the threads of most machines
 MADE = 32                   # channels whose products wait for their transform
-TRANSFORM = 14.0            # vector multiplications that a result's part of transforming a channel costs
+TRANSFORM = 28.0            # vector multiplications that a result's part of transforming a channel costs
 WEIGHT = 30.0               # and that transforming a kernel costs
 
 Vector = list[Any]
@@ -77,8 +78,14 @@ class Winograd:
         full = 4 * self.high * self.wide / (k.known(self.h) * k.known(self.w))      # tiles over the edge
         ragged = -(-self.wide // lanes) * lanes / self.wide
         transforms = TRANSFORM * ragged * (1 / self.made + 1 / self.reduced)
-        kernels = WEIGHT * lanes / max(k.estimate(self.source.shape[0], self.h, self.w), 1)
+        kernels = 0.0 if k.lasts(self.weight.access) else self.cost_of_kernels()
         return float(full * (POINTS / 4 * k.cost(self.products()) + transforms) + kernels)
+
+    def cost_of_kernels(self) -> float:
+        """The part of transforming them in that."""
+        k = self.k
+        pixels = max(k.estimate(self.source.shape[0], self.h, self.w), 1)
+        return float(WEIGHT * k.vector_lanes(self.source.dtype) / pixels)
 
     # ------------------------------------------------------------ regions
 
@@ -88,34 +95,81 @@ class Winograd:
         kernels = self.transform_weight()
         n = self.source.shape[0]
         items = k.index_mul(n, k.index(self.groups * self.blocks))
-        work = 8.0 * self.tiles * self.made * self.reduced + 4 * self.tiles * self.made * k.following()
+        if (k.known(items) or FEW) < FEW:
+            self.write_few(kernels, items)
+            return
+        work = self.work_of(self.made)
         with k.parallel_chunks(items, k.grain(work)) as (_, begin, end):
             self.frame.begin()
-            tiles = k.scratch(self.source.dtype, k.index(POINTS * self.to_tile))
+            here = k.scratch(self.source.dtype, k.index(POINTS * self.to_tile)), k.index(0)
             results = k.scratch(self.source.dtype, k.index(POINTS * self.to_result))
-            whole = None if self.even else k.scratch(self.source.dtype, k.index(4 * self.tiles)).rows_of(
-                k.index(2 * self.wide))
+            whole = self.over_the_edge()
             with k.loop(begin, end) as item:
                 image, group, block = k.unravel(item, (n, self.groups, self.blocks))
                 unit = k.let(k.index_add(k.index_mul(image, self.groups), group))
                 first = k.let(k.index_mul(block, 2 * self.rows))
-                self.transform_source(k.let(k.index_mul(unit, self.reduced)), first, tiles)
+                with k.loop(k.index(0), k.index(self.reduced)) as r:
+                    self.transform_source(k.let(k.index_mul(unit, self.reduced)), r, first, here)
                 with k.loop(k.index(0), k.index(self.made // self.together)) as part:
-                    channel = k.let(k.index_mul(part, self.together))
-                    row = k.index_add(k.index_mul(group, POINTS * self.to_kernel),
-                                      k.index_mul(channel, self.reduced))
-                    with k.loop(k.index(0), k.index(POINTS)) as p:
-                        at = k.index_add(row, k.index_mul(p, self.to_kernel))
-                        k.contract(self.products(), (kernels, at), (tiles, k.index_mul(p, self.to_tile)),
-                                   (results, k.index_mul(p, self.to_result)))
-                    to = k.let(k.index_add(k.index_mul(unit, self.made), channel))
-                    self.transform_results(results, to, first, whole)
+                    self.multiply(kernels, here, unit, group, first, part, results, whole)
+
+    def write_few(self, kernels: Any, items: Index) -> None:
+        """Few images and blocks, as one image of a late stage: a region over channels for each half."""
+        k, n, dtype = self.k, self.source.shape[0], self.source.dtype
+        size, parts = POINTS * self.to_tile, self.made // self.together
+        tiles = k.temporary(dtype, k.index_mul(items, size))
+
+        def of_item(i: Index, each: int) -> tuple[Index, ...]:
+            """The unit, the group, the first row, which of ``each``, and where the item's tiles are."""
+            image, group, block, one = k.unravel(i, (n, self.groups, self.blocks, each))
+            unit = k.let(k.index_add(k.index_mul(image, self.groups), group))
+            first = k.let(k.index_mul(block, 2 * self.rows))
+            return unit, group, first, one, k.let(k.index_mul(k.index_div(i, k.index(each)), size))
+
+        sources = k.index_mul(items, self.reduced)
+        with k.parallel_chunks(sources, k.grain(32.0 * self.tiles)) as (_, begin, end):
+            self.frame.begin()
+            with k.loop(begin, end) as i:
+                unit, _, first, r, at = of_item(i, self.reduced)
+                self.transform_source(k.let(k.index_mul(unit, self.reduced)), r, first, (tiles, at))
+        with k.parallel_chunks(k.index_mul(items, parts), k.grain(self.work_of(self.together))) as (
+                _, begin, end):
+            results = k.scratch(dtype, k.index(POINTS * self.to_result))
+            whole = self.over_the_edge()
+            with k.loop(begin, end) as i:
+                unit, group, first, part, at = of_item(i, parts)
+                self.multiply(kernels, (tiles, at), unit, group, first, part, results, whole)
+
+    def work_of(self, channels: int) -> float:
+        """Scalar operations that make so many channels of a block."""
+        return float(channels * self.tiles * (8 * self.reduced + 4 * self.k.following()))
+
+    def over_the_edge(self) -> Any:
+        """Scratch for a channel of a block whose tiles go over the edge of the output; None if none do."""
+        k = self.k
+        return None if self.even else k.scratch(self.source.dtype, k.index(4 * self.tiles)).rows_of(
+            k.index(2 * self.wide))
+
+    def multiply(self, kernels: Any, tiles: Any, unit: Index, group: Index, first: Index, part: Index,
+                 results: Any, whole: Any) -> None:
+        """`together` channels of results, from the ``part``-th of so many on, of a block's tiles."""
+        k, (buffer, start) = self.k, tiles
+        channel = k.let(k.index_mul(part, self.together))
+        row = k.index_add(k.index_mul(group, POINTS * self.to_kernel), k.index_mul(channel, self.reduced))
+        with k.loop(k.index(0), k.index(POINTS)) as p:
+            at = k.index_add(row, k.index_mul(p, self.to_kernel))
+            k.contract(self.products(), (kernels, at),
+                       (buffer, k.index_add(start, k.index_mul(p, self.to_tile))),
+                       (results, k.index_mul(p, self.to_result)))
+        to = k.let(k.index_add(k.index_mul(unit, self.made), channel))
+        self.transform_results(results, to, first, whole)
 
     def transform_weight(self) -> Any:
         """G g G' of all kernels: [group][point][made][reduced]."""
         k, w, part = self.k, self.weight, self.part
         size = POINTS * self.to_kernel
-        kernels = k.temporary(self.source.dtype, k.index(self.groups * size))
+        kernels = k.temporary(self.source.dtype, k.index(self.groups * size),
+                              saves=self.cost_of_kernels() / max(self.cost(), 1.0))
         with k.parallel(k.index(self.groups * self.made), work=self.reduced * 64.0) as i:
             group, q = k.unravel(i, (self.groups, self.made))
             first = k.index_add(k.index_mul(group, w.group), part.y.first * w.kw + part.x.first)
@@ -131,31 +185,31 @@ class Winograd:
                 put(k, square, kernels, k.let(k.index_add(to, r)), self.to_kernel)
         return kernels
 
-    def transform_source(self, channel: Index, top: Index, tiles: Any) -> None:
-        """B' d B of a block's tiles, channel by channel: [point][reduced][tile]."""
-        k, pitch = self.k, self.frame.pitch
-        with k.loop(k.index(0), k.index(self.reduced)) as r:
-            source, at = self.frame.enter(k.index_add(channel, r), top, self.blocks == 1)
-            at = self.frame.place(at, self.part.y.start, self.part.x.start)
-            with k.loop(k.index(0), k.index(self.rows)) as y:
-                rows = [k.let(k.index_add(at, k.index_mul(k.index_add(k.index_mul(y, 2), u), pitch)))
-                        for u in range(4)]
-                to = k.let(k.index_add(k.index_mul(r, self.tiles), k.index_mul(y, self.wide)))
-                with k.lanes(k.index(self.wide)) as x:
-                    left = k.index_mul(x, 2)
-                    d = [[k.let(source.at_flat(k.index_add(k.index_add(row, left), v))) for v in range(4)]
-                         for row in rows]
-                    put(k, both(d, lambda t: of_tile(k, t)), tiles, k.index_add(to, x), self.to_tile)
+    def transform_source(self, channel: Index, r: Index, top: Index, tiles: Any) -> None:
+        """B' d B of a block's tiles, of the ``r``-th channel from ``channel`` on: [point][reduced][tile]."""
+        k, pitch, (buffer, start) = self.k, self.frame.pitch, tiles
+        source, at = self.frame.enter(k.index_add(channel, r), top, self.blocks == 1)
+        at = self.frame.place(at, self.part.y.start, self.part.x.start)
+        with k.loop(k.index(0), k.index(self.rows)) as y:
+            rows = [k.let(k.index_add(at, k.index_mul(k.index_add(k.index_mul(y, 2), u), pitch)))
+                    for u in range(4)]
+            line = k.index_add(k.index_mul(r, self.tiles), k.index_mul(y, self.wide))
+            to = k.let(k.index_add(start, line))
+            with k.lanes(k.index(self.wide)) as x:
+                left = k.index_mul(x, 2)
+                d = [[k.let(source.at_flat(k.index_add(k.index_add(row, left), v))) for v in range(4)]
+                     for row in rows]
+                put(k, both(d, lambda t: of_tile(k, t)), buffer, k.index_add(to, x), self.to_tile)
 
     def transform_results(self, results: Any, channel: Index, top: Index, whole: Any) -> None:
         """A' m A of `together` channels from ``channel`` of all images' on, to their rows from ``top`` on."""
         k, most = self.k, self.k.index(2 * self.rows)
         rows = most if whole is None else k.let(k.minimum(most, k.index_sub(self.h, top)))
         left, pixels = k.let(k.index_mul(top, self.w)), k.let(k.index_mul(rows, self.w))
-        with k.loop(k.index(0), k.index(self.together)) as q:
-            with k.written(self.out, (k.index_add(channel, q), k.index(1)), (left, pixels),
-                           (1, k.index_mul(most, self.w))) as to:
-                first = k.let(k.index_mul(q, self.tiles))
+        with k.written(self.out, (channel, k.index(self.together)), (left, pixels),
+                       (self.together, k.index_mul(most, self.w))) as block:
+            with k.loop(k.index(0), k.index(self.together)) as q:
+                first, to = k.let(k.index_mul(q, self.tiles)), block.rows_from(q)
                 if whole is None:
                     self.transform_result(results, first, to, self.w)
                 else:

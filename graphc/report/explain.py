@@ -13,17 +13,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..core import random
 from ..core.config import config
 from ..core.errors import ArgumentError
 from ..core.events import Event, compile_log
+from ..core.tensor import Buffer, Parameter
 from ..static.function import Function
 from ..static.passes import before
 from ..static.passes.layouts import choose
-from ..static.printer import short_origin
+from ..static.printer import short_origin, short_origins
 from ..static.program import Program
 from ..static.session import TARGETS
 from .measure import code_of
-from .render import bytes_text
+from .render import bytes_text, table, to_text
 from .workload import Make, request, start, user_code
 
 if TYPE_CHECKING:
@@ -104,6 +106,26 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """What is kept of states from run to run, computed again when one of them was written.
+
+    Attributes
+    ----------
+    states : str
+        Their names.
+    kernel : str
+        What computes it; "" where nothing can be kept.
+    n_bytes : int
+    note : str
+        Why that is so, or why it is computed at each run at present.
+    """
+    states: str
+    kernel: str
+    n_bytes: int
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """What `explain` found; prints as tables."""
     subject: str
@@ -113,6 +135,7 @@ class Explanation:
     kernels: tuple[Kernel, ...]
     decisions: tuple[Decision, ...]
     memory: tuple[Memory, ...]
+    kept: tuple[Kept, ...] = ()
     layouts: tuple[Layout, ...] = ()
 
     def why(self, producer: str, consumer: str | None = None) -> list[Decision]:
@@ -124,12 +147,7 @@ class Explanation:
         return json.dumps(asdict(self), indent=2)
 
     def __str__(self) -> str:
-        from io import StringIO
-
-        from rich.console import Console
-        out = StringIO()
-        Console(file=out, width=110).print(self)
-        return out.getvalue().rstrip()
+        return to_text(self, 110)
 
     __repr__ = __str__
 
@@ -140,16 +158,20 @@ class Explanation:
         return Group(
             Text(f"{self.subject} on {self.target}", style="bold"),
             Text(where.get(self.origin, "passes, fusion and lowering were run in this process")), Text(""),
-            _table("What was traced and compiled, and why", ("what", "cost >", "name", "why"), [
+            table("What was traced and compiled, and why", ("what", "cost >", "name", "why"), [
                 (e.kind, f"{e.seconds * 1e3:.1f} ms", e.name, e.reason) for e in self.log]),
-            _table("Kernels, in the order they run", ("kernel", "computes", "code", "lines"), [
+            table("Kernels, in the order they run", ("kernel", "computes", "code", "lines"), [
                 (k.name, _counted(k.ops), _code(k), k.lines) for k in self.kernels]),
-            _table("Fusion", ("value", "for", "", "because"), [
+            table("Fusion", ("value", "for", "", "because"), [
                 (d.producer, d.consumer, "fused" if d.fused else "stored", d.reason)
                 for d in self.decisions]),
-            _table("Memory of intermediate values", ("sizes", "arena >", "bound >", "steps >", "regions >"), [
+            table("Memory of intermediate values", ("sizes", "arena >", "bound >", "steps >", "regions >"), [
                 (m.sizes, bytes_text(m.arena_bytes), bytes_text(m.live_bytes), str(m.steps), str(m.waves))
                 for m in self.memory]),
+            *([table(f"Kept from run to run: {bytes_text(sum(k.n_bytes for k in self.kept))}",
+                      ("of", "kernel", "bytes >", ""), [
+                          (k.states, k.kernel, bytes_text(k.n_bytes) if k.kernel else "", k.note)
+                          for k in self.kept])] if self.kept else ()),
             *(_layouts_table(self.layouts) if self.layouts else ()))
 
 
@@ -170,24 +192,9 @@ def _layouts_table(layouts: Sequence[Layout]) -> Iterator[RenderableType]:
     title = (f"Layouts of images: {sum(x.layout == 'NHWC' for x in images)} of {len(images)} channels last, "
              f"{len(moved)} conversions; {sum(x.cost for x in layouts):.3g} vector operations, "
              f"{sum(x.nchw for x in images):.3g} if none were")
-    yield _table(title, ("value", "computes", "layout", "NCHW >", "NHWC >", "lines"), [
+    yield table(title, ("value", "computes", "layout", "NCHW >", "NHWC >", "lines"), [
         (x.name, x.op, x.layout, f"{x.nchw:.3g}", "-" if x.nhwc is None else f"{x.nhwc:.3g}", x.lines)
         for x in layouts])
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-    table = Table(title=title, title_justify="left", title_style="bold cyan", box=box.SIMPLE_HEAD,
-                  pad_edge=False)
-    for k, name in enumerate(columns):
-        right = name.endswith(" >")
-        table.add_column(name.removesuffix(" >"), justify="right" if right else "left", overflow="fold",
-                         style="cyan" if k == 0 else "", no_wrap=right)
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    return table
 
 
 def explain(what: str | os.PathLike[str] | Make | Function[Any], seed: int = 0, target: str | None = None,
@@ -243,9 +250,8 @@ def _of(function: Function[Any], subject: str, log: Sequence[Event]) -> Explanat
     source: Any = runnable
     kernels, seen = [], dict[str, str]()
     for k in getattr(source, "kernels", ()):
-        lines = ", ".join(dict.fromkeys(line for n in k.nodes if (line := short_origin(n))))
         same = seen.setdefault(code_of(k), k.name)
-        kernels.append(Kernel(k.name, tuple(n.op.name for n in k.nodes), lines,
+        kernels.append(Kernel(k.name, tuple(n.op.name for n in k.nodes), short_origins(k.nodes),
                               "" if same == k.name else same, k.origin, k.compile_seconds))
     pairs = source.fusion.pairs if hasattr(source, "fusion") else ()
     plans = source.plans if hasattr(source, "plans") else ()
@@ -254,7 +260,22 @@ def _of(function: Function[Any], subject: str, log: Sequence[Event]) -> Explanat
         subject, session.target, getattr(source, "origin", "interpreted"), tuple(log), tuple(kernels),
         tuple(Decision(p.producer, p.consumer, p.fused, p.reason) for p in pairs),
         tuple(Memory(p.sizes_text, p.arena_bytes, p.live_bytes, len(p.image.steps), len(p.waves))
-              for p in plans), layouts)
+              for p in plans), tuple(_kept(function)), layouts)
+
+
+def _kept(function: Function[Any]) -> Iterator[Kept]:
+    """What is kept of states, and those of which nothing can be."""
+    session, prepared = function.traces[0].session, function.traces[0].prepared
+    states = dict(prepared.reads)
+    for value in getattr(prepared.runnable, "kept", ()):
+        lent = any(session.storage(states[k]).is_lent for k in value.sources)
+        yield Kept(", ".join(states[k].name for k in value.sources), value.step, value.n_bytes,
+                   "computed at each run as long as an array of numpy() is alive" if lent else "")
+    updated = {u.state for u in prepared.program.updates}
+    for state in states.values():
+        bound = isinstance(state.tensor, (Parameter, Buffer)) and state not in updated
+        if bound and state.tensor is not random.state and session.storage(state).foreign:
+            yield Kept(state.name, "", 0, "nothing: its memory is that of an array from outside")
 
 
 def _layouts(program: Program) -> Iterator[Layout]:
@@ -272,4 +293,4 @@ def _layouts(program: Program) -> Iterator[Layout]:
         yield Layout(c.value.node.name, "conversion", c.to, c.cost, c.cost, short_origin(c.value.node))
 
 
-__all__ = ["Decision", "Explanation", "Kernel", "Layout", "Memory", "explain"]
+__all__ = ["Decision", "Explanation", "Kept", "Kernel", "Layout", "Memory", "explain"]

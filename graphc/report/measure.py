@@ -125,8 +125,8 @@ def measure(wanted: Request | Make, mode: str, steps: int, target: str, seed: in
             seconds.append(clock() - began)
         losses.append(loss_of(loss))
         del loss
-        if compiled is not None and len(compiled.log) > len(traced):
-            traced += [k] * (len(compiled.log) - len(traced))
+        if compiled is not None:
+            traced += [k] * (compiled.n_traces - len(traced))
         if progress is not None:
             progress(k + 1)
     peak = memory.rise()

@@ -1,8 +1,12 @@
-"""A Comparison as text: for a terminal, for a file, for Jupyter. All three show the same rows."""
+"""How reports are shown: numbers with their units, tables, plain text.
+
+And a Comparison: for a terminal, for a file, for Jupyter. All three show the same rows.
+"""
 from __future__ import annotations
 
 import html
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -42,6 +46,37 @@ def bytes_text(count: int | None) -> str:
 
 def _three(x: float) -> str:
     return f"{x:.2f}" if x < 9.995 else f"{x:.1f}" if x < 99.95 else f"{x:,.0f}"
+
+
+def rate_text(count: float, seconds: float) -> str:
+    """Billions per second, to three digits; "" for none."""
+    return _three(count / seconds / 1e9) if count and seconds else ""
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType:
+    """A table for rich; columns whose names end in " >" are numbers."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+    found = Table(title=title or None, title_justify="left", title_style="bold cyan", box=box.SIMPLE_HEAD,
+                  pad_edge=False)
+    for k, name in enumerate(columns):
+        right = name.endswith(" >")
+        found.add_column(name.removesuffix(" >"), justify="right" if right else "left", overflow="fold",
+                         style="cyan" if k == 0 else "", no_wrap=right)
+    for row in rows:
+        found.add_row(*(Text(cell) for cell in row))
+    return found
+
+
+def to_text(renderable: RenderableType, width: int) -> str:
+    """Plain text of so many columns."""
+    from rich.console import Console
+    console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
+    console.print(renderable)
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()).strip()
 
 
 def rows(c: Comparison) -> list[Row]:
@@ -128,12 +163,7 @@ def as_table(c: Comparison) -> RenderableType:
 
 def as_text(c: Comparison) -> str:
     """Plain text, 100 columns wide."""
-    from rich.console import Console
-    console = Console(file=io.StringIO(), width=100, color_system=None, legacy_windows=False)
-    console.print(as_table(c))
-    file = console.file
-    assert isinstance(file, io.StringIO)
-    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()).strip()
+    return to_text(as_table(c), 100)
 
 
 def as_html(c: Comparison) -> str:

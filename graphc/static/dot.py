@@ -38,8 +38,12 @@ def _label(node: Node) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def nodes_to_dot(nodes: Iterable[Node], title: str, clusters: Mapping[int, str] | None = None) -> str:
-    """A digraph of nodes; ``clusters`` (id of node -> name) draws boxes around groups."""
+def nodes_to_dot(nodes: Iterable[Node], title: str, clusters: Mapping[int, str] | None = None,
+                 heat: Mapping[str, float] | None = None) -> str:
+    """A digraph of nodes; ``clusters`` (id of node -> name) draws boxes around groups.
+
+    ``heat`` (name of a cluster -> 0 to 1) colours them from white to red.
+    """
     nodes = list(nodes)
     ids = {id(n): f"n{i}" for i, n in enumerate(nodes)}
     lines = [f"digraph {quote(title)} {{", "  rankdir=TB; newrank=true;", _STYLE]
@@ -52,6 +56,8 @@ def nodes_to_dot(nodes: Iterable[Node], title: str, clusters: Mapping[int, str] 
     for k, (name, members) in enumerate(boxes.items()):
         if name:
             style = 'color="#4477aa"; fontname="Helvetica"; fontsize=10;'
+            if heat and name in heat:
+                style += f' style=filled; fillcolor="0.0 {min(1.0, heat[name]):.3f} 1.0";'         # HSV
             lines += [f"  subgraph cluster_{k} {{", f"    label={quote(name)}; {style}",
                       *(f"    {m}" for m in members), "  }"]
         else:

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import functools
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
@@ -29,7 +31,17 @@ MAX_QUICK = 4               # signatures that calls try first, see `_Quick`
 
 
 class Function(Generic[R]):
-    """A Python function that runs as compiled programs, one per signature. Made by `graphc.function`."""
+    """A Python function that runs as compiled programs, one per signature. Made by `graphc.function`.
+
+    Attributes
+    ----------
+    traces : list of Traced
+        The one used last comes first.
+    n_traces : int
+        How often it was traced; of old traces not all are kept.
+    log : sequence of str
+        A line on each of the last ones.
+    """
 
     def __init__(self, body: Callable[..., R], target: str | None = None,
                  signature: Sequence[Any] | None = None) -> None:
@@ -37,8 +49,9 @@ class Function(Generic[R]):
         self.body, self.target = body, target
         self.signature = tuple(signature) if signature is not None else None
         self.traces: list[Traced] = []
-        self.log: list[str] = []
-        self._seen: dict[Any, list[tuple[tuple[int, ...], ...]]] = {}
+        self.n_traces = 0
+        self.log: deque[str] = deque(maxlen=MAX_TRACES)
+        self._seen: dict[Any, _Axes] = {}                       # by all of a call but its sizes
         self._quick: tuple[_Quick, ...] = ()
         self._lock = fork_safe_lock()
 
@@ -56,18 +69,28 @@ class Function(Generic[R]):
                 found: R | None = quick(args)
                 if found is not None:
                     return found
+        traced, sizes, arrays = self._traced(args, kwargs)
+        result = self._run(traced, sizes, arrays)
+        if not kwargs and not traced.only_long:
+            traced.only_long = not _Quick.takes(traced, args)
+            if not traced.only_long:
+                self._quick = (_Quick(traced, args), *self._quick)[:MAX_QUICK]
+        return cast(R, result)
+
+    def prepare(self, *args: Any, **kwargs: Any) -> tuple[Traced, list[Any]]:
+        """The trace that a call with these arguments runs, made if there is none, and what it is fed."""
+        traced, _, arrays = self._traced(args, kwargs)
+        return traced, [array_of(arrays[k]) for k in traced.feeds]
+
+    def _traced(self, args: Any, kwargs: dict[str, Any]) -> tuple[Traced, dict[Dim, int], list[Any]]:
+        """The trace of a call, its named sizes, and its array arguments."""
         leaves: list[Any] = []
         structure = flatten((args, dict(sorted(kwargs.items()))), leaves)
         for k, x in enumerate(leaves):
             if type(x) is np.ndarray and not x.dtype.isnative:
                 leaves[k] = x.astype(x.dtype.newbyteorder("="))
         traced, sizes = self._find(structure, leaves) or self._trace(structure, leaves)
-        result = self._run(traced, sizes, [x for x in leaves if is_array(x)])
-        if not kwargs and not traced.only_long:
-            traced.only_long = not _Quick.takes(traced, args)
-            if not traced.only_long:
-                self._quick = (_Quick(traced, args), *self._quick)[:MAX_QUICK]
-        return cast(R, result)
+        return traced, sizes, [x for x in leaves if is_array(x)]
 
     @property
     def _name(self) -> str:
@@ -101,14 +124,13 @@ class Function(Generic[R]):
                     f"signature has {len(self.signature)} shapes, the call {len(arrays)} arrays"))
             return [tuple(s) for s in self.signature]
         key = (repr(structure), *((x.dtype, len(x.shape)) if is_array(x) else static_key(x) for x in leaves))
-        shapes = tuple(tuple(x.shape) for x in arrays)
-        history = self._seen.setdefault(key, [])
-        history.append(shapes)
-        out = []
-        for k, shape in enumerate(shapes):
-            been = [tuple(h[k][a] for h in history) for a in range(len(shape))]
-            out.append(tuple(b if len(set(b)) > 1 and n != 1 else n for n, b in zip(shape, been)))
-        return out
+        sizes = [n for x in arrays for n in x.shape]
+        before = self._seen.pop(key, None)
+        axes = self._seen[key] = (before or _Axes(tuple(sizes), (0,) * len(sizes))).seen(sizes)
+        if len(self._seen) > MAX_TRACES:                                  # the one seen longest ago goes
+            del self._seen[next(iter(self._seen))]
+        named = iter(axes.names(sizes))
+        return [tuple(next(named) for _ in x.shape) for x in arrays]
 
     # ------------------------------------------------------------ tracing
 
@@ -133,7 +155,8 @@ class Function(Generic[R]):
             bind_sizes(traced.placeholders, [x for x in leaves if is_array(x)])
             why = self._why(structure, leaves)
             patterns = ", ".join(describe(p) for p in traced.pattern)
-            self.log.append(f"trace {len(self.log) + 1} ({why}): {patterns}; {traced.seconds:.3f} s")
+            self.n_traces += 1
+            self.log.append(f"trace {self.n_traces} ({why}): {patterns}; {traced.seconds:.3f} s")
             events.note("trace", self._name, why, time.perf_counter() - start)
             self.traces.insert(0, traced)
             del self.traces[MAX_TRACES:]
@@ -220,6 +243,35 @@ class Function(Generic[R]):
             results[k]._node, results[k].requires_grad = Value(node, k), True
 
 
+@dataclass(frozen=True, slots=True)
+class _Axes:
+    """What the sizes of all axes have been, as far as it decides which of them share a name.
+
+    Attributes
+    ----------
+    first : tuple of int
+        The sizes of the first call.
+    together : tuple of int
+        Equal for axes whose sizes have been equal in each call.
+    changed : frozenset of int
+        The axes that had another size than in the first call.
+    """
+    first: tuple[int, ...]
+    together: tuple[int, ...]
+    changed: frozenset[int] = frozenset()
+
+    def seen(self, sizes: Sequence[int]) -> _Axes:
+        """With the sizes of one more call."""
+        pairs = list(zip(self.together, sizes))
+        differ = {k for k, (n, was) in enumerate(zip(sizes, self.first)) if n != was}
+        return _Axes(self.first, tuple(map(pairs.index, pairs)), self.changed | differ)
+
+    def names(self, sizes: Sequence[int]) -> list[Any]:
+        """Numbers; of axes that change, what they share with others. 1 broadcasts and stays a number."""
+        return [(group,) if k in self.changed and n != 1 else n
+                for k, (n, group) in enumerate(zip(sizes, self.together))]
+
+
 class _Quick:
     """The short way for calls of one signature that only compute.
 
@@ -276,6 +328,8 @@ class _Quick:
                 return None
             states = self.bound.arguments
             arrays = [arrays[k] if k >= 0 else states[i] for i, k in enumerate(self.positions)]
+            if self.bound.kept is not None:
+                arrays.append(self.bound.kept.values())
         outputs, code = self.plan.run(arrays)
         if code != -1:
             return None                                  # other sizes, or an index out of range

@@ -423,6 +423,10 @@ class Graph:
         A traced function depends on it.
         """
 
+    def trains(self, fetches: Sequence[Value]) -> bool:
+        """Whether runs of ``fetches`` are part of training though they update nothing themselves."""
+        return False
+
     def trainable_variables(self) -> list[Tensor]:
         """Parameters and Variables that gradients are taken for by default, in the order of first use."""
         out = []

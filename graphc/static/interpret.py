@@ -54,6 +54,7 @@ def evaluate_values(roots: Sequence[Value], known: dict[int, tuple[Array, ...]],
 
 class Interpreted:
     """A Program ready to be interpreted; the same interface as a compiled one."""
+    kept_of = ()
 
     def __init__(self, program: Program) -> None:
         self.program = program

@@ -53,7 +53,7 @@ def program_key(program: Program) -> str | None:
         add(config.layout, [number[id(n)] for n in program.arguments],
             [(number[id(v.node)], v.index) for v in program.outputs],
             [(u.state, number[id(u.value.node)], u.value.index) for u in program.updates],
-            [(number[id(c.value.node)], c.value.index) for c in program.checks])
+            [(number[id(c.value.node)], c.value.index) for c in program.checks], program.lasting)
     except _NoKey:
         return None
     return digest.hexdigest()

@@ -1,6 +1,7 @@
 """Programs and graphs as text: one line per node, its type, and where it came from."""
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,12 @@ def short_origin(node: Node) -> str:
         path, _, line = origin.rpartition(":")
         if path:                                                # else it is not known
             parts.append(f"{Path(path).name}:{line}")
+    return ", ".join(dict.fromkeys(parts))
+
+
+def short_origins(nodes: Iterable[Node]) -> str:
+    """The lines of several nodes, each once."""
+    parts = (part for n in nodes for part in short_origin(n).split(", ") if part)
     return ", ".join(dict.fromkeys(parts))
 
 

@@ -41,6 +41,8 @@ class Program:
     ----------
     arguments
         Placeholders and reads, in the order of the graph.
+    lasting
+        The positions of arguments that are the same at most runs: see `static.lasting`.
     """
     outputs: tuple[Value, ...]
     updates: tuple[Update, ...]
@@ -48,6 +50,7 @@ class Program:
     size_checks: tuple[SizeCheck, ...]
     arguments: tuple[Node, ...]
     draws: int = 0
+    lasting: tuple[int, ...] = ()
 
     @property
     def roots(self) -> tuple[Value, ...]:

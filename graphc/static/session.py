@@ -22,11 +22,12 @@ from ..core.errors import (
     InternalError,
 )
 from ..core.node import Node, Value
-from ..core.storage import Storage, owner, standard
+from ..core.storage import Storage, apart, owner, standard
 from ..core.tensor import Tensor
 from ..core.threads import fork_safe_lock
 from .graph import Graph, State, group_op, placeholder_op
 from .interpret import Interpreted
+from .lasting import Kept, lasting_arguments
 from .passes import optimize
 from .program import FAILED, Program, build_program
 
@@ -43,8 +44,8 @@ class Plan(Protocol):
         Parameters
         ----------
         arrays
-            One per `Program.arguments`, then the buffers of the updated states, written only if all checks
-            hold.
+            One per `Program.arguments`, then what is kept of states, if anything is, then the buffers of the
+            updated states, written only if all checks hold.
 
         Returns
         -------
@@ -57,7 +58,14 @@ class Plan(Protocol):
 class Runnable(Protocol):
     """What a target makes of a Program."""
 
+    @property
+    def kept_of(self) -> tuple[int, ...]:
+        """The positions of the arguments that something is kept of, from run to run."""
+
     def plan(self, env: Mapping[str, int]) -> Plan: ...
+
+    def keep(self, arrays: Sequence[Array]) -> Array:
+        """What is kept of these arguments, for a run to take after all others."""
 
 
 def build(program: Program, target: str, name: str) -> Runnable:
@@ -155,8 +163,10 @@ class Bound:
     targets : list of array
     copies : bool
         Whether some of these are copies, good for one run.
+    kept : Kept or None
+        The values that last from run to run.
     """
-    __slots__ = ("arguments", "captured", "copies", "draw", "eager", "locks", "scattered", "states",
+    __slots__ = ("arguments", "captured", "copies", "draw", "eager", "kept", "locks", "scattered", "states",
                  "storages", "targets")
 
     def __init__(self, prepared: Prepared, session: Session) -> None:
@@ -186,6 +196,9 @@ class Bound:
         self.scattered = [(s.tensor, a) for s, a in written.items()
                           if s.tensor is not None and a is not s.tensor._data]
         self.locks = [s.lock for s in sorted({id(s): s for s in self.storages}.values(), key=id)]
+        kept_of, runnable = prepared.runnable.kept_of, prepared.runnable
+        self.kept = Kept(runnable.keep, [self.arguments[k] for k in kept_of], [
+            session.storage(program.arguments[k].attrs["state"]) for k in kept_of]) if kept_of else None
         self.copies = any(s.tensor is not None and self.arguments[i] is not s.tensor._data
                           for i, s in prepared.reads) or bool(self.scattered)
 
@@ -275,13 +288,19 @@ class Session:
             Naming the value, both shapes or dtypes, and the line that made it.
         """
         try:
-            flat: list[Value] = []
-            structure = self._flatten(fetches, flat)
-            prepared = self.prepare(flat)
-            values = self._execute(prepared, self._feeds(prepared, feed_dict or {}))
+            structure, prepared, feeds = self.prepare_run(fetches, feed_dict)
+            values = self._execute(prepared, feeds)
         except (FetchError, FeedError, GraphError, DTypeError, AxisError) as error:
             raise record.located(error) from error.__cause__
         return _rebuild(structure, values)
+
+    def prepare_run(self, fetches: Any,
+                    feed_dict: Mapping[Any, Any] | None = None) -> tuple[Any, Prepared, list[Array]]:
+        """How ``fetches`` nest, their program, and what it is fed."""
+        flat: list[Value] = []
+        structure = self._flatten(fetches, flat)
+        prepared = self.prepare(flat)
+        return structure, prepared, self._feeds(prepared, feed_dict or {})
 
     def make_callable(self, fetches: Any, feed_list: Sequence[Any] = ()) -> Callable[..., Any]:
         """A function of the placeholders in ``feed_list`` that returns the fetches.
@@ -328,6 +347,7 @@ class Session:
         program = build_program(self.graph, (*fetches, *updates))
         returned = tuple(v.node.op is not group_op for v in fetches) + (False,) * len(updates)
         program = replace(program, outputs=tuple(v for v, r in zip(program.outputs, returned) if r))
+        program = replace(program, lasting=lasting_arguments(program, self.graph.trains(fetches)))
         _forbid_shared_updates(program)
         feeds = tuple(n for n in program.arguments if n.op is placeholder_op)
         reads = tuple((i, n.attrs["state"]) for i, n in enumerate(program.arguments)
@@ -489,8 +509,6 @@ class Session:
     def _run(self, prepared: Prepared, bound: Bound, feeds: Sequence[Array],
              before: Mapping[State, Array] | None, keep: dict[State, Array] | None) -> list[Array]:
         program = prepared.program
-        if bound.targets:
-            feeds = [f.copy() if any(np.may_share_memory(f, t) for t in bound.targets) else f for f in feeds]
         fed = iter(feeds)
         arguments = [next(fed) if a is None else a for a in bound.arguments]
         drawn = random.reserve(program.draws) if program.draws and before is None else None
@@ -501,6 +519,10 @@ class Session:
         if before is not None:
             for i, state in prepared.reads:
                 arguments[i] = before.get(state, arguments[i])
+        if bound.kept is not None:
+            runnable = prepared.runnable
+            arguments.append(bound.kept.values() if not before else
+                             runnable.keep([arguments[k] for k in runnable.kept_of]))
         arguments += bound.targets
         done = False
         try:
@@ -510,10 +532,22 @@ class Session:
             if drawn is not None and not done:
                 random.give_back(drawn, program.draws)
         if not done:
-            check = program.checks[code - FAILED]
-            raise AxisError(f"{check.op} at {', '.join(check.origins)}: an index is out of range in this "
-                            "run; nothing was updated")
+            raise failed(program, code)
         return outputs
+
+    def snapshot(self, prepared: Prepared, feeds: Sequence[Array]) -> tuple[Plan, list[Array]]:
+        """What a run on ``feeds`` would be given, its plan and its arrays: copies of what it writes."""
+        program = prepared.program
+        with self._locked(prepared) as bound:
+            copies = {id(a): a.copy() for a in bound.targets}
+            if bound.draw >= 0:
+                copies[id(bound.arguments[bound.draw])] = bound.arguments[bound.draw].copy()
+            fed = iter(feeds)
+            arguments = [next(fed) if a is None else copies.get(id(a), a) for a in bound.arguments]
+            targets = [copies[id(a)] for a in bound.targets]
+        env = bind_sizes(prepared.feeds, feeds)
+        check_sizes(program, env)
+        return prepared.runnable.plan(env), [*map(standard, arguments), *targets]
 
     def _run_plan(self, prepared: Prepared, feeds: Sequence[Array],
                   arguments: list[Array]) -> tuple[list[Array], int]:
@@ -529,10 +563,20 @@ class Session:
         plan = prepared.plan = prepared.runnable.plan(env)
         outputs, code = plan.run(arguments)
         if 0 <= code < FAILED:
-            outputs, code = plan.run([standard(a) for a in arguments])
+            n = len(prepared.program.arguments)
+            targets = arguments[n:]
+            states = {i for i, _ in prepared.reads}
+            outputs, code = plan.run([*apart(arguments[:n], targets, states), *map(standard, targets)])
             if 0 <= code < FAILED:
                 raise InternalError(f"argument {code} of a program does not fit its plan")
         return outputs, code
+
+
+def failed(program: Program, code: int) -> AxisError:
+    """The error of a run whose code says that a check does not hold, see `Plan.run`."""
+    check = program.checks[code - FAILED]
+    return AxisError(f"{check.op} at {', '.join(check.origins)}: an index is out of range in this run; "
+                     "nothing was updated")
 
 
 def _convert(node: Node, value: Any) -> Array:

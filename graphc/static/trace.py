@@ -96,6 +96,10 @@ class Trace(Graph):
         refresh(self, target)
         return target
 
+    def trains(self, fetches: Sequence[Value]) -> bool:
+        """Whether gradients are computed here, or results may be differentiated outside."""
+        return self.differentiated or (record.grad_enabled() and any(map(self.wants_grad, fetches)))
+
     def note_grad(self, tensor: Tensor) -> None:
         """Called before ``tensor.grad`` is set: remember what it was outside."""
         self.grads_before.setdefault(id(tensor), (tensor, tensor._rare.grad if tensor._rare else None))

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import compare, growth, limits, measure, overhead, result
+from benchmarks import compare, forms, growth, measure, overhead, result
 from benchmarks.__main__ import main
 from benchmarks.engines import ENGINES, Engine
 from benchmarks.measure import ChildFailed, Spread, alternate, fresh_process
 from benchmarks.result import Figure
+from graphc.core.aval import Aval
+from graphc.report import limits as machine
 
 GRAPHC = ("--engines", "graphc-eager,graphc-static")
 
@@ -24,8 +26,8 @@ GRAPHC = ("--engines", "graphc-eager,graphc-static")
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing here is timed for its own sake."""
-    monkeypatch.setattr(limits, "_WORKING_SETS", (2**14, 2**22))
-    monkeypatch.setattr(limits, "_TRY", 1e-4)
+    monkeypatch.setattr(machine, "WORKING_SETS", (2**14, 2**22))
+    monkeypatch.setattr(machine, "_TRY", 1e-4)
     monkeypatch.setattr(compare, "FULL", compare.Effort(seconds=0.0, rounds=(2, 2)))
 
 
@@ -157,6 +159,28 @@ def test_growth_tells_the_exponent() -> None:
     assert growth._exponent(rows, "chain", "passes") == pytest.approx(2)
 
 
+def test_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forms, "_TRY", 1e-4)
+    found, shown = invoke(tmp_path, "forms", "--only", "one image", "--op", "input", "--op", "weight")
+    rows = found["results"][0]["rows"]
+    assert [(r["op"], r["shape"]) for r in rows] == [(op, "LeNet 2, one image") for op in ("input", "weight")]
+    for r in rows:
+        assert set(r["us"]) == set(r["cost"]) and r["chosen"] == min(r["cost"], key=r["cost"].get)
+        slower = r["us"][r["chosen"]] / min(r["us"].values())
+        assert r["us"][r["fastest"]] == min(r["us"].values())
+        assert r["regret_percent"] == pytest.approx(100 * (slower - 1))
+    assert "columns" in rows[0]["us"] and "forms of convolutions: weight" in shown
+    assert [f["unit"] for f in found["results"][0]["figures"]] == ["%", "%"]
+
+
+def test_each_convolution_of_the_forms_has_a_name_of_its_own() -> None:
+    assert len({s.name for s in forms.SHAPES}) == len(forms.SHAPES)
+    for shape in forms.SHAPES:
+        shapes, attributes = shape.call("forward")
+        operands = [Aval(s, np.dtype("float32")) for s in shapes]
+        assert forms.OPS["forward"].infer(*operands, **attributes).shape == shape.out
+
+
 def test_agreement(tmp_path: Path) -> None:
     found, shown = invoke(tmp_path, "agreement", "--steps", "5")
     figures = found["results"][0]["figures"]
@@ -174,13 +198,14 @@ def test_accuracy(tmp_path: Path) -> None:
 
 def test_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything in one summary; the parts are tested above."""
-    for name in ("overhead", "agreement", "accuracy"):
+    for name in ("overhead", "forms", "agreement", "accuracy"):
         def stub(*_: object, name: str = name) -> result.Result:
             shown = result.table(name, ("",), ())
             return result.Result(name, (shown,), (Figure(f"of {name}", 1.0, "x", 2.0),))
         monkeypatch.setattr(f"benchmarks.{name}.run", stub)
     found, shown = invoke(tmp_path, "all", "--quick", "--only", "call", "--engines", "graphc-eager")
-    assert [r["command"] for r in found["results"]] == ["compare", "overhead", "agreement", "accuracy"]
+    assert [r["command"] for r in found["results"]] == [
+        "compare", "overhead", "forms", "agreement", "accuracy"]
     assert all(f"of {r['command']}" in shown for r in found["results"][1:])
     assert found["machine"]["packages"]["numpy"] == np.__version__
 

@@ -19,6 +19,7 @@ from benchmarks.limits import Rates
 from benchmarks.process import EngineFailed, EngineProcess, Processes
 from benchmarks.workload import FAMILIES, Cost, Data, Workload, channels_last, normal
 from benchmarks.workloads import WORKLOADS
+from graphc.report import limits as machine
 
 RATES = Rates({2**10: 1e9, 2**20: 1e9}, {"float32": 1e9, "float64": 5e8}, {"exp float32": 1e6})
 ONE = np.array([1.0, 2.0, 4.0])
@@ -34,7 +35,7 @@ def test_workloads_are_complete(workload: Workload) -> None:
     assert set(workload.bodies) | set(workload.arrange) <= set(FAMILIES)
     assert set(workload.at_most) <= set(ENGINES) and set(workload.parts) <= {"first", "memory"}
     assert set(workload.cost.transcendental) <= set(limits._TRANSCENDENTALS)
-    assert workload.cost.bytes > 0 and workload.cost.dtype in limits._BITS
+    assert workload.cost.bytes > 0 and workload.cost.dtype in machine.BITS
     assert {e.family for e in ENGINES.values()} == set(FAMILIES)
 
 
@@ -206,8 +207,8 @@ def test_copy_rates_between_the_measured_sets() -> None:
 
 def test_rates_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """No loop is left out by the compiler, none is a call of Python's: a wide range, but a range."""
-    monkeypatch.setattr(limits, "_WORKING_SETS", (2**14, 2**22))
-    monkeypatch.setattr(limits, "_TRY", 0.002)
+    monkeypatch.setattr(machine, "WORKING_SETS", (2**14, 2**22))
+    monkeypatch.setattr(machine, "_TRY", 0.002)
     rates = limits.measure(threads=1, tries=2)
     assert all(1e8 < r < 2e12 for r in rates.copy.values()) and set(rates.copy) == {2**14, 2**22}
     assert all(1e9 < r < 1e12 for r in rates.flop.values()) and rates.flop["float32"] > rates.flop["float64"]

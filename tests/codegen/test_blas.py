@@ -112,7 +112,7 @@ def test_chunks_and_threads_at_once_give_the_same_bits() -> None:
 
 def test_the_core_type_is_set_for_loading_only() -> None:
     """In a fresh process: the user's choice wins, and the environment is as before."""
-    code = ("import os; from graphc.codegen import blas; before = dict(os.environ); b = blas.install();"
+    code = ("import os; from graphc.codegen import blas; before = dict(os.environ); b = blas.loaded();"
             "assert dict(os.environ) == before; print(b.core, blas.core_type())")
     env = {k: v for k, v in os.environ.items() if k != "OPENBLAS_CORETYPE"}
     core, wanted = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True,
@@ -124,8 +124,10 @@ def test_the_core_type_is_set_for_loading_only() -> None:
         assert forced == "Sandybridge"
 
 
-def test_install_is_done_once() -> None:
-    assert blas.install() is blas.install()
+@pytest.mark.parametrize("code", ["f4", "f8"])
+def test_install_is_done_once(code: str) -> None:
+    assert blas.install(code) == blas.install(code)
+    assert blas.loaded() is blas.loaded()
 
 
 def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,6 +163,18 @@ def test_a_check_that_fails_stops_a_call() -> None:
     assert call.run(2, x) == executor.OK and (x == 2).all()
 
 
+def test_what_is_read_lies_apart_from_what_is_written() -> None:
+    memory = np.zeros(40, np.int64)
+    table, slots = np.zeros((0, executor.COLUMNS), np.int64), np.zeros(3, np.int64)
+    operands = [executor.Operand(k, memory.dtype, (n,), written, apart=not written)
+                for k, (n, written) in enumerate([(10, False), (0, False), (10, True)])]
+    call = executor.Call(table, 0, slots, operands)
+    def run(read: int, empty: int, write: int) -> int:
+        return call.run(1, *(memory[at:at + n] for at, n in ((read, 10), (empty, 0), (write, 10))))
+    assert [run(at, 0, 15) for at in (0, 5, 6, 15, 24, 25, 30)] == [-1, -1, 0, 0, 0, -1, -1]
+    assert run(0, 15, 15) == run(0, 25, 15) == -1
+
+
 def test_a_call_that_is_running_is_busy() -> None:
     x = np.zeros(10, np.int64)
     call, _ = bound(x)

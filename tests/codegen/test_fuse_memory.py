@@ -16,9 +16,13 @@ import graphc as gc
 import graphc.nn.functional as F
 from graphc.codegen import cluster
 from graphc.codegen import fuse as fusing
+from graphc.codegen import loopir as ir
+from graphc.codegen.cluster import Group
 from graphc.codegen.fuse import Fusion, fuse
 from graphc.codegen.plan import Plan
 from graphc.codegen.program import CompiledProgram
+from graphc.codegen.writer import Writer
+from graphc.core.node import Value
 from graphc.static import dot
 from graphc.static.passes import optimize
 from graphc.static.program import Program, build_program
@@ -374,3 +378,17 @@ def test_plans_of_many_sizes_do_not_pile_up() -> None:
         got, _ = c.run([np.ones((n, 3), np.float32)], (n,))
         assert got[0].shape == (n, 3)
     assert len(c._plans) == MAX_PLANS
+
+
+def test_a_slice_without_a_buffer_is_read_where_it_begins() -> None:
+    """A writer that meets one from outside its group: in its source's buffer, so many elements on."""
+    p = program(lambda a: (a.reshape((-1,))[12:36].reshape((4, 6)) * 2, a), ("n", 6), passes=False)
+    part = next(v for n in p.nodes() for v in n.inputs if n.op.name == "mul" and v.aval.shape == (4, 6))
+    argument = p.arguments[0]
+    writer = Writer(Group("map", (), [], []), set(), {})
+    row, column = ir.Var("i"), ir.Var("j")
+    load = writer.stored(part, "in").at([row, column])
+    assert isinstance(load, ir.Load) and load.index == ir.iadd(ir.const(12), ir.iadd(ir.imul(row, 6), column))
+    assert [b.node for b in writer.bindings if isinstance(b, Value)] == [argument]
+    assert writer.stored(Value(argument, 0), "in").at([row, column]) == ir.Load(
+        load.buffer, ir.iadd(ir.imul(row, 6), column), "float32")

@@ -103,7 +103,7 @@ def test_kernels_stay_bounded_and_reports_say_why() -> None:
 
 
 def test_memory_falls() -> None:
-    """GELU keeps tanh, of five values; so do the layers' sums with their biases."""
+    """Of each of three layers a product, tanh and GELU: not a product and all five values of a GELU."""
     with gc.Graph() as g:
         x, w = gc.placeholder("float32", (B, N), name="x"), gc.placeholder("float32", (N, N), name="w")
         h = x
@@ -112,7 +112,7 @@ def test_memory_falls() -> None:
         outs = gc.gradients((h ** 2).sum(), [x, w])
     c = CompiledProgram(optimize(build_program(g, [g.value_of(o) for o in outs])), "python")
     values = B * N * 4
-    assert c.plan({}).live_bytes <= 10 * values             # of 3 layers a product, tanh, GELU; not 3 times 6
+    assert 8 * values <= c.plan({}).live_bytes <= 8.5 * values        # the last layer's GELU is not kept
 
 
 def test_deep_graphs_are_asked_in_time() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from on_threads import on_threads
 from op_samples import channels_last
 
 import graphc as gc
+from benchmarks.forms import Forms
 from graphc.codegen import compile as compiling
 from graphc.codegen import native, python_target
 from graphc.codegen.emit import kernel_key
@@ -172,6 +174,22 @@ def test_a_vector_loop_is_the_loop(stride: int, stores: int, count: int, dtype: 
     np.testing.assert_array_equal(found, expected)
 
 
+def test_constants_anywhere_in_an_index() -> None:
+    """Places that differ by a constant are one store, wherever the constant stands."""
+    z, at = Var("z"), Var("at")
+    stores = tuple(Store("y", iadd(at, iadd(iadd(imul(z, 2), Var("begin")), j)), const(j, "float32"))
+                   for j in range(2))
+    kernel = verify(Kernel("lanes", (Buffer("y", "float32", "out"),), (), ONE, ONE,
+                           (Let("at", iadd(Var("begin"), 3)), Lanes("z", const(20), stores))))
+    statement = kernel.body[1]
+    assert isinstance(statement, Lanes) and lanes.form_of(statement) is not None
+    expected, found = np.full(50, 7, "f4"), np.full(50, 7, "f4")
+    python_target.load(kernel)([expected], [], 0, 0, 1)
+    _run(kernel, [found])
+    np.testing.assert_array_equal(found, expected)
+    assert found[3:43].tolist() == [0, 1] * 20 and set(found[43:]) == {7}
+
+
 def test_what_has_no_vector_form_stays_a_loop() -> None:
     z = Var("z")
     gather = Load("x", Load("i", z, "int64"), "float32")
@@ -290,6 +308,68 @@ def test_convolutions_of_any_shape(layout: str, op: Any, seed: int, dtype: str) 
         np.testing.assert_allclose(found, exact, rtol=0, atol=TOLERANCE[dtype] * scale)
 
 
+@pytest.mark.parametrize("seed", range(20, 26))
+@pytest.mark.parametrize("op", [conv2d_op, conv2d_dx_op, conv2d_dw_op], ids=lambda op: str(op.name))
+def test_convolutions_in_any_form(op: Any, seed: int) -> None:
+    """Also those that the model does not choose."""
+    arrays, attributes = _conv_case(op, seed, "float32")
+    exact = op.run(*(x.astype(np.float64) for x in arrays), **attributes)
+    forms, shapes = Forms(op), [x.shape for x in arrays]
+    forms.compile(shapes, attributes)
+    assert len(forms.costs) > 1 and all(cost >= 0 for cost in forms.costs.values())
+    for form in forms.costs:
+        for target in ("python", "cpu"):
+            found = forms.compile(shapes, attributes, form, target)(arrays)
+            np.testing.assert_allclose(found, exact, rtol=0, atol=TOLERANCE["float32"] * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("shape, kernel, stride, padding, dilation", [
+    ((4, 6, 14, 14), (5, 5), (1, 1), (0, 0), (1, 1)), ((3, 4, 11, 9), (3, 4), (2, 3), (1, 2), (1, 1)),
+    ((2, 5, 12, 17), (3, 3), (1, 1), (2, 5), (3, 2)), ((2, 4, 7, 40), (2, 3), (3, 2), (0, 1), (2, 3)),
+    ((5, 6, 1, 50), (1, 7), (1, 4), (0, 0), (1, 1)), ((2, 6, 6, 5), (2, 2), (4, 5), (1, 0), (1, 1))])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_input_gradients_by_columns(shape: tuple[int, ...], kernel: tuple[int, int], stride: tuple[int, int],
+                                    padding: tuple[int, int], dilation: tuple[int, int], groups: int) -> None:
+    """Taps outside, rows that no tap reaches, rows that end within a stride; the batch by name, too."""
+    shape = (shape[0], shape[1] * groups, *shape[2:])
+    attributes: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation,
+                                  "groups": groups}
+    rng = np.random.default_rng(1)
+    w = rng.standard_normal((8 * groups, shape[1] // groups, *kernel)).astype("f4")
+    g = rng.standard_normal(conv2d_op.run(np.zeros(shape, "f4"), w, **attributes).shape).astype("f4")
+    attributes["size"] = shape[2:]
+    exact = conv2d_dx_op.run(g.astype("f8"), w.astype("f8"), **attributes)
+    forms = Forms(conv2d_dx_op)
+    for first, target in ((g.shape[0], "python"), (g.shape[0], "cpu"), ("n", "cpu")):
+        run = forms.compile([(first, *g.shape[1:]), w.shape], attributes, "columns", target)
+        found = on_threads(partial(run, [g, w]))
+        np.testing.assert_allclose(found[0], exact, rtol=0, atol=1e-6 * np.abs(exact).max())
+        for other in found[1:]:
+            np.testing.assert_array_equal(other, found[0])
+
+
+def test_what_follows_an_input_gradient_by_columns() -> None:
+    """It joins the kernel, channel block by channel block."""
+    rng = np.random.default_rng(1)
+    shapes = (3, 16, 10, 10), (16, 12, 5, 5), (3, 12, 14, 14)
+    arrays = [rng.standard_normal(shape).astype("f4") for shape in shapes]
+    attributes = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, "size": (14, 14)}
+    with gc.Graph() as graph:
+        g, w, y = (gc.placeholder("float32", shape) for shape in shapes)
+        plain = record.apply(conv2d_dx_op, g, w, **attributes)
+        masked = gc.where(y > 0, plain, 0.5 * plain) + y
+    for fetched, results in (([masked], 1), ([masked, plain], 2)):
+        found = {}
+        for target in ("interpret", "python", "cpu"):
+            found[target] = gc.Session(graph, target).run(fetched, dict(zip((g, w, y), arrays)))
+            assert len(found[target]) == results
+        kernels = gc.Session(graph, "cpu").prepare([x._node for x in fetched]).runnable.kernels
+        assert [k.name for k in kernels if "columns" in k.name] == [k.name for k in kernels]
+        for target in ("python", "cpu"):
+            for a, b in zip(found[target], found["interpret"]):
+                np.testing.assert_allclose(a, b, rtol=0, atol=2e-5)
+
+
 @pytest.mark.parametrize("stride, dilation, kernel", [
     ((2, 2), (1, 1), 3), ((1, 3), (2, 2), 3), ((2, 2), (2, 2), 2), ((3, 2), (1, 3), 4), ((2, 5), (1, 1), 3)])
 @pytest.mark.parametrize("op", [conv2d_op, conv2d_dx_op, conv2d_dw_op], ids=lambda op: str(op.name))
@@ -350,7 +430,7 @@ def test_convolutions_are_the_same_on_any_number_of_threads(layout: str, op: Any
 
 WINOGRAD = [pytest.param(op, *shape, id=f"{op.name}-{shape[0]}")
             for op in (conv2d_op, conv2d_dx_op, conv2d_dw_op)
-            for shape in (((9, 16, 8, 32), 32, (1, 1), 1), ((8, 40, 6, 28), 24, (0, 1), 2),
+            for shape in (((9, 16, 8, 32), 32, (1, 1), 1), ((8, 64, 6, 28), 64, (0, 1), 2),
                           ((8, 32, 15, 27), 16, (1, 1), 1), ((8, 64, 36, 12), 64, (1, 2), 1))]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+import graphc as gc
 from graphc.codegen import executor, numba_target, python_target
 from graphc.codegen.compile import compile_kernels
 from graphc.codegen.emit import CODES, kernel_key
@@ -358,3 +359,17 @@ def test_a_rejected_kernel_is_a_compile_error_with_its_source(monkeypatch: pytes
     monkeypatch.setitem(numba_target._INTRINSICS, "maximum", lambda a, b: a)
     with pytest.raises(CompileError, match=r"rejects kernel scale_add(.|\n)*o\[i\] = maximum"):
         compile_kernels([scale_add(0.0625)])
+
+
+@pytest.mark.parametrize("target", ["cpu", "python"])
+def test_an_index_into_an_empty_slice_at_the_end_reads_nothing_outside(target: str) -> None:
+    """Checks come after all that they need: until then indices are clamped, and point into something."""
+    with gc.Graph() as g:
+        x, i = gc.placeholder("float32", (5,), name="x"), gc.placeholder("int64", ("n",), name="i")
+        k = gc.placeholder("int64", (None,), name="k")
+        out = x[i[i.shape[0]:][k]]
+    session = gc.Session(g, target)
+    feed = {x: np.arange(5, dtype=np.float32), i: np.arange(4)}
+    assert session.run(out, {**feed, k: np.zeros(0, np.int64)}).shape == (0,)
+    with pytest.raises(gc.AxisError, match="out of range"):
+        session.run(out, {**feed, k: np.zeros(1, np.int64)})

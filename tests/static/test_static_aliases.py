@@ -126,3 +126,17 @@ def test_nothing_is_compiled_behind_no_compile() -> None:
         gc.config.cache = cache
     step.step()
     assert p.detach().numpy().all()
+
+
+@pytest.mark.parametrize("target", ["cpu", "python", "interpret"])
+def test_a_feed_that_lies_in_a_state_is_what_it_was_before_the_run(target: str) -> None:
+    """The native call sees that they overlap, whatever part of each it is, and runs on a copy."""
+    w = gc.Parameter(gc.tensor(np.arange(8, dtype=np.float32)), requires_grad=False)
+    with gc.Graph() as graph:
+        x = gc.placeholder("float32", (4,), name="x")
+        update = gc.assign(w, gc.concatenate([x[::-1], x * 2]))
+    session = gc.Session(graph, target)
+    for part in (slice(0, 4), slice(2, 6), slice(4, 8)):
+        held = np.array(w.detach())
+        session.run(update, {x: w.detach().numpy()[part]})
+        np.testing.assert_array_equal(w.detach(), [*held[part][::-1], *held[part] * 2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import threading
 from collections import namedtuple
@@ -14,6 +15,7 @@ import pytest
 import graphc as gc
 import graphc.nn as nn
 import graphc.optim as optim
+from graphc.static.function import MAX_TRACES, _Axes
 
 HERE = re.escape(__file__)
 Pair = namedtuple("Pair", "left right")
@@ -65,6 +67,31 @@ def test_axes_that_change_together_and_apart() -> None:
     sizes = [(3, 3), (4, 4), (9, 9), (5, 6), (6, 5), (7, 7)]
     assert [f(gc.ones(n), gc.ones(m)).item() for n, m in sizes] == [n + m for n, m in sizes]
     assert len(f.traces) == 3
+
+
+def test_what_is_remembered_of_calls_is_bounded() -> None:
+    f = gc.function(lambda x, k: x * k, target="interpret")
+    for k in range(MAX_TRACES + 20):
+        f(gc.ones(3), k)
+    assert f.n_traces == MAX_TRACES + 20
+    assert f.log[-1].startswith(f"trace {f.n_traces} (")
+    assert max(len(f.traces), len(f.log), len(f._seen)) <= MAX_TRACES
+
+
+@pytest.mark.parametrize("calls", [1, 2, 5, 30])
+def test_axes_share_a_name_if_their_sizes_were_equal_in_every_call(calls: int) -> None:
+    rng = np.random.default_rng(calls)
+    for _ in range(20):
+        history = rng.integers(1, 4, (calls, 6))
+        history[:, 3], history[:, 4] = history[:, 0], 2
+        axes = _Axes(tuple(history[0]), (0,) * 6)
+        for sizes in history:
+            axes = axes.seen(list(sizes))
+        found = axes.names(list(history[-1]))
+        for i, j in itertools.product(range(6), repeat=2):
+            named = [len(set(history[:, k])) > 1 and history[-1, k] != 1 for k in (i, j)]
+            assert isinstance(found[i], tuple) == named[0]
+            assert not all(named) or (found[i] == found[j]) == (history[:, i] == history[:, j]).all()
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,9 @@ from .form import TileForm
 from .machine import Machine
 
 I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
-_REALS = {"f4": ir.FloatType(), "f8": ir.DoubleType()}
-_NUMPY = {"f4": "float32", "f8": "float64"}
+REALS = {"f4": ir.FloatType(), "f8": ir.DoubleType()}
+NUMPY = {"f4": "float32", "f8": "float64"}
 
-DEPTH = 512             # rows of a panel of B that are turned at once
 SHORT_RUN = 3           # results side by side that are stored one by one instead of transposed
 
 Term = tuple[int, tuple[tuple[int, int], ...]]                  # constant + sum of (run-time stride, factor)
@@ -40,7 +39,7 @@ def tile_function(module: ir.Module, form: TileForm, machine: Machine, given: in
     found = module.globals.get(name)
     if found is not None:
         return found
-    pointer = _REALS[form.code].as_pointer()
+    pointer = REALS[form.code].as_pointer()
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [pointer] * 3 + [I64] * given), name)
     function.linkage = "internal"
     function.attributes.add("noinline")
@@ -54,19 +53,19 @@ def tile_function(module: ir.Module, form: TileForm, machine: Machine, given: in
 
 def transpose_function(module: ir.Module, name: str, code: str, machine: Machine) -> ir.Function:
     """``void name(ptr from, i64 ld, ptr to, i64 ld, i64 rows, i64 columns)``"""
-    pointer = _REALS[code].as_pointer()
+    pointer = REALS[code].as_pointer()
     signature = [pointer, I64, pointer, I64, I64, I64]
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), signature), name)
     source, ld_source, to, ld_to, rows, columns = function.args
     for place in (source, to):
         place.add_attribute("noalias")
     b = ir.IRBuilder(function.append_basic_block())
-    vectors = _Vectors(b, code, machine)
+    vectors = Vectors(b, code, machine)
     w = I64(vectors.w)
 
     def pieces(extent: ir.Value) -> ir.Value:
         return b.sdiv(b.add(extent, I64(vectors.w - 1)), w)
-    with _loop(b, pieces(rows)) as i, _loop(b, pieces(columns)) as j:
+    with repeat(b, pieces(rows)) as i, repeat(b, pieces(columns)) as j:
         row, column = b.mul(i, w), b.mul(j, w)
         height, width = b.sub(rows, row), b.sub(columns, column)
         there, across = vectors.below(width), vectors.below(height)
@@ -82,85 +81,13 @@ def transpose_function(module: ir.Module, name: str, code: str, machine: Machine
     return function
 
 
-def product_function(module: ir.Module, name: str, code: str, machine: Machine) -> ir.Function:
-    """``void name(i64 m, i64 n, i64 k, ptr a, i64 row, i64 column, ptr b, i64 ld, ptr c, i64 ld, i64 add)``
-
-    C = A B, added to C if ``add``; element (i, p) of A is at ``i*row + p*column``, B and C are row-major.
-    Nothing is packed: for products whose B stays in the caches. Panels of columns, and in each tiles of as
-    equal numbers of rows as can be.
-    """
-    pointer, most = _REALS[code].as_pointer(), 6
-    signature = [I64, I64, I64, pointer, I64, I64, pointer, I64, pointer, I64, I64]
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), signature), name)
-    m, n, k, a, row, column, factor, ld_b, c, ld_c, add = function.args
-    b = ir.IRBuilder(function.append_basic_block())
-    vectors = _Vectors(b, code, machine)
-    panel = machine.panel(_NUMPY[code])
-
-    def pieces(extent: ir.Value, each: int) -> ir.Value:
-        return b.sdiv(b.add(extent, I64(each - 1)), I64(each))
-
-    def least(x: ir.Value, y: ir.Value) -> ir.Value:
-        return b.select(b.icmp_signed("<", x, y), x, y)
-    tiles = pieces(m, most)
-    each, more = b.sdiv(m, tiles), b.srem(m, tiles)             # rows of a tile; tiles with one more
-    with _loop(b, pieces(n, panel)) as j, _loop(b, tiles) as i:
-        start, first = b.mul(j, I64(panel)), b.add(b.mul(i, each), least(i, more))
-        width = least(b.sub(n, start), I64(panel))
-        rows = b.add(each, b.zext(b.icmp_signed("<", i, more), I64))
-        at = b.gep(c, [b.add(b.mul(first, ld_c), start)])
-        with b.if_then(b.icmp_signed("==", add, I64(0))), _loop(b, rows) as r, \
-                _loop(b, pieces(width, vectors.w)) as v:
-            done = b.mul(v, I64(vectors.w))
-            vectors.put(b.gep(at, [b.add(b.mul(r, ld_c), done)]), vectors.vector(None),
-                        vectors.below(b.sub(width, done)))
-        operands = [b.gep(a, [b.mul(first, row)]), b.gep(factor, [start]), at]
-        done = b.append_basic_block("stored")
-        choice = b.switch(rows, done)
-        for count in range(1, most + 1):
-            choice.add_case(I64(count), b.append_basic_block(f"rows{count}"))
-            b.position_at_end(b.function.blocks[-1])
-            form = TileForm(code, panel, True, (None, 0, 1, 1), ((count, None, 0, None),), (),
-                            ((None, None, None, 0),))
-            tile = tile_function(module, form, machine, 6)
-            b.call(tile, [*operands, row, ld_c, k, column, ld_b, width])
-            b.branch(done)
-        b.position_at_end(done)
-    b.ret_void()
-    return function
-
-
-def turned_product_function(module: ir.Module, name: str, code: str, machine: Machine, product: ir.Function,
-                            transpose: ir.Function) -> ir.Function:
-    """The same signature, for A B', ``ld`` being that of B: panels of it are turned on the stack."""
-    function = ir.Function(module, product.function_type, name)
-    m, n, k, a, row, column, factor, ld_b, c, ld_c, add = function.args
-    panel = machine.panel(_NUMPY[code])
-    b = ir.IRBuilder(function.append_basic_block())
-    turned = b.alloca(_REALS[code], I64(panel * DEPTH))
-    turned.align = machine.width
-
-    def least(x: ir.Value, y: ir.Value) -> ir.Value:
-        return b.select(b.icmp_signed("<", x, y), x, y)
-    with _loop(b, b.sdiv(b.add(n, I64(panel - 1)), I64(panel))) as j, \
-            _loop(b, b.sdiv(b.add(k, I64(DEPTH - 1)), I64(DEPTH))) as d:
-        start, deep = b.mul(j, I64(panel)), b.mul(d, I64(DEPTH))
-        width, depth = least(b.sub(n, start), I64(panel)), least(b.sub(k, deep), I64(DEPTH))
-        source = b.gep(factor, [b.add(b.mul(start, ld_b), deep)])
-        b.call(transpose, [source, ld_b, turned, I64(panel), width, depth])
-        b.call(product, [m, width, depth, b.gep(a, [b.mul(deep, column)]), row, column, turned, I64(panel),
-                         b.gep(c, [start]), ld_c, b.or_(add, d)])
-    b.ret_void()
-    return function
-
-
-class _Vectors:
+class Vectors:
     """Operations on vectors of one dtype, written at a builder."""
 
     def __init__(self, b: ir.IRBuilder, code: str, machine: Machine) -> None:
         self.b = b
-        self.real, self.real_bytes = _REALS[code], int(code[1])
-        self.w = machine.lanes(_NUMPY[code])
+        self.real, self.real_bytes = REALS[code], int(code[1])
+        self.w = machine.lanes(NUMPY[code])
         self.vector = ir.VectorType(self.real, self.w)
         self.suffix = f"v{self.w}f{8 * self.real_bytes}"
 
@@ -181,10 +108,16 @@ class _Vectors:
         f = self.declare(f"llvm.masked.store.{self.suffix}.p0", ir.VoidType(), types)
         self.b.call(f, [value, at, I32(self.real_bytes), mask])
 
+    def prefetch(self, at: ir.Value) -> None:
+        """Into the second-level cache."""
+        byte = self.b.bitcast(at, ir.IntType(8).as_pointer())
+        f = self.declare("llvm.prefetch.p0", ir.VoidType(), [byte.type, I32, I32, I32])
+        self.b.call(f, [byte, I32(0), I32(2), I32(1)])
+
     def below(self, count: ir.Value) -> ir.Value:
         """The mask of the first ``count`` lanes."""
         numbers = ir.Constant(ir.VectorType(I32, self.w), [I32(i) for i in range(self.w)])
-        return self.b.icmp_signed("<", numbers, _splat(self.b, self.b.trunc(count, I32), self.w))
+        return self.b.icmp_signed("<", numbers, splat(self.b, self.b.trunc(count, I32), self.w))
 
     def fma(self, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
         return self.b.call(self.declare(f"llvm.fma.{self.suffix}", self.vector, [self.vector] * 3), [x, y, z])
@@ -204,6 +137,19 @@ class _Vectors:
             half //= 2
         return square
 
+    def sums(self, values: list[ir.Value]) -> ir.Value:
+        """A vector whose first lanes are the sums of the lanes of ``values``, no more than there are lanes."""
+        nothing = ir.Constant(self.vector, ir.Undefined)
+        run = self.w                                            # neighbouring lanes that are one value's
+        while run > 1:
+            half = run // 2
+            pairs = [(x, y) for x, y in itertools.zip_longest(values[::2], values[1::2], fillvalue=nothing)]
+            low = [i + k for i in range(0, 2 * self.w, run) for k in range(half)]
+            high = [k + half for k in low]
+            values = [self.b.fadd(self.shuffle(x, y, low), self.shuffle(x, y, high)) for x, y in pairs]
+            run = half
+        return values[0]
+
     def shuffle(self, x: ir.Value, y: ir.Value, picks: list[int]) -> ir.Value:
         return self.b.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, self.w), [I32(p) for p in picks]))
 
@@ -213,7 +159,7 @@ class _Vectors:
         return found or ir.Function(module, ir.FunctionType(result, types), name)
 
 
-class _Writer(_Vectors):
+class _Writer(Vectors):
     """One tile."""
 
     def __init__(self, b: ir.IRBuilder, form: TileForm, machine: Machine, given: Sequence[ir.Value]) -> None:
@@ -248,7 +194,7 @@ class _Writer(_Vectors):
             yield a, b
             return
         (extent, step_a, step_b, _), *rest = loops
-        with _loop(self.b, _i64(extent)) as i:
+        with repeat(self.b, _i64(extent)) as i:
             inner = [self.b.gep(p, [self.b.mul(i, _i64(step))]) for p, step in ((a, step_a), (b, step_b))]
             with self.nest(rest, *inner) as pointers:
                 yield pointers
@@ -349,7 +295,7 @@ class _Writer(_Vectors):
             return self.load(base, at, v, mask)
         key = base, at
         if key not in self.loaded:
-            self.loaded[key] = _splat(self.b, self.b.load(self.at(base, at)), self.w)
+            self.loaded[key] = splat(self.b, self.b.load(self.at(base, at)), self.w)
         return self.loaded[key]
 
     def load(self, base: ir.Value, at: Term, v: int, mask: ir.Value | None) -> ir.Value:
@@ -404,27 +350,42 @@ def _i64(x: Size) -> ir.Value:
     return I64(x) if isinstance(x, int) else x
 
 
-def _splat(b: ir.IRBuilder, scalar: ir.Value, lanes: int) -> ir.Value:
+def splat(b: ir.IRBuilder, scalar: ir.Value, lanes: int) -> ir.Value:
     nothing = ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined)
     first = b.insert_element(nothing, scalar, I32(0))
     return b.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(I32, lanes), [I32(0)] * lanes))
 
 
 @contextmanager
-def _loop(b: ir.IRBuilder, extent: ir.Value) -> Iterator[ir.Value]:
+def repeat(b: ir.IRBuilder, extent: ir.Value) -> Iterator[ir.Value]:
     """``for i in range(extent)``, which LLVM leaves as it is."""
+    with accumulate(b, extent, []) as (i, _):
+        yield i
+
+
+@contextmanager
+def accumulate(b: ir.IRBuilder, extent: ir.Value,
+               values: list[ir.Value]) -> Iterator[tuple[ir.Value, list[ir.Value]]]:
+    """``for i in range(extent)`` that makes new ``values`` of those before it: gives i and a list of them.
+
+    What is put into the list is what the next round finds there; behind the loop it holds the last ones.
+    """
     head, body, done = (b.append_basic_block(name) for name in ("head", "body", "done"))
     before = b.block
     b.branch(head)
     b.position_at_end(head)
-    i = b.phi(I64)
-    i.add_incoming(I64(0), before)
+    i, *phis = [b.phi(start.type) for start in (I64(0), *values)]
+    for phi, start in zip((i, *phis), (I64(0), *values)):
+        phi.add_incoming(start, before)
     b.cbranch(b.icmp_signed("<", i, extent), body, done)
     b.position_at_end(body)
-    yield i
-    i.add_incoming(b.add(i, I64(1)), b.block)
+    current = list(phis)
+    yield i, current
+    for phi, then in zip((i, *phis), (b.add(i, I64(1)), *current)):
+        phi.add_incoming(then, b.block)
     b.branch(head).set_metadata("llvm.loop", _as_written(b.module))
     b.position_at_end(done)
+    current[:] = phis
 
 
 def _as_written(module: ir.Module) -> Any:

@@ -18,7 +18,7 @@ from llvmlite import ir as ll
 
 from .. import loopir as ir
 from ..loopir import Call, Const, Expr, Lanes, Let, Load, Store, Var
-from .build import I1, I32, I64, _loop, _splat
+from .build import I1, I32, I64, repeat, splat
 from .machine import Machine
 
 _SIGNS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
@@ -116,12 +116,9 @@ class _Former:
         return Var(self.given.setdefault(e, f"a{len(self.given)}"), e.dtype)
 
     def place(self, index: Expr) -> Expr:
-        base, stride = self.affine(self.expr_index(index))
+        base, constant, stride = self.affine(self.expr_index(index))
         if not 0 <= stride <= MOST_APART:
             raise _Scalar
-        constant = 0
-        if isinstance(base, Call) and base.op == "add" and isinstance(last := base.args[1], Const):
-            base, constant = base.args[0], last.value
         at = ir.iadd(self.lift(base), constant)
         return ir.iadd(at, ir.imul(Var(self.s.var), stride)) if stride else at
 
@@ -129,18 +126,21 @@ class _Former:
         known = self.bound | self.lets
         return ir.map_expr(e, lambda x: known.get(x.name, x) if isinstance(x, Var) else x)
 
-    def affine(self, e: Expr) -> tuple[Expr, int]:
-        """``e`` as (what is the same in all lanes, factor of the lane)."""
+    def affine(self, e: Expr) -> tuple[Expr, int, int]:
+        """``e`` as (what is the same in all lanes, a constant, factor of the lane)."""
         if e == Var(self.s.var):
-            return Const(0, "int64"), 1
-        if not self.varies(e):
-            return e, 0
+            return Const(0, "int64"), 0, 1
+        if isinstance(e, Const):
+            return Const(0, "int64"), int(e.value), 0
         if isinstance(e, Call) and e.op in ("add", "sub"):
-            (x, i), (y, j) = (self.affine(a) for a in e.args)
-            return (ir.iadd(x, y), i + j) if e.op == "add" else (ir.isub(x, y), i - j)
+            (x, c, i), (y, d, j) = (self.affine(a) for a in e.args)
+            return (ir.iadd(x, y), c + d, i + j) if e.op == "add" else (ir.isub(x, y), c - d, i - j)
+        if not self.varies(e):
+            return e, 0, 0
         if isinstance(e, Call) and e.op == "mul" and isinstance(factor := e.args[1], Const):
-            x, i = self.affine(e.args[0])
-            return ir.imul(x, factor), i * int(factor.value)
+            x, c, i = self.affine(e.args[0])
+            n = int(factor.value)
+            return ir.imul(x, factor), c * n, i * n
         raise _Scalar
 
 
@@ -230,7 +230,7 @@ class _LanesWriter:
     def write(self) -> None:
         b = self.b
         steps = b.sdiv(b.add(self.count, I64(self.w - 1)), I64(self.w))
-        with _loop(b, steps) as i:
+        with repeat(b, steps) as i:
             self.first = b.mul(i, I64(self.w))
             self.left = b.sub(self.count, self.first)
             for s in self.form.body:
@@ -262,7 +262,7 @@ class _LanesWriter:
         base, constant, stride = _split(e.index, self.form.var)
         if not stride:
             scalar = self.b.load(self.address(e.buffer, base, constant, 0, 0))
-            return _splat(self.b, scalar, self.w)
+            return splat(self.b, scalar, self.w)
         block, offset = divmod(constant, stride)
         reach = self.reach[e.buffer, base, stride, block]
         parts = [self.part(e.buffer, base, block * stride, stride, m, reach) for m in range(stride)]
@@ -321,7 +321,7 @@ class _LanesWriter:
     def below(self, count: ll.Value) -> ll.Value:
         most = self.b.select(self.b.icmp_signed("<", count, I64(self.w)), count, I64(self.w))
         numbers = ll.Constant(ll.VectorType(I32, self.w), [I32(i) for i in range(self.w)])
-        return self.b.icmp_signed("<", numbers, _splat(self.b, self.b.trunc(most, I32), self.w))
+        return self.b.icmp_signed("<", numbers, splat(self.b, self.b.trunc(most, I32), self.w))
 
     def shuffle(self, x: ll.Value, y: ll.Value, picks: list[int]) -> ll.Value:
         return self.b.shuffle_vector(x, y, ll.Constant(ll.VectorType(I32, self.w), [I32(p) for p in picks]))
@@ -345,11 +345,11 @@ class _LanesWriter:
                 return ll.Constant(ll.VectorType(t, self.w), [t(e.value)] * self.w)
             case Var() if e.name == self.form.var:
                 numbers = ll.Constant(ll.VectorType(I64, self.w), [I64(i) for i in range(self.w)])
-                return self.b.add(_splat(self.b, self.first, self.w), numbers)
+                return self.b.add(splat(self.b, self.first, self.w), numbers)
             case Var() if e.name in self.values:
                 return self.values[e.name]
             case Var():
-                return _splat(self.b, self.given[e.name], self.w)
+                return splat(self.b, self.given[e.name], self.w)
             case Load():
                 return self.load(e)
         return self.call(e.op, [self.expr(x) for x in e.args], e.args[-1].dtype, e.dtype)

@@ -62,7 +62,7 @@ def _choose(what: Contraction, machine: Machine) -> Cut:
     lanes = machine.lanes(what.dtype)
     best = Cut((), (), 0, None, math.inf)
     cuts = itertools.product(_unrollings(what.rows, machine.registers),
-                             _unrollings(what.columns, machine.registers), range(1, 5))
+                             _unrollings(what.columns, machine.registers), range(1, 9))
     for r, q, vectors in cuts:
         if math.prod(r) * math.prod(q) * vectors >= machine.registers - 2:
             continue

@@ -66,7 +66,7 @@ class Member:
 
 def _member(node: Node) -> Member | None:
     if node.op.images is not None:
-        return _with_costs(node, node.op.images)
+        return _with_costs(node, node.op.images) if node.attrs.get("layout", NCHW) == NCHW else None
     shapes = [a.shape for a in (*node.avals, *(v.aval for v in node.inputs))]
     if max(map(len, shapes), default=0) != 4:
         return None
