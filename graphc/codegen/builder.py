@@ -424,6 +424,10 @@ class Builder:
     def typical(self, size: Size) -> int:
         return typical(size)
 
+    def lasts(self, x: Stored) -> bool:
+        """Whether an input is the same at each run."""
+        return False
+
     def in_scratch(self, out: Stored) -> bool:
         """Whether blocks of a result are written to scratch memory."""
         return False

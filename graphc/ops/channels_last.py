@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .conv_loops import CHUNKS, Part, Taps, Weight, count_blocks, phase_taps
+from .conv_loops import CHUNKS, PACKED, Part, Taps, Weight, count_blocks, phase_taps
 from .frame import FRAME_BYTES, Frame, Index
 from .product_loops import product_loops
 from .window import Pair
@@ -379,7 +379,9 @@ class Correlation:
         """The weight as [part][group][panel][tap][reduced][lane]."""
         k, panel = self.k, self.panel
         unit = self.groups * self.panels * self.reduced * panel
-        packed = k.temporary(self.source.dtype, k.index(unit * max(self.taps, 1)))
+        pixels = k.estimate(self.source.shape[0], self.h, self.w)
+        packed = k.temporary(self.source.dtype, k.index(unit * max(self.taps, 1)),
+                             saves=PACKED / (PACKED + pixels))
         for group, which, r, some, turned, width in self.turned_weight():
             before = 0
             for p in self.live:

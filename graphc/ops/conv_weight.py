@@ -18,7 +18,6 @@ from .weight_partial import ByChannels, ByPixels, ByTiles
 from .weight_whole import Whole
 from .window import Pair
 
-
 Way = ByPixels | ByChannels | ByTiles | Whole
 
 

@@ -91,8 +91,14 @@ class WinogradLast:
             return -(-n // lanes) * lanes / n
         transforms = TRANSFORM * (self.shares * ragged(self.reduced) / self.made
                                   + ragged(self.made) / self.reduced)
-        kernels = WEIGHT * lanes / max(k.estimate(self.source.shape[0], self.h, self.w), 1)
+        kernels = 0.0 if k.lasts(self.weight.access) else self.cost_of_kernels()
         return float(full * (POINTS / 4 * k.cost(self.products(self.panel)) + transforms) + kernels)
+
+    def cost_of_kernels(self) -> float:
+        """The part of transforming them in that."""
+        k = self.k
+        pixels = max(k.estimate(self.source.shape[0], self.h, self.w), 1)
+        return float(WEIGHT * k.vector_lanes(self.source.dtype) / pixels)
 
     # ------------------------------------------------------------ regions
 
@@ -121,7 +127,8 @@ class WinogradLast:
         """G g G' of all kernels: [group][panel][point][reduced][lane]."""
         k, part, kw = self.k, self.part, self.weight.kw
         size, half = POINTS * self.to_kernel, k.const(0.5, self.source.dtype)
-        kernels = k.temporary(self.source.dtype, k.index(self.groups * self.panels * size))
+        kernels = k.temporary(self.source.dtype, k.index(self.groups * self.panels * size),
+                              saves=self.cost_of_kernels() / max(self.cost(), 1.0))
         for group, panel, r, some, weights, width in turned:
             to = k.index_mul(k.index_add(k.index_mul(group, self.panels), panel), size)
             to = k.let(k.index_add(to, k.index_mul(r, self.panel)))
