@@ -81,6 +81,8 @@ def everything(only: Sequence[str], engines: str | None, quick: bool, threads: i
     from . import forms as _forms
     _compare(only, engines, quick, threads, json_file, plot_file,
              lambda: _overhead.run(list(_overhead.ALL), *((3, 100) if quick else (200, 2000))),
+             lambda: _products.run(list(_products.all_products(_products.DTYPES))[::37 if quick else 1],
+                                   threads, *((1, 2) if quick else (2, 5))),
              lambda: _forms.run(("LeNet",) if quick else (), tuple(_forms.OPS)),
              lambda: _agreement.run(data, 5 if quick else 100),
              lambda: _accuracy.run(data, ("eager", "static"), 1 if quick else _accuracy.MNIST_EPOCHS))
@@ -119,6 +121,20 @@ def growth(nodes: Sequence[int], json_file: Path | None) -> None:
 
 
 @main.command()
+@click.option("--dtype", "dtypes", type=click.Choice(_products.DTYPES), multiple=True,
+              default=_products.DTYPES, show_default=True, help="May be given twice.")
+@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True,
+              help="Turns of each library.")
+@_quick
+@_json
+def products(dtypes: Sequence[str], threads: int, rounds: int, quick: bool, json_file: Path | None) -> None:
+    """Matrix products of all transposes from one row to many, beside the limit and PyTorch."""
+    some = list(_products.all_products(dtypes))[::37 if quick else 1]
+    _finish(json_file, lambda: _products.run(some, threads, *((1, 2) if quick else (rounds, 5))))
+
+
+@main.command()
 @click.option("--only", multiple=True, metavar="PART",
               help="Convolutions whose names hold it; all by default.")
 @click.option("--op", "ops", multiple=True, type=click.Choice(_OPS), default=_OPS, show_default=True,
@@ -128,19 +144,6 @@ def forms(only: Sequence[str], ops: Sequence[str], json_file: Path | None) -> No
     """The forms that convolutions can run in, and whether the fastest is chosen."""
     from . import forms as module
     _finish(json_file, lambda: module.run(only, ops))
-
-
-@main.command()
-@click.option("--dtype", "dtypes", type=click.Choice(_products.DTYPES), multiple=True, default=_products.DTYPES,
-              show_default=True, help="May be given twice.")
-@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Turns of each library.")
-@_quick
-@_json
-def products(dtypes: Sequence[str], threads: int, rounds: int, quick: bool, json_file: Path | None) -> None:
-    """Matrix products of all transposes from one row to many, beside the limit and PyTorch."""
-    some = [p for i, p in enumerate(_products.all_products(dtypes)) if not quick or i % 37 == 0]
-    _finish(json_file, lambda: _products.run(dtypes, threads, 1 if quick else rounds, 2 if quick else 5, some))
 
 
 @main.command()

@@ -1,7 +1,7 @@
-"""``products``: matrix products of all transposes from one row to many, beside what the machine can do at most.
+"""``products``: matrix products of all transposes from one row to many, beside what the machine can do.
 
-Each is a compiled function of two arrays, in turns with PyTorch. The limit is the larger of bytes (A, B and C once
-each) over the copy rate and of flop over the peak; what only reads may pass it, since a copy also writes.
+Each is a compiled function of two arrays, in turns with PyTorch. The limit is the larger of bytes (A, B and C
+once each) over the copy rate and flop over the peak; what only reads may pass it, since a copy also writes.
 """
 from __future__ import annotations
 
@@ -24,14 +24,17 @@ from .result import Figure, Result, table
 from .workload import Cost
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-SIZES = ((256, 256), (512, 512), (1024, 1024), (4096, 1024), (784, 512), (10, 84), (1000, 2048))    # columns, depth
+#: (columns, depth)
+SIZES = ((256, 256), (512, 512), (1024, 1024), (4096, 1024), (784, 512), (10, 84), (1000, 2048))
 TRANSPOSES = ("nn", "nt", "tn", "tt")
 DTYPES = ("float32", "float64")
 #: (batch, m, n, depth): heads of attention, and small matrices
 BATCHES = ((64, 128, 128, 32), (64, 128, 32, 128), (16, 512, 64, 512), (256, 32, 32, 32), (1024, 8, 8, 8))
 #: (m, n, depth): the gradient of a weight of few rows, dot products, tall matrices times few columns
-OTHERS = ((1024, 1024, 1), (1024, 1024, 4), (1024, 1024, 16), (784, 512, 128), (1, 1, 1 << 20), (4, 4, 1 << 18),
-          (20000, 1, 100), (20000, 4, 100), (100, 4, 20000), (4096, 2, 4096), (2, 4096, 4096))
+OTHERS = ((1024, 1024, 1), (1024, 1024, 4), (1024, 1024, 16), (784, 512, 128), (1, 1, 1 << 20),
+          (4, 4, 1 << 18), (20000, 1, 100), (20000, 4, 100), (100, 4, 20000), (4096, 2, 4096),
+          (2, 4096, 4096))
+SMALL = 1 << 12                     # elements of B of which a product is a call and little else
 LOW = 0.6                           # of the limit: less is a hole
 _TICK = 5e-5                        # seconds: shorter calls are timed in loops of about this
 
@@ -61,8 +64,8 @@ class Product:
     def cost(self) -> Cost:
         times = self.batch or 1
         elements = self.m * self.depth + self.depth * self.n + self.m * self.n
-        return Cost(times * elements * np.dtype(self.dtype).itemsize, 2.0 * times * self.m * self.n * self.depth,
-                    dtype=self.dtype)
+        flop = 2.0 * times * self.m * self.n * self.depth
+        return Cost(times * elements * np.dtype(self.dtype).itemsize, flop, dtype=self.dtype)
 
     def __str__(self) -> str:
         batch = "" if self.batch is None else f"{self.batch} x "
@@ -76,16 +79,15 @@ def all_products(dtypes: Sequence[str]) -> Iterator[Product]:
         yield from (Product(m, n, k, t, dtype, batch) for batch, m, n, k in BATCHES)
 
 
-def run(dtypes: Sequence[str], threads: int, rounds: int, tries: int = 5,
-        products: Sequence[Product] | None = None) -> Result:
-    """All of them, or ``products``, on so many threads."""
+def run(products: Sequence[Product], threads: int, rounds: int, tries: int) -> Result:
+    """In so many turns; the rates of the limit are the best of ``tries``."""
     with_torch = importlib.util.find_spec("torch") is not None
     if hasattr(os, "sched_setaffinity"):
         cpus = os.sched_getaffinity(0)
         os.sched_setaffinity(0, sorted(cpus)[:threads])
     try:
         rates = limits.measure(threads, tries)
-        rows = [_row(p, rates, threads, rounds, with_torch) for p in products or all_products(dtypes)]
+        rows = [_row(p, rates, threads, rounds, with_torch) for p in products]
     finally:
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, cpus)
@@ -94,7 +96,8 @@ def run(dtypes: Sequence[str], threads: int, rounds: int, tries: int = 5,
                   tuple(rows), missing, {"limits": rates.plain(), "threads": threads})
 
 
-def _row(product: Product, rates: limits.Rates, threads: int, rounds: int, with_torch: bool) -> dict[str, Any]:
+def _row(product: Product, rates: limits.Rates, threads: int, rounds: int,
+         with_torch: bool) -> dict[str, Any]:
     arrays = product.arrays()
     calls = {"graphc": _graphc(product, arrays, threads)}
     if with_torch:
@@ -160,21 +163,36 @@ def _tables(rows: Sequence[dict[str, Any]], threads: int) -> Iterator[Any]:
 def _cell(row: dict[str, Any] | None) -> str:
     if row is None:
         return "-"
-    return f"{row['share_of_limit']:.0%}" + (f" {row['to_torch']:.1f}x" if row["to_torch"] is not None else "")
+    ratio = "" if row["to_torch"] is None else f" {row['to_torch']:.1f}x"
+    return f"{row['share_of_limit']:.0%}{ratio}"
 
 
 def _summary(rows: Sequence[dict[str, Any]], threads: int) -> Any:
+    """By kinds, then by transposes."""
     lines = []
-    for dtype, t in itertools.product(DTYPES, TRANSPOSES):
-        some = [r for r in rows if (r["dtype"], r["transposes"]) == (dtype, t)]
-        if some:
-            ratios = [r["to_torch"] for r in some if r["to_torch"] is not None]
-            lines.append((f"{dtype} {t}", f"{_mean([r['share_of_limit'] for r in some]):.0%}",
-                          str(sum(r["share_of_limit"] < LOW for r in some)),
-                          f"{_mean(ratios):.2f}x" if ratios else "-",
-                          str(sum(r < 0.95 for r in ratios)) if ratios else "-", str(len(some))))
-    return table(f"products on {threads} threads: geometric means", (
-        "", "of limit", f"below {LOW:.0%}", "PyTorch's time to graphc's", "PyTorch faster", "products"), lines)
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for what in (_kind, lambda row: str(row["transposes"])):
+        for row in rows:
+            kinds.setdefault(f"{row['dtype']}, {what(row)}", []).append(row)
+    for kind, some in kinds.items():
+        ratios = [r["to_torch"] for r in some if r["to_torch"] is not None]
+        lines.append((kind, f"{_mean([r['share_of_limit'] for r in some]):.0%}",
+                      str(sum(r["share_of_limit"] < LOW for r in some)),
+                      f"{_mean(ratios):.2f}x" if ratios else "-",
+                      str(sum(r < 0.95 for r in ratios)) if ratios else "-", str(len(some))))
+    columns = "of limit", f"below {LOW:.0%}", "PyTorch's time to graphc's", "PyTorch faster", "products"
+    return table(f"products on {threads} threads: geometric means", ("", *columns), lines)
+
+
+def _kind(row: dict[str, Any]) -> str:
+    if row["batch"] is not None:
+        return "batches"
+    if (row["n"], row["depth"]) not in SIZES:
+        return "other shapes"
+    if row["n"] * row["depth"] < SMALL:
+        return "10 columns, depth 84"
+    low, high = next(ends for ends in ((1, 1), (2, 6), (8, 16), (24, 128)) if row["m"] <= ends[1])
+    return "rows: 1" if high == 1 else f"rows: {low} to {high}"
 
 
 def _mean(numbers: Sequence[float]) -> float:
@@ -185,5 +203,5 @@ def _figures(rows: Sequence[dict[str, Any]]) -> Iterator[Figure]:
     for dtype in DTYPES:
         ratios = [r["to_torch"] for r in rows if r["dtype"] == dtype and r["to_torch"] is not None]
         if ratios:
-            yield Figure(f"products in {dtype}, PyTorch's time to graphc's: geometric mean", _mean(ratios), "x",
-                         1.0, at_least=True)
+            yield Figure(f"products in {dtype}, PyTorch's time to graphc's: geometric mean",
+                         _mean(ratios), "x", 1.0, at_least=True)

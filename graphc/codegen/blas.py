@@ -130,7 +130,7 @@ def _set_environment(values: dict[str, str | None]) -> None:
             os.environ[name] = value
 
 
-# A row or a column goes to gemv; a vector whose elements lie side by side is a row of A, a column of B'. CBLAS
+# A row or a column goes to gemv, a vector whose elements lie side by side being a row of A, or of B'. CBLAS
 # checks lda >= the row length even where there is one row and the stride means nothing: it is raised there.
 _SHIM = """
 declare void @graphc_{x}gemv(i32, i32, i32, i32, {real}, ptr, i32, ptr, i32, {real}, ptr, i32)
@@ -205,8 +205,8 @@ matrix_times_column:
                             ptr %b, i32 %inc_b, {real} %beta, ptr %c, i32 %ldc32)
   br label %done
 tiles:
-  call void @graphc_product_{code}(i64 %m, i64 %n, i64 %k, ptr %a, i64 %lda, i64 %ta, ptr %b, i64 %ldb, i64 %tb,
-                                   ptr %c, i64 %ldc, i64 %add)
+  call void @graphc_product_{code}(i64 %m, i64 %n, i64 %k, ptr %a, i64 %lda, i64 %ta,
+                                   ptr %b, i64 %ldb, i64 %tb, ptr %c, i64 %ldc, i64 %add)
   br label %done
 done:
   ret void

@@ -30,8 +30,8 @@ from . import native
 from .image import Image
 
 _MAGIC = b"graphc-entry-2\n"
-_SOURCES = ("emit.py", "native.py", "numba_target.py", "loopir.py",
-            "simd/build.py", "simd/form.py", "simd/lanes.py", "simd/library.py", "simd/machine.py", "simd/products.py")
+_SOURCES = ("emit.py", "native.py", "numba_target.py", "loopir.py", "simd/build.py", "simd/form.py",
+            "simd/lanes.py", "simd/library.py", "simd/machine.py", "simd/products.py")
 _PACKAGES = ("core", "ops", "static", "codegen")
 _MAX_CONSTANTS = 1 << 22              # bytes of literals up to which an image is kept
 _PRUNE_EVERY = 64                     # writes between two looks at the size

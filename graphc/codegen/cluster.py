@@ -241,9 +241,10 @@ def _misplaced_behind(a: Group, b: Group) -> str | None:
     held = {id(v.node) for v in a.roots}            # and all that depends on them
     for n in b.nodes:
         found = reads(space, n)
+        pulls = isinstance(n.op.lower, Pull) and space.level(n.avals[0].shape) == "full"
         for v, reading in zip(n.inputs, found):
             held_here = id(v.node) in held
-            across = isinstance(n.op.lower, Pull) and reading == "other"
+            across = pulls and reading == "other"
             if across or (held_here and reading != "same"):
                 return f"{n.name} reads {v.node.name} at another place than its own"
         if any(id(v.node) in held for v in n.inputs):

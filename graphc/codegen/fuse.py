@@ -386,10 +386,13 @@ def _why_stored(n: Node, users: list[Node], roots: set[int], memory: set[int],
 
 
 def _worth_keeping(n: Node, users: Mapping[int, Sequence[Node]], lasting: Set[int]) -> bool:
-    """Whether each run computes elements of a lasting value several times each, or dearly."""
-    if not is_pointwise(n) or not n.inputs or "flat" in n.op.traits:
-        return False
+    """Whether each run computes elements of a lasting value several times each, or dearly.
+
+    Single elements are computed once by each kernel that wants them, as the learning rate is cast.
+    """
     size = n.avals[0].size
+    if not is_pointwise(n) or not n.inputs or "flat" in n.op.traits or size == 1:
+        return False
     if (isinstance(n.op.lower, Pull) and n.op.lower.view) or all(v.aval.size != size for v in n.inputs):
         return False
     outside = _at_each_run(n, users, lasting)

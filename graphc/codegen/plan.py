@@ -235,6 +235,8 @@ class Instance:
         # (a window that begins at the end has nothing in it, and shows all instead: clamped indices again)
         self.windows = [(s, plan.home(s), at if at < plan.counts[plan.home(s)] else 0)
                         for s, at in plan.windows.items()]
+        self.kept = [(s, evaluate_expr(slot.offset, {})) for s, slot in enumerate(image.slots)
+                     if slot.kind == "kept"]                    # (slot, where it is in bytes of its home)
         self.call, self.step = self._python(plan) if plan.python else self._native(plan)
 
     def _native(self, plan: Plan) -> tuple[Callable[..., int], Callable[[int, int], None]]:
@@ -243,7 +245,7 @@ class Instance:
         for s, view in self.views.items():
             slots[s] = _address(view)
         # windows of what each run brings
-        moving = [(s, slot.index, slot.offset) for s, slot in enumerate(image.slots) if slot.kind == "kept"]
+        moving = [(s, image.slots[s].index, at) for s, at in self.kept]
         for s, home, at in self.windows:
             offset = at * plan.dtypes[s].itemsize
             if home in self.views:
@@ -292,10 +294,9 @@ class Instance:
                 if s in plan.apart and any(np.may_share_memory(a, t) for t in arrays[first_target:]):
                     return k
                 views[s] = self.instead[s] if s in self.instead else a.reshape(-1)
-            for s, slot in enumerate(image.slots):
-                if slot.kind == "kept":
-                    at, n_bytes = slot.offset, plan.room(s) * plan.dtypes[s].itemsize
-                    views[s] = views[slot.index][at:at + n_bytes].view(plan.dtypes[s])
+            for s, at in self.kept:
+                n_bytes = plan.room(s) * plan.dtypes[s].itemsize
+                views[s] = views[image.slots[s].index][at:at + n_bytes].view(plan.dtypes[s])
             for s, home, at in self.windows:
                 views[s] = views[home][at:]
             run(range(image.n_early))

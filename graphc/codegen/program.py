@@ -44,7 +44,8 @@ Optimize = Callable[[Program], Program]
 class KernelInfo:
     """A kernel as people look at it.
 
-    ``origin`` says where its code came from: "compiled", "memory" or "disk"; "python" for that target.
+    ``origin`` says where its code came from: "compiled", "memory" or "disk"; "python" for that target. Runs
+    leave those out that are ``lasting`` as long as what these computed holds.
     """
     name: str
     source: str
@@ -52,6 +53,7 @@ class KernelInfo:
     nodes: tuple[Node, ...]
     kernel: ir.Kernel
     origin: str
+    lasting: bool = False
 
 
 class CompiledProgram:
@@ -83,16 +85,12 @@ class CompiledProgram:
         self._lock = fork_safe_lock()
         found = _from_disk(stored_as) if stored_as else None
         self.origin = "disk" if found else "compiled"
-        if found is None:
-            made = self._assembly
-            found = made.image, *([e if e is not None else self._copy_entry() for e in entries]
-                                  for entries in (made.entries, made.keeping_entries))
-            if stored_as:
-                cache.store_image(stored_as, made.image)
-        self.image, self.entries, keeping_entries = found
-        self.keeping = None
+        self.image, self.entries, keeping = found if found is not None else self._assembled()
+        if stored_as and found is None:
+            cache.store_image(stored_as, self.image)
+        self.keeping: Plan | None = None
         if self.image.keeping is not None:
-            self.keeping = Plan(self.image.keeping, keeping_entries, {}, target == "python")
+            self.keeping = Plan(self.image.keeping, keeping, {}, target == "python")
         self.compile_seconds = time.perf_counter() - start
         if config.dump:
             for k in self.kernels:
@@ -105,6 +103,12 @@ class CompiledProgram:
     def _assembly(self) -> Assembly:
         program = self._optimize(self.recorded) if self._optimize is not None else self.recorded
         return Assembly(program, self.target)
+
+    def _assembled(self) -> tuple[Image, list[Any], list[Any]]:
+        made = self._assembly
+        entries, keeping = ([e if e is not None else self._copy_entry() for e in some]
+                            for some in (made.entries, made.keeping_entries))
+        return made.image, entries, keeping
 
     @property
     def program(self) -> Program:
@@ -278,8 +282,10 @@ class Assembly:
             tuple(self.slots), tuple(self.constants), tuple(self.steps), n_early, checks, self._aliases(),
             tuple(program.sizes()), tuple(sorted(called)))
         self.image, kept = cut(whole, program.lasting, self._passing)
+        numbers = [t for t, step in enumerate(whole.steps) if step.key]
+        self.kernels = [replace(k, lasting=t in kept) for t, k in zip(numbers, self.kernels, strict=True)]
         self.keeping_entries = [self.entries[t] for t in kept]
-        self.entries = [e for t, e in enumerate(self.entries) if t not in set(kept)]
+        self.entries = [e for t, e in enumerate(self.entries) if t not in kept]
 
     def _checks_first(self) -> tuple[list[Group], int]:
         """Groups that checks need come first, so that nothing is written before they hold."""

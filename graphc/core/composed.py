@@ -57,7 +57,7 @@ from .autodiff import walk
 from .aval import Aval
 from .dims import dim
 from .errors import ArgumentError, AutogradError, DTypeError, ShapeError
-from .fast import code_of
+from .fast import written
 from .node import Context, TapeNode
 from .op import AllInputs, Op, anonymous
 from .storage import Storage
@@ -134,8 +134,8 @@ def composed(*rows: str, others: tuple[str, ...] = (), least: int = LEAST) -> Ca
         space = {"record": record, "new": _new, "Tensor": Tensor, "UNKNOWN": _UNKNOWN, "body": body,
                  "least": least, "quick": composition.quick, "in_general": composition.in_general,
                  "__name__": __name__, **defaults}
-        exec(code_of(_source(parameters, rows, others)), space)
-        return functools.wraps(body)(space["call"])  # type: ignore[return-value]
+        call = written(lambda: _source(parameters, rows, others), space)
+        return functools.wraps(body)(call)  # type: ignore[return-value]
     return decorate
 
 

@@ -47,7 +47,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -93,13 +93,14 @@ def call(op: Op, inputs: int = 1, otherwise: Callable[..., Any] | None = None, *
         The function's own.
     """
     attrs = attributes(op, inputs)
-    source = _source(op, inputs, attrs, otherwise is not None, number)
     space = {**_COMMON, "op": op, "run": run or op.run, "otherwise": otherwise, "least": op.compiled,
              "kinds": "f" if op.promote == "float" else op.kinds}
-    exec(code_of(source), space)
-    function: Callable[..., Any] = space["call"]
+    function = written(lambda: _source(op, inputs, attrs, otherwise is not None, number), space)
     function.__name__ = function.__qualname__ = name or op.name
     function.__doc__ = doc
+    parameters = [inspect.Parameter(p, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+                  for p in (*_INPUTS[:inputs], *attrs)]
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return function
 
 
@@ -164,6 +165,30 @@ def sequence(op: Op, run: Callable[[list[Any], int], Any], otherwise: Callable[[
                 break
         return out
     return call
+
+
+def written(source: Callable[[], str], space: dict[str, Any]) -> FunctionType:
+    """The function ``call`` that a text defines, which is written and compiled when it is first called.
+
+    Until then another code stands in its place: what has been imported by name stays the same function.
+    """
+    def write(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        exec(code_of(source()), space)
+        made = space["call"]
+        function.__defaults__, function.__kwdefaults__ = made.__defaults__, made.__kwdefaults__
+        function.__code__ = made.__code__
+        return function(*args, **kwargs)
+
+    space["write"] = write
+    function = FunctionType(_unwritten, space, "call")
+    return function
+
+
+def _stand_in(*args: Any, **kwargs: Any) -> Any:
+    return write(args, kwargs)  # type: ignore[name-defined]  # noqa: F821  (a global of the function's own)
+
+
+_unwritten = _stand_in.__code__
 
 
 @cache

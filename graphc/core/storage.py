@@ -2,8 +2,8 @@
 
 A tensor and all its views share one Storage, made when first needed. Each in-place write bumps the
 version; the tape and compiled programs compare versions to notice that a value they rely on was changed.
-What others hold may be written without a version: a Storage knows whether its memory came from outside
-(``foreign``), and which arrays of it were given out (`Storage.lend`).
+What others hold may be written without a version: a Storage knows whether its memory came from outside, and
+which arrays of it were given out (`Storage.lend`).
 """
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def owner(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 class _Clock:
     """A number that is another one after each write to any Storage: while it stays, nothing was written."""
     __slots__ = ("ticks",)
+    ticks: int
 
 
-_NONE: list[weakref.ref[Any]] = []
 _ticks = itertools.count()
 clock = _Clock()
 clock.ticks = next(_ticks)
@@ -79,24 +79,44 @@ class _Loan(np.ndarray[Any, Any]):
     """The base of an array that was given out."""
 
 
+class _Loans:
+    """The arrays of a buffer that were given out: the number of the last, and those that are in use."""
+    __slots__ = ("_numbers", "_out", "last")
+
+    def __init__(self) -> None:
+        self._numbers, self.last = itertools.count(1), 0
+        self._out: dict[int, weakref.ref[_Loan]] = {}
+
+    def lend(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        loan, number, out = array.view(_Inner).view(_Loan), next(self._numbers), self._out
+        out[number] = weakref.ref(loan, lambda _: out.pop(number, None))
+        self.last = number
+        return loan.view(np.ndarray)
+
+    @property
+    def are_out(self) -> bool:
+        return self is FOREIGN or bool(self._out)
+
+
+FOREIGN = _Loans()
+
+
 class Storage:
     """The buffer that a tensor, its views and the static Variables bound to it share.
 
     Attributes
     ----------
-    foreign : bool
-        Whether the memory is that of an array from outside, which others may write at any time.
+    held
+        None if nobody outside ever had the memory; `FOREIGN` if it is that of an array from outside; else the
+        arrays that were given out.
     """
-    __slots__ = ("__weakref__", "_lock", "array", "foreign", "lent", "loans", "version", "views",
-                 "written_at")
+    __slots__ = ("__weakref__", "_lock", "array", "held", "version", "views", "written_at")
 
-    def __init__(self, array: np.ndarray[Any, Any], foreign: bool = False) -> None:
+    def __init__(self, array: np.ndarray[Any, Any], held: _Loans | None = None) -> None:
         # one is made for every saved value of the tape: what few need is made later
         self.array = array
-        self.foreign = foreign
+        self.held = held
         self.version = 0
-        self.lent = 0                           # how many arrays were given out
-        self.loans: list[weakref.ref[Any]] = _NONE          # what those keep alive that are still in use
         self.written_at: str | None = None      # the line of the last write, under record_sources()
         self.views: list[weakref.ref[Any]] | None = None    # views that are being differentiated
         self._lock: Any = None
@@ -122,23 +142,32 @@ class Storage:
 
         As long as it or a view of it is alive, somebody may write where no version is bumped.
         """
-        if self.foreign:
+        if self.held is FOREIGN:
             return array
-        lent = array.view(_Inner).view(_Loan)
-        self.loans = [*(ref for ref in self.loans if ref() is not None), weakref.ref(lent)]
-        self.lent += 1
-        clock.ticks = next(_ticks)
-        return lent.view(np.ndarray)
+        if self.held is None:
+            with _making_locks:
+                self.held = self.held or _Loans()
+        lent = self.held.lend(array)
+        clock.ticks = next(_ticks)                              # after it can be seen
+        return lent
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the memory is that of an array from outside, which others may write at any time."""
+        return self.held is FOREIGN
 
     @property
     def is_lent(self) -> bool:
         """Whether somebody outside may be writing the memory."""
-        return self.foreign or any(ref() is not None for ref in self.loans)
+        return self.held is not None and self.held.are_out
 
     @property
     def stamp(self) -> tuple[int, int] | None:
         """What is another one when the buffer may have been written; None while that is so."""
-        return None if self.is_lent else (self.version, self.lent)
+        held = self.held
+        if held is None:
+            return self.version, 0
+        return None if held.are_out else (self.version, held.last)
 
     def note_view(self, view: Any) -> None:
         """``view`` shares this buffer and has a history of its own."""

@@ -16,7 +16,7 @@ from .dims import Shape, Size, format_shape, size_of
 from .dtypes import DType, as_dtype, default_float
 from .errors import ArgumentError, AutogradError, DeviceError, DTypeError, ModeError, ShapeError
 from .node import Saved, TapeNode, Value
-from .storage import Storage
+from .storage import FOREIGN, Storage
 
 Array = np.ndarray[Any, Any]
 T = TypeVar("T", bound="Tensor")
@@ -98,7 +98,7 @@ class Tensor:
         def __getattr__(self, name: str) -> Any: ...
 
     def __init__(self, data: Array, requires_grad: bool = False) -> None:
-        self._data, self._node, self._storage, self._rare = data, None, Storage(data, foreign=True), None
+        self._data, self._node, self._storage, self._rare = data, None, Storage(data, FOREIGN), None
         self.requires_grad = requires_grad
 
     # ------------------------------------------------------------ what it is
@@ -509,7 +509,7 @@ def from_numpy(array: Array) -> Tensor:
     if array.dtype.byteorder not in "=|":
         array = array.astype(array.dtype.newbyteorder("="))
     out = wrap(array)
-    out._storage = Storage(array, foreign=True)
+    out._storage = Storage(array, FOREIGN)
     return out
 
 

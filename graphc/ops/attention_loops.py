@@ -1,7 +1,7 @@
 """Attention as loops over blocks of queries and keys: what the ops of `attention.py` lower to.
 
 A block of scores is kept with one key per row, so that every loop over it is a plain vector loop along the
-queries, and its products go to BLAS.
+queries.
 """
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 QUERIES, KEYS = 64, 128          # rows and columns of a block of scores, which stays in the first cache
-SMALL_PRODUCT = 1_000_000        # m n k up to which OpenBLAS multiplies without packing
+SMALL_PRODUCT = 1_000_000        # m n k whose operands stay in the caches beside that block
 SHORT = 256                      # tokens up to which half of a diagonal block is worth saving
 UNROLL = 4                       # keys that share one load and store of the running maximum
 PADDING = 16                     # between the rows of a copied mask: a column of it spreads over the cache
@@ -73,7 +73,7 @@ class _Scores:
         self.copied = columns + PADDING
         by_query = bool(mask) and len(mask[0].shape) > 1 and k.known(mask[0].shape[-2]) != 1
         self.copy = k.scratch(q.dtype, k.index(rows * self.copied)) if by_query else None
-        self.left = self.right = None               # a transposed copy of the keys, or of the queries
+        self.right = None                           # a transposed copy of the queries
         self.whole = bool(mask) or scale <= 0       # scaled when made; else left to the loop that reads them
         self.rest = k.const(1.0 if self.whole else scale, q.dtype)
 
@@ -86,7 +86,7 @@ class _Scores:
     def make(self, head: Any, start: Any, count: Any, first: Any, n: Any) -> None:
         """Scores of ``n`` keys from ``first`` on with ``count`` queries from ``start`` on."""
         k = self.k
-        k.gemm(n, count, self.q.shape[-1], self.left or _rows(k, self.key, head, first),
+        k.gemm(n, count, self.q.shape[-1], _rows(k, self.key, head, first),
                self.right or _rows(k, self.q, head, start, True), self.matrix())
         if self.mask:
             self._add_mask(head, start, count, first, n)
@@ -126,19 +126,18 @@ def _rows(k: Any, x: Any, head: Any, start: Any, transposed: bool = False) -> An
 
 
 class _Transposed:
-    """Rows of a head as columns: BLAS multiplies these by a fifth faster than it does rows by rows."""
+    """Rows of a head as columns, of which vectors are made: turned once for many products."""
 
     def __init__(self, k: Any, x: Any, rows: int) -> None:
         self.k, self.x, self.rows = k, x, rows
         self.buffer = k.scratch(x.dtype, k.index_mul(x.shape[-1], rows))
 
-    def take(self, head: Any, start: Any, count: Any, transposed: bool = False) -> Any:
+    def take(self, head: Any, start: Any, count: Any) -> Any:
         k, (n, width) = self.k, self.x.shape[-2:]
         base = k.let(k.index_mul(k.index_add(k.index_mul(head, n), start), width))
-        with k.loop(k.index(0), count) as i, k.loop(k.index(0), width) as c:
-            self.buffer.store_flat(k.index_add(k.index_mul(c, self.rows), i),
-                                   self.x.at_flat(k.index_add(base, k.index_add(k.index_mul(i, width), c))))
-        return self.buffer.block(k.slice0(self.buffer), k.index(self.rows), transposed)
+        to = self.buffer.block(k.slice0(self.buffer), k.index(self.rows))
+        k.transpose(count, width, self.x.block(base, width), to)
+        return to
 
 
 def forward(k: Any, inputs: Any, outputs: Any, causal: bool, scale: float) -> None:
@@ -286,7 +285,6 @@ class _Back:
         self.q, self.key, self.v, self.g, self.lse, self.delta, *mask = inputs
         self.scores = _Scores(k, self.q, self.key, mask, rows, columns, causal, scale)
         self.slopes = k.scratch(self.q.dtype, k.index(rows * columns))
-        self.copies = _Transposed(k, self.key, columns), _Transposed(k, self.v, columns)
 
     def begin(self, head: Any, first: Any, n: Any) -> None:
         """The ``n`` keys from ``first`` on."""
@@ -296,7 +294,6 @@ class _Back:
             width = d.shape[-1]
             at = k.let(k.index_mul(k.index_add(k.index_mul(head, keys), first), width))
             _fill(k, d, at, k.index_mul(n, width), k.const(0, d.dtype))
-        self.scores.left, self.values = (copy.take(head, first, n, True) for copy in self.copies)
 
     def take(self, start: Any, count: Any) -> None:
         """With the ``count`` queries from ``start`` on: dV += P' dO, dK += dS' Q, dQ += dS K."""
@@ -308,7 +305,7 @@ class _Back:
         self.scores.make(head, start, count, first, n)
         slopes, turned = (self.slopes.block(k.slice0(self.slopes), k.index(self.rows), transposed)
                           for transposed in (False, True))
-        k.gemm(n, count, width, self.values, _rows(k, self.g, head, start, True), slopes)
+        k.gemm(n, count, width, _rows(k, self.v, head, first), _rows(k, self.g, head, start, True), slopes)
         _slopes(k, self.scores, self.slopes, self.lse, self.delta,
                 k.let(k.index_add(k.index_mul(head, length), start)), count, n)
         k.gemm(n, width, count, self.scores.matrix(), _rows(k, self.g, head, start),

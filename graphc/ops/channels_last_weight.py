@@ -140,13 +140,13 @@ class WeightGradient:
 
     def turn(self, sums: Any, group: Index, panel: Index, first: Index, count: Index) -> None:
         """Sums of some channels to their places in the gradient."""
-        k, depth = self.k, self.reduced * self.taps
+        k = self.k
         lane = k.let(k.index_mul(panel, self.panel))
         width = k.let(k.minimum(k.index(self.panel), k.index_sub(k.index(self.made), lane)))
-        to = k.index_mul(k.index_add(k.index_mul(group, self.made), lane), depth)
-        k.transpose(k.index_mul(count, self.taps), width,
-                    sums.block(sums.base, k.index(self.panel)),
-                    self.dw.block(k.index_add(to, k.index_mul(first, self.taps)), k.index(depth)))
+        some = k.index_mul(count, self.taps)
+        with k.written(self.dw, (k.index_add(k.index_mul(group, self.made), lane), width),
+                       (k.index_mul(first, self.taps), some), (self.panel, self.some * self.taps)) as to:
+            k.transpose(some, width, sums.block(sums.base, k.index(self.panel)), to)
 
     def join(self, partial: Any, total: int) -> None:
         """The shares' sums added up in order, some channels at a time."""

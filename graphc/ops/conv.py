@@ -1,7 +1,7 @@
 """Convolution in two dimensions, with its two adjoints as ops of their own.
 
 Convolution is bilinear, so its two gradients are ops whose gradients are again these three. How they run is
-in `conv_loops.py` and `conv_weight.py`.
+in `conv_loops.py` and `conv_weight.py`, where channels are last in `channels_last.py` and its relatives.
 """
 from __future__ import annotations
 
@@ -112,12 +112,6 @@ def _size(c: Any) -> tuple[Any, Any]:
     return image_size(c.shapes[0], c.attrs.get("layout", "NCHW"))
 
 
-def _dw_columns(kernel: Pair, stride: Pair, padding: Pair, groups: int, layout: str = "NCHW",
-                **_: Any) -> int:
-    """A product writes its result in blocks of the matrix (o, c)."""
-    return 3 if layout == "NHWC" and channels_last.is_product(kernel, stride, padding, groups) else 0
-
-
 conv2d_op: Op = Op(
     "conv2d",                            # a correlation with each kernel of the weight
     infer=_conv_infer,
@@ -155,7 +149,7 @@ conv2d_dw_op: Op = Op(
     vjp=(lambda g, c: record.apply(conv2d_dx_op, c.y, g, **_attrs(c), size=_size(c)),
          lambda g, c: record.apply(conv2d_op, c.x, g, **_attrs(c))),
     saves=(("y",), ("x",)),
-    lower=Loops(by_layout(loops(dw_way), loops(channels_last_weight.dw_way)), blocks=_dw_columns),
+    lower=Loops(by_layout(loops(dw_way), loops(channels_last_weight.dw_way)), blocks=3),
     kinds="f",
     cost=100.0,
     compiled=256,

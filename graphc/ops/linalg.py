@@ -1,6 +1,6 @@
 """Matrix products.
 
-`matmul` is one op with transposes as attributes, so that no transpose is ever copied for BLAS.
+`matmul` is one op with transposes as attributes, so that no transpose is ever copied.
 """
 from __future__ import annotations
 

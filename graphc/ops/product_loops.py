@@ -1,7 +1,7 @@
 """How matrix products run: chunks of rows or columns, panels of B, and where their blocks of results go.
 
-Chunks are functions of the sizes alone. A chunk multiplies through register tiles or BLAS (`codegen/blas.py`
-decides at run time); here is what it multiplies, in which order, and what is laid out anew for it.
+Chunks are functions of the sizes alone. How a chunk multiplies is decided by its own sizes when it runs
+(`codegen/simd/products.py`); here is what it multiplies, in which order, and what is laid out anew for it.
 """
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TALL, WIDE = 64, 16              # rows and panels of a chunk: the block stays i
 NARROW = 4                       # panels of a block of rows that goes to scratch memory
 MIDDLING = 16                    # chunks that are enough, where more would have less than `WIDE` panels
 DEEP, TURNED = 1024, 256         # rows of B that are multiplied at once: by A as it is, by a turned A
-PAGE = 4096                      # bytes apart where caches put lines into the same few places
+APART = 2048                     # bytes apart where caches put lines into the same few places
 
 
 def product_loops(k: Any, inputs: Any, outputs: Any, ta: bool, tb: bool) -> None:
@@ -121,9 +121,9 @@ class _Product:
                 k.store(c, i, k.add(k.load(c, i), parts.at_flat(at)))
 
     def run(self, by_rows: bool) -> int:
-        """Rows or columns that a chunk is to have at least, so that the operand they cut is read in long runs.
+        """Rows or columns that a chunk is to have at least: the operand that is cut is read in long runs.
 
-        Where it comes from memory, and the other one has few of its own.
+        Where that one is large, and the other one has few of its own.
         """
         k, cut = self.k, self.ta if by_rows else not self.tb
         few, longer = (k.known(s) for s in ((self.n, self.m) if by_rows else (self.m, self.n)))
@@ -221,7 +221,7 @@ class _Product:
     def collides(self) -> bool:
         n, depth = self.k.known(self.n), self.k.known(self.depth)
         apart = (self.k.known(self.m) or 1) * int(self.x.dtype[-2:]) // 8
-        return bool(self.ta and apart % PAGE == 0 and min(n or 0, depth or 0) >= LARGE)
+        return bool(self.ta and apart % APART == 0 and min(n or 0, depth or 0) >= LARGE)
 
 
 def _pieces(k: Any, extent: Any, each: int | None) -> Iterator[tuple[Any, Any]]:
@@ -258,9 +258,9 @@ def _grid(m: int, panels: int, worth: float) -> tuple[int, int]:
 def _by_rows(m: int, n: int, tb: bool) -> bool:
     """Whether chunks are blocks of rows, else of columns: of the longer side, where nothing else speaks.
 
-    Blocks of rows take B as it is through register tiles, which blocks of few columns and many rows leave to
-    BLAS: 103 against 95 GFLOP/s a core for 512x784x128. So rows, where there are enough for four chunks and
-    columns would make less than twice as many. B' would be turned anew for each chunk.
+    What follows a block of rows reads and writes whole rows: 0.95 against 1.02 ms for a weight of 512 x 784
+    that is updated. So rows, where there are enough for four chunks and columns would make less than twice as
+    many. B' would be turned anew for each chunk.
     """
     return m >= n or (not tb and m >= max(4 * LARGE, n // 2))
 
@@ -268,10 +268,8 @@ def _by_rows(m: int, n: int, tb: bool) -> bool:
 def _block(size: int | None, worth: float, least: int = 1) -> int:
     """Rows (or columns) of the longer side that make a chunk, of which the product is ``worth`` so many.
 
-    ``least`` of them, if there are as many.
-
-    BLAS packs the other operand anew for each chunk, which costs about as much as 12 rows do: so chunks of
-    `LARGE` rows, or half of what there is when that is less.
+    ``least`` of them, if there are as many. What is turned is turned anew for each chunk, which costs about
+    as much as 12 rows do: so chunks of `LARGE` rows, or half of what there is when that is less.
     """
     if size is None:
         return LARGE

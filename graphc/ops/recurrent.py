@@ -114,7 +114,7 @@ def _at(k: Any, x: Any, row: Any, i: Any, j: Any, gate: int = 0, n: Any = 0) -> 
 
 
 def _turned(k: Any, w: Any) -> Any:
-    """The weight with its axes swapped: BLAS multiplies by it a fifth faster."""
+    """The weight with its axes swapped, once for all steps: few rows of each multiply it."""
     rows, columns = w.shape
     out = k.temporary(w.dtype, k.index_mul(rows, columns))
     with k.parallel_chunks(columns, k.index(TURNED)) as (_, begin, end):

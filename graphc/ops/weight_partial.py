@@ -158,13 +158,15 @@ class ByPixels:
         """The partial sums and their lanes added up, chunk after chunk."""
         k, what, each = self.k, self.what, self.each
         lanes = what.lanes
-        with k.parallel(k.index(each // lanes), work=float(PARTIALS * lanes)) as j:
-            at = k.index_mul(j, lanes)
+        columns = k.index(0), k.index(what.depth)
+        with k.parallel(k.index(what.groups * what.og), work=float(PARTIALS * lanes * what.depth)) as o, \
+                k.written(what.dw, (o, k.index(1)), columns, (1, what.depth)) as to, k.loop(*columns) as tap:
+            at = k.let(k.index_mul(k.index_add(k.index_mul(o, what.depth), tap), lanes))
             acc = k.variable(k.const(0, what.x.dtype))
             with k.loop(k.index(0), chunks) as c, k.loop(k.index(0), k.index(lanes)) as lane:
                 part = partial.at_flat(k.index_add(k.index_add(k.index_mul(c, each), at), lane))
                 acc.set(k.add(acc.get(), part))
-            what.dw.store_flat(j, acc.get())
+            k.store(to, tap, acc.get())
 
 
 def _of_group(what: WeightGradient, to: tuple[Any, Index], group: Index, each: int) -> tuple[Any, Index]:
@@ -237,12 +239,12 @@ def join_turned(what: WeightGradient, partial: Any, chunks: Index) -> None:
             group, block = k.unravel(item, (what.groups, blocks))
             tap = k.let(k.index_mul(block, taps))
             count = k.let(k.minimum(k.index(taps), k.index_sub(k.index(depth), tap)))
-            to = k.let(k.index_mul(group, og * depth))
-            at, size = k.let(k.index_add(to, k.index_mul(tap, og))), k.index_mul(count, og)
+            at = k.let(k.index_add(k.index_mul(group, og * depth), k.index_mul(tap, og)))
+            size = k.index_mul(count, og)
             fill(k, total, k.index(0), size)
             with k.loop(k.index(0), chunks) as c:
                 source = k.let(k.index_add(k.index_mul(c, each), at))
                 with k.loop(k.index(0), size) as i:
                     total.store_flat(i, k.add(total.at_flat(i), partial.at_flat(k.index_add(source, i))))
-            k.transpose(count, k.index(og), total.block(total.base, k.index(og)),
-                        what.dw.block(k.index_add(to, tap), k.index(depth)))
+            with k.written(what.dw, (k.index_mul(group, og), k.index(og)), (tap, count), (og, taps)) as to:
+                k.transpose(count, k.index(og), total.block(total.base, k.index(og)), to)

@@ -50,16 +50,18 @@ class Whole:
         k, what = self.what.k, self.what
         source, across = self.prepare()
         panels, blocks = what.og // self.width, what.cg // self.together
+        taps = what.kernel[0] * what.kernel[1]
         work = k.estimate(what.pixels, what.g.shape[0], 2 * self.width * what.depth) / blocks
         with k.parallel(k.index(self.items), work=work) as item:
             group, panel, block = k.unravel(item, (what.groups, panels, blocks))
             first = k.let(k.index_mul(block, self.together))
             at = k.index_add(k.index_mul(group, self.size), k.index_mul(first, self.frame.plane))
             nth = k.let(k.index_add(k.index_mul(group, panels), panel))
-            to = k.index_add(k.index_mul(nth, self.width * what.depth),
-                             k.index_mul(first, what.kernel[0] * what.kernel[1]))
             turned = across, k.index_mul(nth, self.panel)
-            k.contract(self.contraction(), (source, at), turned, (what.dw, to))
+            with k.written(what.dw, (k.index_mul(nth, self.width), k.index(self.width)),
+                           (k.index_mul(first, taps), k.index(self.together * taps)),
+                           (self.width, self.together * taps)) as to:
+                k.contract(self.contraction(), (source, at), turned, (to, k.index(0)))
 
     def prepare(self) -> tuple[Any, Any]:
         """All images, framed, and all gradients, turned."""
@@ -89,10 +91,11 @@ class Whole:
         """Lanes are channels of the gradient; the sum is over images and pixels."""
         k, what, f, (kh, kw) = self.what.k, self.what, self.frame, self.what.kernel
         (oh, ow), width = what.out, self.width
+        apart = self.together * kh * kw if k.in_scratch(what.dw) else what.depth
         return k.contraction(
             [k.axis(self.together, f.plane, 0, kh * kw),
              k.axis(kh, k.index_mul(f.pitch, what.dilation[0]), 0, kw), k.axis(kw, what.dilation[1], 0, 1)],
-            [], k.axis(width, 0, 1, what.depth),
+            [], k.axis(width, 0, 1, apart),
             [k.axis(what.g.shape[0], k.index_mul(self.size, what.groups), k.index_mul(what.pixels, width)),
              k.axis(oh, k.index_mul(f.pitch, what.stride[0]), k.index_mul(ow, width)),
              k.axis(ow, what.stride[1], width)], what.x.dtype)

@@ -138,7 +138,7 @@ class Profile:
         runnable: Any = self._prepared.runnable
         clusters, heat = dict[int, str](), dict[str, float]()
         timed = [k for k in self.kernels if k.ops]
-        for number, (info, k) in enumerate(zip(runnable.kernels, timed)):
+        for number, (info, k) in enumerate(zip(_at_each_run(runnable), timed)):
             name = f"{number}: {k.name}, {seconds_text(k.seconds)} ({k.share:.0%})"
             heat[name] = k.share
             clusters |= {id(n): name for n in info.nodes}
@@ -284,7 +284,7 @@ def _of(session: Session, prepared: Prepared, feeds: Sequence[Any], subject: str
     if times is None:
         raise failed(prepared.program, code)
     rates = _rates(threads) if compare and session.target == "cpu" else None
-    total, infos, kernels = sum(times.steps) or 1.0, iter(runnable.kernels), []
+    total, infos, kernels = sum(times.steps) or 1.0, iter(_at_each_run(runnable)), []
     for t, (step, seconds) in enumerate(zip(plan.image.steps, times.steps, strict=True)):
         info = next(infos) if step.key else None
         moved, flop = _work(plan, t, info)
@@ -295,6 +295,10 @@ def _of(session: Session, prepared: Prepared, feeds: Sequence[Any], subject: str
             seconds / total, moved, sum(flop.values()), limit, bound))
     return Profile(subject, session.target, threads, plan.sizes_text, times.runs, times.whole,
                    len(plan.waves), tuple(kernels), prepared)
+
+
+def _at_each_run(runnable: CompiledProgram) -> list[KernelInfo]:
+    return [k for k in runnable.kernels if not k.lasting]
 
 
 def _work(plan: Any, t: int, info: KernelInfo | None) -> tuple[int, dict[str, float]]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..core.dims import Dim, evaluate, evaluate_shape
+from ..core.errors import InternalError
 from ..core.node import Node, Value
 from .program import FAILED, Program, toposort
 
@@ -53,8 +54,8 @@ def evaluate_values(roots: Sequence[Value], known: dict[int, tuple[Array, ...]],
 
 
 class Interpreted:
-    """A Program ready to be interpreted; the same interface as a compiled one."""
-    kept_of = ()
+    """A Program ready to be interpreted; the same interface as a compiled one, but it keeps nothing."""
+    kept_of: tuple[int, ...] = ()
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -63,6 +64,9 @@ class Interpreted:
 
     def plan(self, env: Mapping[str, int]) -> _Plan:
         return _Plan(self, dict(env))
+
+    def keep(self, arrays: Sequence[Array]) -> Array:
+        raise InternalError("the interpreter keeps nothing from run to run")
 
     def run(self, arguments: Sequence[Array], targets: Sequence[Array],
             env: Mapping[str, int]) -> tuple[list[Array], int | None]:

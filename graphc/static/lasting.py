@@ -32,7 +32,7 @@ def lasting_arguments(program: Program, trains: bool) -> tuple[int, ...]:
         if state is None or state in updated or (trains and state.trainable):
             return False
         t = state.tensor
-        bound = isinstance(t, (Parameter, Buffer)) and t is not random.state and not t.storage().foreign
+        bound = isinstance(t, (Parameter, Buffer)) and t is not random.state and not t.storage().is_foreign
         return t is None or bound
     return tuple(k for k, n in enumerate(program.arguments) if lasts(n.attrs.get("state")))
 

@@ -5,7 +5,7 @@ outputs, new values of states, and checks. `assign` nodes are gone; their order 
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,27 +73,28 @@ class Program:
         return print_program(self)
 
 
-def toposort(roots: Iterable[Node], through: Callable[[Value], Value] = lambda v: v) -> list[Node]:
+def toposort(roots: Iterable[Node], through: Callable[[Value], Value] | None = None) -> list[Node]:
     """Nodes reachable through inputs (each passed ``through`` first), inputs first.
 
-    Iterative; the graph fixes the order.
+    Iterative; the graph fixes the order. It makes no object per node: Python's collector looks at all there
+    are, again and again, while they become more.
     """
     order: list[Node] = []
-    seen: set[int] = set()
+    opened, done = set[int](), set[int]()
     for root in roots:
-        stack: list[tuple[Node, Iterator[Value]]] = []
-        if id(root) not in seen:
-            seen.add(id(root))
-            stack.append((root, iter(root.inputs)))
+        stack = [root]
         while stack:
-            node, rest = stack[-1]
-            for v in map(through, rest):
-                if id(v.node) not in seen:
-                    seen.add(id(v.node))
-                    stack.append((v.node, iter(v.node.inputs)))
-                    break
-            else:
-                stack.pop()
+            node = stack[-1]
+            if id(node) not in opened:
+                opened.add(id(node))
+                for v in reversed(node.inputs):
+                    source = (v if through is None else through(v)).node
+                    if id(source) not in opened:
+                        stack.append(source)
+                continue
+            stack.pop()
+            if id(node) not in done:                     # else another way led to it too
+                done.add(id(node))
                 order.append(node)
     return order
 

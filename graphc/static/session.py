@@ -545,6 +545,8 @@ class Session:
             fed = iter(feeds)
             arguments = [next(fed) if a is None else copies.get(id(a), a) for a in bound.arguments]
             targets = [copies[id(a)] for a in bound.targets]
+            if bound.kept is not None:
+                arguments.append(bound.kept.values())
         env = bind_sizes(prepared.feeds, feeds)
         check_sizes(program, env)
         return prepared.runnable.plan(env), [*map(standard, arguments), *targets]
@@ -563,7 +565,7 @@ class Session:
         plan = prepared.plan = prepared.runnable.plan(env)
         outputs, code = plan.run(arguments)
         if 0 <= code < FAILED:
-            n = len(prepared.program.arguments)
+            n = len(arguments) - len(prepared.program.updates)
             targets = arguments[n:]
             states = {i for i, _ in prepared.reads}
             outputs, code = plan.run([*apart(arguments[:n], targets, states), *map(standard, targets)])

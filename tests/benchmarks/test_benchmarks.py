@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import compare, forms, growth, measure, overhead, result
+from benchmarks import compare, forms, growth, measure, overhead, products, result
 from benchmarks.__main__ import main
 from benchmarks.engines import ENGINES, Engine
 from benchmarks.measure import ChildFailed, Spread, alternate, fresh_process
@@ -136,6 +136,18 @@ def test_overhead(tmp_path: Path) -> None:
     assert "matmul with grad" in shown
 
 
+def test_products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [products.Product(2, 10, 84, "nt", "float32"), products.Product(3, 4, 5, "tt", "float64", 6)]
+    monkeypatch.setattr(products, "all_products", lambda dtypes: iter(asked))
+    found, shown = invoke(tmp_path, "products", "--quick", "--threads", "1")
+    rows = found["results"][0]["rows"]
+    assert [r["title"] for r in rows] == ["(2 x 84 x 10) nt float32"]          # of every so manieth
+    x, y = asked[1].arrays()
+    assert x.shape == (6, 5, 3) and y.shape == (6, 4, 5)
+    assert asked[1].cost().flop == 2 * 6 * 3 * 4 * 5 and asked[1].cost().bytes == 8 * 6 * (15 + 20 + 12)
+    assert 0 < rows[0]["share_of_limit"] < math.inf and "float32, 10 columns, depth 84" in shown
+
+
 def test_startup(tmp_path: Path) -> None:
     found, _ = invoke(tmp_path, "startup", "--repeats", "1")
     imported, numba = found["results"][0]["rows"]
@@ -198,14 +210,14 @@ def test_accuracy(tmp_path: Path) -> None:
 
 def test_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything in one summary; the parts are tested above."""
-    for name in ("overhead", "forms", "agreement", "accuracy"):
+    others = ["overhead", "products", "forms", "agreement", "accuracy"]
+    for name in others:
         def stub(*_: object, name: str = name) -> result.Result:
             shown = result.table(name, ("",), ())
             return result.Result(name, (shown,), (Figure(f"of {name}", 1.0, "x", 2.0),))
         monkeypatch.setattr(f"benchmarks.{name}.run", stub)
     found, shown = invoke(tmp_path, "all", "--quick", "--only", "call", "--engines", "graphc-eager")
-    assert [r["command"] for r in found["results"]] == [
-        "compare", "overhead", "forms", "agreement", "accuracy"]
+    assert [r["command"] for r in found["results"]] == ["compare", *others]
     assert all(f"of {r['command']}" in shown for r in found["results"][1:])
     assert found["machine"]["packages"]["numpy"] == np.__version__
 

@@ -17,6 +17,7 @@ from graphc.codegen.compile import compile_kernels
 from graphc.codegen.image import evaluate_expr
 from graphc.codegen.loopir import Buffer, Gemm, Kernel, Operand, Var, const, iadd, imul, isub, verify
 from graphc.core.errors import CompileError
+from graphc.ops import product_loops
 
 SIZES = ((0, 3, 4), (3, 0, 4), (3, 4, 0), (1, 1, 1), (1, 7, 5), (7, 1, 5), (5, 6, 1), (1, 6, 0), (4, 9, 17),
          (33, 20, 65))
@@ -134,6 +135,25 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(CompileError, match="pip install scipy-openblas32"):
         blas._library_path()
+
+
+@pytest.mark.parametrize("ta, tb, m, n", [(False, False, 3, 2100), (True, False, 3, 2100),
+                                          (True, False, 2100, 3), (False, True, 3, 2100)])
+def test_a_large_factor_is_read_in_long_runs(ta: bool, tb: bool, m: int, n: int) -> None:
+    """Where chunks cut its rows, they are at least `RUN` wide; the same bits on any number of threads."""
+    depth, rng = 600, np.random.default_rng(4)
+    x = rng.standard_normal((depth, m) if ta else (m, depth)).astype("f4")
+    y = rng.standard_normal((n, depth) if tb else (depth, n)).astype("f4")
+    with gc.Graph() as g:
+        a, b = gc.placeholder("float32", x.shape), gc.placeholder("float32", y.shape)
+        out = (a.T if ta else a) @ (b.T if tb else b)
+    session = gc.Session(g, "cpu")
+    step, = session.prepare([out._node]).runnable.image.steps
+    wide = evaluate_expr(step.grain, {}) >= product_loops.RUN
+    assert wide != tb and evaluate_expr(step.grain, {}) < max(m, n)
+    found = on_threads(lambda: session.run(out, {a: x, b: y}), (1, 2, 3))
+    np.testing.assert_allclose(found[0], (x.T if ta else x) @ (y.T if tb else y), rtol=0, atol=1e-3)
+    assert all(np.array_equal(found[0], f) for f in found)
 
 
 @pytest.mark.parametrize("transposed", [(False, False), (True, False), (False, True), (True, True)])

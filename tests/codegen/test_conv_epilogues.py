@@ -1,4 +1,4 @@
-"""What is made of a convolution element by element is computed block by block, in the convolution's kernel."""
+"""What is made of a convolution element by element is computed block by block, in its kernel."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import pytest
 from on_threads import on_threads
 
 import graphc as gc
+import graphc.optim as optim
+from benchmarks.forms import Forms
 from graphc.codegen.fuse import fuse
 from graphc.core import record
-from graphc.core.config import config
 from graphc.core.dims import evaluate_shape
 from graphc.ops import conv_loops
-from graphc.ops.conv import conv2d_dx_op, conv2d_op
+from graphc.ops.conv import conv2d_dw_op, conv2d_dx_op, conv2d_op
 from graphc.static.passes import optimize
 from graphc.static.program import build_program
 
 Shape = tuple[Any, ...]
 Case = tuple[str, str, Shape, Shape, dict[str, Any]]
 
-# forwards or backwards, the form that it is made to run in, shapes of image and weight, how they meet
+# the convolution or an adjoint, the form that it is made to run in, shapes of image and weight, how they meet
 CASES: list[Case] = [
     ("conv2d", "pixels", (2, 3, 5, 18), (5, 3, 3, 3), {"padding": (1, 1)}),
     ("conv2d", "pixels", (1, 1, 1, 20), (1, 1, 1, 3), {}),                     # one row of one channel
@@ -39,7 +40,12 @@ CASES: list[Case] = [
     ("conv2d_dx", "pixels", (2, 4, 9, 10), (6, 2, 3, 3), {"stride": (2, 2), "groups": 2}),      # four phases
     ("conv2d_dx", "channels", ("n", 4, 7, 7), (6, 4, 1, 1), {"stride": (2, 2)}),               # empty ones
     ("conv2d_dx", "rows", (2, 3, 8, 8), (4, 3, 3, 3), {}),
+    ("conv2d_dx", "columns", (2, 4, 9, 8), (6, 2, 3, 3), {"stride": (2, 1), "groups": 2}),
     ("conv2d_dx", "tiles", ("n", 4, 9, 8), (4, 4, 3, 3), {"padding": (1, 1)}),
+    ("conv2d_dw", "pixels", (5, 2, 7, 18), (3, 2, 3, 3), {"padding": (1, 1)}),
+    ("conv2d_dw", "channels", (9, 4, 7, 6), (10, 2, 3, 2), {"groups": 2, "stride": (2, 1)}),
+    ("conv2d_dw", "tiles", ("n", 3, 8, 6), (5, 3, 3, 3), {"padding": (1, 1)}),
+    ("conv2d_dw", "whole", (2, 6, 5, 7), (4, 3, 2, 2), {"groups": 2}),
 ]
 IDS = [f"{op}-{form}-{k}" for k, (op, form, *_) in enumerate(CASES)]
 
@@ -54,36 +60,28 @@ FOLLOWERS: dict[str, Callable[..., Any]] = {
 }
 
 
+OPS = {op.name: op for op in (conv2d_op, conv2d_dx_op, conv2d_dw_op)}
+
+
 def graph(case: Case, followers: list[str], dtype: str = "float32",
           batch: int = 3) -> tuple[gc.Graph, list[Any], dict[Any, Any]]:
-    """A graph with what follows a convolution or its adjoint, its results and feeds."""
-    op, _, shape, weight, how = case
+    """A graph with what follows a convolution or an adjoint of it, its results and feeds."""
+    name, form, shape, weight, how = case
     attrs = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, **how}
-    sizes = {"n": batch, "h": 6, "w": 7}
+    forms = Forms(OPS[name])
+    forms.wanted = form
     with gc.Graph() as g:
         x, w = (gc.placeholder(dtype, s, name=name) for s, name in ((shape, "x"), (weight, "w")))
-        y = record.apply(conv2d_op, x, w, **attrs)
-        if op == "conv2d_dx":
-            x = gc.placeholder(dtype, y.shape, name="g")
-            y = record.apply(conv2d_dx_op, x, w, **attrs, size=shape[2:])
+        given = gc.placeholder(dtype, record.apply(conv2d_op, x, w, **attrs).shape, name="g")
+        inputs, more = {"conv2d": ((x, w), {}), "conv2d_dx": ((given, w), {"size": shape[2:]}),
+                        "conv2d_dw": ((x, given), {"kernel": weight[2:]})}[name]
+        y = record.apply(forms.op, *inputs, **attrs, **more)
         b = gc.placeholder(dtype, (y.shape[1],), name="b")
         r = gc.placeholder(dtype, y.shape, name="r")
         outs = [FOLLOWERS[name](y, b.reshape((1, -1, 1, 1)), r) for name in followers]
-    rng = np.random.default_rng(0)
-
-    def numbers(p: Any) -> Any:
-        return rng.standard_normal(evaluate_shape(p.shape, sizes)).astype(dtype)
-    return g, outs, {p: numbers(p) for p in (x, w, b, r)}
-
-
-@pytest.fixture
-def forced(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Makes correlations run in a form, in small blocks, whatever would be the cheapest."""
-    def force(form: str) -> None:
-        monkeypatch.setattr(conv_loops._Correlation, "cheapest", lambda self: form)
-        monkeypatch.setattr(conv_loops, "BLOCK_WORK", 8e6 if form == "rows" else 2000.0)    # of a whole image
-        monkeypatch.setattr(config, "check", 1)         # programs are not taken from the cache, so made
-    return force
+    rng, sizes = np.random.default_rng(0), {"n": batch, "h": 6, "w": 7}
+    return g, outs, {p: rng.standard_normal(evaluate_shape(p.shape, sizes)).astype(dtype)
+                     for p in (*inputs, b, r)}
 
 
 def stored(g: gc.Graph, outs: list[Any]) -> list[list[str]]:
@@ -97,13 +95,13 @@ ALL = [name for name in FOLLOWERS if name != "another dtype"]
 @pytest.mark.parametrize("target", ["python", "cpu"])
 @pytest.mark.parametrize("followers", [ALL, ["another dtype"]], ids=["all", "in scratch"])
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_forms(case: Case, followers: list[str], target: str, forced: Callable[[str], None]) -> None:
-    """One kernel (behind those that lay out the weight), in each form, stores all that follows."""
-    op, form, *_ = case
-    forced(form)
+def test_forms(case: Case, followers: list[str], target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One kernel (behind those that lay something out for it), in each form, stores all that follows."""
+    if case[1] != "rows":                       # which wants whole images
+        monkeypatch.setattr(conv_loops, "BLOCK_WORK", 2000.0)
     g, outs, feeds = graph(case, followers)
     (group,) = stored(g, outs)
-    assert len(group) == len(followers) and (op in group) == ("the result itself" in followers)
+    assert len(group) == len(followers) and (case[0] in group) == ("the result itself" in followers)
     expected = gc.Session(g, "interpret").run(outs, feeds)
     for e, a in zip(expected, gc.Session(g, target).run(outs, feeds)):
         assert a.dtype == e.dtype
@@ -162,3 +160,28 @@ def test_a_state_is_updated_where_it_is(size: tuple[int, int], kernel: int) -> N
     for target in ("python", "cpu"):
         for e, a in zip(found["interpret"], found[target]):
             np.testing.assert_allclose(a, e, rtol=1e-3, atol=1e-4)
+
+
+
+@pytest.mark.parametrize("make", [lambda: optim.SGD(lr=0.1, momentum=0.9), lambda: optim.Adam(lr=0.01)],
+                         ids=["momentum", "Adam"])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_weights_are_updated_in_the_kernels_of_their_gradients(make: Callable[[], Any], kernel: int) -> None:
+    """In place, and the gradient has no buffer."""
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal((5, 4, 8, 6)).astype("f4")
+    start = rng.standard_normal((6, 2, kernel, kernel)).astype("f4")
+    found = {}
+    for target in ("interpret", "python", "cpu"):
+        with gc.Graph() as g:
+            w = gc.Variable(start, name="w")
+            step = make().minimize((gc.conv2d(gc.constant(x), w, groups=2) ** 2).mean())
+        session = gc.Session(g, target)
+        for _ in range(3):
+            session.run(step)
+        found[target] = session.run(w)
+        if target == "cpu":
+            runnable: Any = session.prepare([step._node]).runnable
+            assert start.shape not in [s.shape for s in runnable.image.slots if s.kind == "arena"]
+    np.testing.assert_allclose(found["python"], found["interpret"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found["cpu"], found["interpret"], rtol=1e-4, atol=1e-4)

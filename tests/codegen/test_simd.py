@@ -38,7 +38,7 @@ from graphc.codegen.loopir import (
     print_kernel,
     verify,
 )
-from graphc.codegen.simd import build, lanes, machine, tiling
+from graphc.codegen.simd import build, lanes, machine, products, tiling
 from graphc.codegen.simd.form import TileForm
 from graphc.core import record
 from graphc.core.errors import InternalError
@@ -230,6 +230,48 @@ def test_products_of_any_shape(m: int, n: int, k: int, ta: bool, tb: bool, dtype
     for target in ("python", "cpu"):
         found, = _evaluate(matmul_op, [x, y], {"ta": ta, "tb": tb}, target)
         np.testing.assert_allclose(found, exact, rtol=0, atol=TOLERANCE[dtype] * np.abs(exact).max())
+
+
+def _product(code: str, cpu: machine.Machine) -> Any:
+    """The product of matrices of any size for some machine's registers, as this one runs it."""
+    module, number = ll.Module("product"), next(_names)
+    module.triple = native.triple()
+    transpose = build.transpose_function(module, f"transpose_test_{number}", code, cpu)
+    function = products.product_function(module, f"product_test_{number}", code, cpu, transpose)
+    object_code = native.emit_object(native.optimise(str(module), unroll=False))
+    size, pointer = ctypes.c_int64, ctypes.c_void_p
+    types = [size, size, size, pointer, size, size, pointer, size, size, pointer, size, size]
+    return ctypes.CFUNCTYPE(None, *types)(native.load_object(object_code, function.name))
+
+
+# rows and columns fewer than a vector, than a tile's, than what is turned; sums of no whole vector, and long
+PRODUCTS = [*itertools.product((2, 5, 13), (2, 9, 40), (1, 3, 70)), (6, 300, 50), (17, 270, 40), (3, 5, 600),
+            (50, 70, 400), (2, 30, 1100), (12, 1030, 6), (40, 1030, 33), (60, 7, 90), (1040, 3, 9)]
+
+
+@pytest.mark.parametrize("cpu", [machine.AVX512, machine.AVX2, machine.SSE], ids=["avx512", "avx2", "sse"])
+@pytest.mark.parametrize("code", ["f4", "f8"])
+def test_every_way_to_multiply(code: str, cpu: machine.Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All transposes, strides beyond the rows, added or not, whatever C holds, and nothing beyond it."""
+    if cpu.width > machine.host().width:
+        pytest.skip("this CPU has no such registers")
+    monkeypatch.setattr(products, "FAR", 1 << 14)            # so that matrices of some KiB come "from memory"
+    multiply, rng = _product(code, cpu), np.random.default_rng(0)
+    for (m, n, k), ta, tb, add in itertools.product(PRODUCTS, (False, True), (False, True), (False, True)):
+        x, y = (rng.standard_normal((rows, columns + 3)).astype(code)
+                for rows, columns in (((k, m) if ta else (m, k)), ((n, k) if tb else (k, n))))
+        a, b = x[:, :-3], y[:, :-3]
+        product = (a.T if ta else a) @ (b.T if tb else b)
+        c = rng.standard_normal((m + 1, n + 5)).astype(code)
+        expected = c.copy()
+        expected[:m, :n] = product + (c[:m, :n] if add else 0)
+        if not add:
+            c[:m, :n] = np.nan
+        operands = [part for array, turned in ((x, ta), (y, tb), (c, add))
+                    for part in (array.ctypes.data, array.shape[1], int(turned))]
+        multiply(m, n, k, *operands)
+        np.testing.assert_allclose(c, expected, rtol=0, atol=20 * TOLERANCE[np.dtype(code).name] * np.sqrt(k),
+                                   err_msg=f"{m} x {k} x {n}, {ta=} {tb=} {add=}")
 
 
 # ---------------------------------------------------------------- convolution and pooling

@@ -1,6 +1,7 @@
 """The eager fast path: what is plain takes it, what is not gets the same answer; and what views share."""
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
@@ -197,3 +198,17 @@ print(faults())
 """
     kept, given_back = (int(run(script, GRAPHC_KEEP_MEMORY=mib)) for mib in ("512", "0"))
     assert kept < 1000 and kept <= given_back
+
+
+def test_a_function_is_written_at_its_first_call_and_stays_itself() -> None:
+    texts: list[str] = []
+
+    def source() -> str:
+        texts.append("def call(x, y=other, *, z=3):\n    return x + y + z\n")
+        return texts[-1]
+    function = fast.written(source, {"other": 2})
+    also = function
+    assert not texts and function(1) == 6 and also(1, y=0, z=0) == 1 and function(1, 1) == 5
+    assert len(texts) == 1 and inspect.signature(gc.exp).parameters.keys() == {"x"}
+    with pytest.raises(TypeError, match="missing 1 required positional argument"):
+        also()

@@ -138,7 +138,7 @@ class Vectors:
         return square
 
     def sums(self, values: list[ir.Value]) -> ir.Value:
-        """A vector whose first lanes are the sums of the lanes of ``values``, no more than there are lanes."""
+        """A vector whose first lanes are the sums of the lanes of each of ``values``, at most as many."""
         nothing = ir.Constant(self.vector, ir.Undefined)
         run = self.w                                            # neighbouring lanes that are one value's
         while run > 1:
