@@ -41,8 +41,8 @@ def _lenet(lib, nn, p: Any, x: Any, y: Any) -> Any:
     return nn.cross_entropy(x, y)
 
 
-def _conv_jax(jax, x: Any, w: Any, padding: Any = "SAME", stride: int = 1) -> Any:
-    return jax.lax.conv_general_dilated(x, w, (stride, stride), padding,
+def _conv_jax(jax, x: Any, w: Any, padding: Any = "SAME", stride: int = 1, groups: int = 1) -> Any:
+    return jax.lax.conv_general_dilated(x, w, (stride, stride), padding, feature_group_count=groups,
                                         dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
@@ -150,6 +150,52 @@ def _stage_tensorflow(tf, nn, p: Any, x: Any, y: Any) -> Any:
     return tf.reduce_mean((out - y) ** 2)
 
 
+# ---------------------------------------------------------------- inverted residual blocks
+
+def _inverted(lib, nn, p: Any, x: Any, stride: int = 1) -> Any:
+    """Conv 1 x 1 to more channels, conv 3 x 3 of each channel, conv 1 x 1 to few; norms, ReLU6 after two."""
+    w1, g1, b1, w2, g2, b2, w3, g3, b3 = p
+    out = lib.clamp(_norm(lib, nn, nn.conv2d(x, w1), g1, b1), 0, 6)
+    out = nn.conv2d(out, w2, stride=stride, padding=1, groups=len(w2))
+    out = nn.conv2d(lib.clamp(_norm(lib, nn, out, g2, b2), 0, 6), w3)
+    out = _norm(lib, nn, out, g3, b3)
+    return out if stride > 1 else out + x
+
+
+def _inverted_jax(jax, p: Any, x: Any, stride: int = 1) -> Any:
+    w1, g1, b1, w2, g2, b2, w3, g3, b3 = p
+    out = jax.nn.relu6(_norm_jax(jax, _conv_jax(jax, x, w1), g1, b1))
+    out = _conv_jax(jax, out, w2, ((1, 1), (1, 1)), stride, w2.shape[3])
+    out = _conv_jax(jax, jax.nn.relu6(_norm_jax(jax, out, g2, b2)), w3)
+    out = _norm_jax(jax, out, g3, b3)
+    return out if stride > 1 else out + x
+
+
+def _inverted_tensorflow(tf, nn, p: Any, x: Any, stride: int = 1) -> Any:
+    w1, g1, b1, w2, g2, b2, w3, g3, b3 = p
+    out = nn.relu6(_norm_tensorflow(tf, nn.conv2d(x, w1, 1, "VALID"), g1, b1))
+    around = [[0, 0], [1, 1], [1, 1], [0, 0]]
+    out = nn.depthwise_conv2d(out, tf.transpose(w2, (0, 1, 3, 2)), (1, stride, stride, 1), around)
+    out = nn.conv2d(nn.relu6(_norm_tensorflow(tf, out, g2, b2)), w3, 1, "VALID")
+    out = _norm_tensorflow(tf, out, g3, b3)
+    return out if stride > 1 else out + x
+
+
+def _mobile(lib, nn, p: Any, x: Any, y: Any) -> Any:
+    return ((_inverted(lib, nn, p[9:], _inverted(lib, nn, p[:9], x, 2)) - y) ** 2).mean()
+
+
+def _mobile_jax(jax, jnp, p: Any, x: Any, y: Any) -> Any:
+    return ((_inverted_jax(jax, p[9:], _inverted_jax(jax, p[:9], x, 2)) - y) ** 2).mean()
+
+
+def _mobile_tensorflow(tf, nn, p: Any, x: Any, y: Any) -> Any:
+    out = _inverted_tensorflow(tf, nn, p[9:], _inverted_tensorflow(tf, nn, p[:9], x, 2))
+    return tf.reduce_mean((out - y) ** 2)
+
+
+# ---------------------------------------------------------------- the workloads
+
 def _convolutions(*shapes: tuple[int, ...]) -> tuple[Any, ...]:
     """Each convolution's weight, and its norm's scale and shift."""
     out: list[Any] = []
@@ -205,6 +251,9 @@ def infer(channels: int, n: int, name: str) -> Workload:
 
 
 _IN_BLOCK = ((64, 64, 3, 3), (64, 64, 3, 3))
+_IN_MOBILE = ((192, 32, 1, 1), (192, 1, 3, 3), (64, 192, 1, 1),
+              (384, 64, 1, 1), (384, 1, 3, 3), (64, 384, 1, 1))
+_MOBILE_MACS = 28 * 28 * size(_IN_MOBILE[0]) + 14 * 14 * size(*_IN_MOBILE[1:])       # for one image
 _IN_STAGE = ((128, 64, 3, 3), (128, 128, 3, 3), (128, 64, 1, 1), (128, 128, 3, 3), (128, 128, 3, 3))
 
 WORKLOADS = (
@@ -226,6 +275,13 @@ WORKLOADS = (
              {"graphc": _stage, "torch": _stage, "jax": _stage_jax, "tensorflow": _stage_tensorflow},
              Cost(trained(size(*_IN_STAGE), size((8, 64, 32, 32), (8, 128, 16, 16))),
                   2 * 8 * 16 * 16 * (3 * size(*_IN_STAGE) - size(_IN_STAGE[0], _IN_STAGE[2]))),
+             "train", Optimizer("sgd", 0.01),
+             arrange=dict.fromkeys(("jax", "tensorflow"), channels_last), without=_NO_CONV),
+    Workload("mobilenet", "MobileNet, two inverted residual blocks, 32 to 64 ch, 28 x 28, batch 8, train",
+             lambda: Data((normal(8, 32, 28, 28), normal(8, 64, 14, 14, seed=1)), _convolutions(*_IN_MOBILE)),
+             {"graphc": _mobile, "torch": _mobile, "jax": _mobile_jax, "tensorflow": _mobile_tensorflow},
+             Cost(trained(size(*_IN_MOBILE), size((8, 32, 28, 28), (8, 64, 14, 14))),
+                  2 * 8 * (3 * _MOBILE_MACS - 28 * 28 * size(_IN_MOBILE[0]))),
              "train", Optimizer("sgd", 0.01),
              arrange=dict.fromkeys(("jax", "tensorflow"), channels_last), without=_NO_CONV),
     infer(256, 14, "resnet-infer"),

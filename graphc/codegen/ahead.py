@@ -2,7 +2,8 @@
 
 The first sweep over a row reads it from memory, as fast as that goes; while the others run over it in cache,
 memory would be idle. So they ask for later rows, those with more work for more of them. Where a row and all
-that goes with it is little, the machine's own prefetching is as good, and more of it only costs.
+that goes with it is little, the machine's own prefetching is as good, and more of it only costs. A channel of
+images is a row in pieces, one of each image; those of the next channel lie behind them.
 """
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def choose_ahead(w: RowWriter) -> list[list[Stored]]:
     sweeps = w.plan.sweeps
     out: list[list[Stored]] = [[] for _ in sweeps]
     streams = _streams(w)
-    if len(sweeps) < 2 or w.space.reduced != (False, True) or not _pays(w, streams):
+    in_pieces = w.space.reduced == (True, False, True)              # channels of images: a piece of each
+    if len(sweeps) < 2 or not (in_pieces or w.space.reduced == (False, True)) or not _pays(w, streams):
         return out
     for v, role in streams:
         busiest = max(range(1, len(sweeps)), key=lambda k: (sweeps[k].work + 1) / (len(out[k]) + 1))
@@ -46,12 +48,16 @@ def choose_ahead(w: RowWriter) -> list[list[Stored]]:
 
 def prefetch(w: RowWriter, streams: Sequence[Stored], start: Expr, count: int) -> None:
     """Elements of a row to come: ``count`` from ``start`` on."""
-    b, row = w.b, w.b.product(w.space.row)
+    if not streams:
+        return
+    b, piece = w.b, w.b.size(w.space.sizes[-1])
+    later = ir.iadd(w.at[-2], _distance(b.known(b.product(w.space.row)) or 1))
+    if len(w.at) > 2:
+        later = ir.iadd(ir.imul(w.at[0], b.size(w.space.sizes[1])), later)
     for s in streams:
         each = LINE // np.dtype(s.dtype).itemsize
-        later = ir.iadd(w.at[0], _distance(b.known(row) or 1))
         with b.loop(b.index(0), b.index(-(-count // each))) as line:
-            b.prefetch(s.buffer, ir.iadd(ir.iadd(ir.imul(later, row), start), ir.imul(line, each)))
+            b.prefetch(s.buffer, ir.iadd(ir.iadd(ir.imul(later, piece), start), ir.imul(line, each)))
 
 
 def _distance(row: int) -> int:

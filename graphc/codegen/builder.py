@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from ..core.dims import Dim, Size, evaluate, names
+from ..core.dims import UNKNOWN_SIZE, Dim, Size, typical
 from ..core.errors import CompileError, InternalError
 from . import loopir as ir
 from .loopir import Call, Const, Expr, Load, Var
 from .simd import machine, tiling
 
 CHUNK_WORK = 40_000.0         # scalar operations that make a chunk worth handing to another thread
-UNKNOWN_SIZE = 32             # what a size known only at run time counts for in estimates
 
 
 def size_variable(name: str) -> str:
@@ -36,11 +35,6 @@ def size_variable(name: str) -> str:
 def size_name(variable: str) -> str:
     """The size that kernels call ``variable``."""
     return variable.removeprefix("n_")
-
-
-def typical(size: Size) -> int:
-    """A size with `UNKNOWN_SIZE` for what is known only at run time."""
-    return size if isinstance(size, int) else evaluate(size, dict.fromkeys(names(size), UNKNOWN_SIZE))
 
 
 class Builder:

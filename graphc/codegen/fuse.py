@@ -365,6 +365,8 @@ def _why_stored(n: Node, users: list[Node], roots: set[int], memory: set[int],
         return "its users need it in memory" if in_memory else None
     if "flat" in n.op.traits:
         return None
+    if n.layout and _reorders(n):
+        return "an image comes to lie in another order"
     if isinstance(lower, Pull) and lower.view:
         if in_memory:
             home, _ = storage_of(Value(n, 0), stored)

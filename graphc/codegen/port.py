@@ -5,7 +5,7 @@ import importlib.util
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ from ..static.observe import observer
 from ..static.passes import optimize
 from ..static.program import Program, build_program, freeze_attrs
 from . import cache, compile
+from .builder import Builder
 from .compile import building
 from .executor import copy_entry
 from .program import CompiledProgram, Optimize
@@ -58,6 +59,7 @@ class Codegen:
         self._ops: dict[Any, CompiledProgram] = {}
         self._calls: dict[Any, tuple[CompiledProgram, tuple[int, ...]]] = {}
         self._folds: dict[Any, _FoldCall] = {}
+        self._costs: dict[Any, float] = {}
         self._families: Families[CompiledProgram] = Families()         # programs of folds
         self._lock = fork_safe_lock()
 
@@ -74,6 +76,15 @@ class Codegen:
         keeps = target == "cpu" and not config.dump and not config.check and cache.root() is not None
         with building:
             return CompiledProgram(program, target, optimize, (program_key(program) or "") if keeps else "")
+
+    def image_cost(self, op: Op, avals: tuple[Aval, ...], attrs: Mapping[str, Any]) -> float:
+        """What a call of an op on images costs, in vector multiplications of a core at its peak."""
+        key = op, avals, freeze_attrs(attrs)
+        known = self._costs.get(key)
+        if known is None:
+            assert op.images is not None
+            known = remember(self._costs, key, op.images.cost(Builder(), avals, attrs), MAX_CALLS)
+        return known
 
     def call_op(self, op: Op, arrays: tuple[Array, ...], attrs: dict[str, Any]) -> Any:
         """Run one op on arrays through its compiled kernel.

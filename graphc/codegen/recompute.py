@@ -14,9 +14,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
+from ..core.dims import typical
 from ..core.node import Node, Value
 from ..core.op import Fold, Loops, Map, Pull
-from .builder import typical
 from .cluster import Group
 
 BYTE = 2.0                  # scalar operations in the time in which a byte is stored or loaded

@@ -281,14 +281,17 @@ class RowWriter(Writer):
         """A sweep that folds nothing, with prefetches between blocks of elements."""
         b, last = self.b, len(self.space.sizes) - 1
         blocks = [(b.index(0), ir.idiv(n, LANES), LANES), (ir.imul(ir.idiv(n, LANES), LANES), n, 1)]
-        for start, stop, size in blocks:
-            with b.loop(start, stop) as block:
-                if size > 1:
-                    prefetch(self, ahead, ir.imul(block, size), size)
-                with b.loop(b.index(0), b.index(size)) as i:
-                    self.at[last] = ir.iadd(ir.imul(block, size), i)
-                    each()
-                    self.at[last] = OUTSIDE
+
+        def piece() -> None:
+            for start, stop, size in blocks:
+                with b.loop(start, stop) as block:
+                    if size > 1:
+                        prefetch(self, ahead, ir.imul(block, size), size)
+                    with b.loop(b.index(0), b.index(size)) as i:
+                        self.at[last] = ir.iadd(ir.imul(block, size), i)
+                        each()
+                        self.at[last] = OUTSIDE
+        self._nest(self._row_blocks[:-1], piece)
 
     def _join_lanes(self, folds: Sequence[Node], partials: dict[int, list[Stored]],
                     lanes: int) -> dict[int, list[Expr]]:

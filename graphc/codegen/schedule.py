@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
-from ..core.dims import size_of
+from ..core.dims import size_of, typical
 from ..core.node import Node, Value
-from .builder import typical
 from .space import Space, flat_source, fold_kind, is_fold
 
 SPLIT = 8192                # elements of each part of one long row

@@ -291,6 +291,7 @@ class _FromBlock(Stored):
 class MapWriter(Writer):
     """Writes the kernel of maps over one space."""
     block: _Block | None = None                                     # the block being written
+    joined: tuple[Shape, ...] = ()                                  # axes of the space that are one, each
 
     def lower(self) -> Lowered:
         """Every root stored at each index of the common space."""
@@ -303,14 +304,15 @@ class MapWriter(Writer):
                 extent, per_index = b.product(shape), work
                 with b.loop(Var("begin"), Var("end")) as i:
                     self._store(i, [self.compute_flat(v, i) for v in self.group.roots])
-            elif turned := self._across(shape):
+            elif turned := self._across(shape := self._joined(shape)):
                 side = BLOCK if self._can_turn(turned, shape) else TILE
                 outer = (*shape[:-2], (shape[-2] + side - 1) // side)
                 extent, per_index = b.product(outer), work * side * b.estimate(b.size(shape[-1]))
                 with b.loop(Var("begin"), Var("end")) as block:
                     self._tiles(b.unravel(block, outer), shape, side)
             else:
-                outer, inner = _split_rows(shape)
+                outer, inner = _split_rows(shape := self.group.roots[0].aval.shape)
+                self.joined = ()
                 extent = b.product(outer)
                 per_index = work * b.estimate(b.product(inner))
                 with b.loop(Var("begin"), Var("end")) as row:
@@ -323,24 +325,50 @@ class MapWriter(Writer):
             return _FromBlock(self.b, found.buffer, found.shape, found.dtype, found.base, turned=self.block)
         return found
 
-    def _across(self, shape: Shape) -> list[ir.Load]:
-        """What is read down the columns where it could be read along the rows."""
+    def _joined(self, shape: Shape) -> Shape:
+        """The space with neighbouring axes as one where everything is read from the end of one on."""
+        views = all(isinstance(m.op.lower, Map) or (isinstance(m.op.lower, Pull) and (
+            m.op.lower.view or not m.inputs)) for m in self.group.nodes)
+        if len(shape) < 3 or not views:
+            return shape
+        b, (index, loads) = self.b, self._loads(shape)
+        joined = [shape[:1]]
+        for k, n in enumerate(shape[1:]):
+            outer, inner = ([b.stride(e.index, i) for e in loads] for i in index[k:k + 2])
+            if isinstance(n, int) and all(s is not None and t is not None and s == t * n
+                                          for s, t in zip(outer, inner)):
+                joined[-1] += n,
+            else:
+                joined.append((n,))
+        self.joined = tuple(joined)
+        return tuple(map(size_of, joined))
+
+    def _loads(self, shape: Shape) -> tuple[list[Var], list[ir.Load]]:
+        """An index of the space, and what is read at it."""
         b = self.b
-        few = len(shape) < 2 or any(isinstance(n, int) and n < 4 * TILE for n in shape[-2:])
-        if few or not any(isinstance(m.op.lower, Pull) and m.inputs for m in self.group.nodes):
-            return []
         with b.block() as body:                                     # written to learn from, and thrown away
             index = [Var(b.fresh("i")) for _ in shape]
-            for v in self.group.roots:
-                self.compute(v, tuple(index))
-        row, column = index[-2:]
-        loads = [e for e in ir.walk_exprs(tuple(body)) if isinstance(e, ir.Load)]
-        return [e for e in loads
-                if b.stride(e.index, row) == 1 and b.stride(e.index, column) not in (0, 1, None)]
+            self._results(index)
+        return index, [e for e in ir.walk_exprs(tuple(body)) if isinstance(e, ir.Load)]
+
+    def _results(self, index: Sequence[Expr]) -> list[Expr]:
+        """All roots at an index of the space."""
+        if self.joined:
+            index = [i for at, sizes in zip(index, self.joined) for i in self.b.unravel(at, sizes)]
+        return [self.compute(v, tuple(index)) for v in self.group.roots]
+
+    def _across(self, shape: Shape) -> list[ir.Load]:
+        """What is read down the columns where it could be read along the rows."""
+        few = len(shape) < 2 or any(isinstance(n, int) and n < 2 * TILE for n in shape[-2:])
+        if few or not any(isinstance(m.op.lower, Pull) and m.inputs for m in self.group.nodes):
+            return []
+        (*_, row, column), loads = self._loads(shape)
+        return [e for e in loads if self.b.stride(e.index, row) == 1
+                and self.b.stride(e.index, column) not in (0, 1, None)]
 
     def _can_turn(self, loads: Sequence[ir.Load], shape: Shape) -> bool:
         """Whether blocks can be transposed into scratch memory before they are read."""
-        large = all(isinstance(n, int) and n >= 2 * BLOCK for n in shape[-2:])
+        large = all(isinstance(n, int) for n in shape[-2:])
         return large and not self.in_place and all(e.dtype in ("float32", "float64") for e in loads)
 
     def _tiles(self, front: list[Expr], shape: Shape, side: int) -> None:
@@ -358,7 +386,7 @@ class MapWriter(Writer):
                 if self.block is not None:
                     self.block.row, self.block.column = i, j
                 index = (*front[:-1], i, j)
-                self._store(b.flatten(index, shape), [self.compute(v, index) for v in self.group.roots])
+                self._store(b.flatten(index, shape), self._results(index))
         self.block = None
 
     def _turn(self, front: list[Expr], rows: tuple[Expr, Expr], columns: tuple[Expr, Expr]) -> None:
@@ -367,8 +395,7 @@ class MapWriter(Writer):
         block = self.block = _Block(rows[0], columns[0], set(b._definitions))
         with b.block():                                             # written to learn from, and thrown away
             block.row, block.column = Var(b.fresh("i")), Var(b.fresh("i"))
-            for v in self.group.roots:
-                self.compute(v, (*front, block.row, block.column))
+            self._results((*front, block.row, block.column))
         height, width = (b.let(ir.isub(stop, start)) for start, stop in (rows, columns))
         for (buffer, at, step), dtype in block.wanted.items():
             scratch = self.scratch_buffer(dtype, b.index(BLOCK * BLOCK))

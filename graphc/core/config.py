@@ -5,6 +5,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+LAYOUTS = ("auto", "NCHW", "NHWC")
+
 
 def positive(text: str) -> int:
     """A positive integer."""
@@ -22,6 +24,13 @@ def whole(text: str) -> int:
     return value
 
 
+def layout(text: str) -> str:
+    """auto, NCHW or NHWC."""
+    if text not in LAYOUTS:
+        raise ValueError(text)
+    return text
+
+
 #: environment variable -> (setting, how it is read, what it does)
 VARIABLES: dict[str, tuple[str, Any, str]] = {
     "GRAPHC_TARGET": (
@@ -34,13 +43,17 @@ VARIABLES: dict[str, tuple[str, Any, str]] = {
         "cache", str, "the folder of compiled kernels, or off; default: graphc in the user's cache folder"),
     "GRAPHC_CHECK": (
         "check", int, "1: verify programs between passes; 2: also interpret them and compare the numbers"),
+    "GRAPHC_LAYOUT": (
+        "layout", layout, "how images lie inside programs: NCHW, NHWC (channels last), or auto, what costs "
+                          "less; default: auto"),
     "GRAPHC_KEEP_MEMORY": (
         "keep_memory", whole, "MiB of freed memory that the process keeps for its next arrays; default: 512; "
                               "0: malloc is left as it is"),
 }
 
 
-_READS = {str: "text", int: "an integer", positive: "a positive integer", whole: "an integer of at least 0"}
+_READS = {str: "text", int: "an integer", positive: "a positive integer", whole: "an integer of at least 0",
+          layout: "auto, NCHW or NHWC"}
 
 
 def available_cpus() -> int:
@@ -59,6 +72,7 @@ class Config:
     cache: str = ""
     cache_bytes: int = 256 << 20
     check: int = 0
+    layout: str = "auto"
     keep_memory: int = 512
 
     def load(self, environment: Any = os.environ) -> Config:

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, NoReturn, Union
 
 from .errors import ModeError, ShapeError
 
+UNKNOWN_SIZE = 32             # what a size known only at run time counts for in estimates
+
 Size = Union[int, "Dim"]
 Shape = tuple[Size, ...]
 Atom = Union[str, tuple[str, "Dim", "Dim"]]               # a name, or ("//" | "%", numerator, denominator)
@@ -235,6 +237,11 @@ def single_name(size: Size) -> str | None:
     (mono, coef), = size.terms
     atom = mono[0][0] if coef == 1 and len(mono) == 1 and mono[0][1] == 1 else None
     return atom if isinstance(atom, str) else None
+
+
+def typical(size: Size) -> int:
+    """A size with `UNKNOWN_SIZE` for what is known only at run time."""
+    return size if isinstance(size, int) else evaluate(size, dict.fromkeys(names(size), UNKNOWN_SIZE))
 
 
 def evaluate_shape(shape: Shape, env: Mapping[str, int]) -> tuple[int, ...]:

@@ -53,6 +53,8 @@ class Node:
         The user's graph that it was recorded in; None for nodes that passes made.
     differentiable
         False when recorded under `no_grad`: the reverse walk does not enter.
+    layout
+        How its images lie, where that is not as they were recorded.
     """
     op: Op
     inputs: tuple[Value, ...]
@@ -63,6 +65,7 @@ class Node:
     after: tuple[Node, ...] = ()
     graph: Any = None
     differentiable: bool = True
+    layout: str = ""
 
     @property
     def edges(self) -> tuple[Value | None, ...]:

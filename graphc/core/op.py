@@ -137,6 +137,10 @@ class Op:
         Inputs whose first axis is the batch: compiled once for every batch size.
     images
         Which operands and results are images that lie as the attribute ``layout`` says.
+    reordered
+        ``reordered(order, **attrs)``: the attributes that are others when operands and results have their
+        axes in this order, axis k being what was axis ``order[k]``; None where there is no such call. A `Map`
+        needs no rule.
     check
         ``check(*inputs, **attrs) -> bool tensor`` that must be true at run time.
     """
@@ -154,6 +158,7 @@ class Op:
     compiled: int = 0
     batched: tuple[int, ...] = ()
     images: Images | None = None
+    reordered: Callable[..., dict[str, Any] | None] | None = None
     check: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:

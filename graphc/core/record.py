@@ -11,7 +11,7 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -56,6 +56,8 @@ class Executor(Protocol):
     def available(self) -> bool: ...
 
     def call_op(self, op: Op, arrays: tuple[Any, ...], attrs: dict[str, Any]) -> Any: ...
+
+    def image_cost(self, op: Op, avals: tuple[Any, ...], attrs: Mapping[str, Any]) -> float: ...
 
     def trace(self, name: str, body: Callable[..., Any], avals: Sequence[Any], sizes: Sequence[str] = (),
               written: Sequence[int] = ()) -> Callable[..., list[Any] | None]: ...

@@ -97,6 +97,7 @@ full_op: Op = Op(
     run=lambda shape, value, dtype: np.full(shape, value, dtype),
     lower=Pull(lambda b, index, shape, value, dtype: b.const(value, dtype.name)),
     traits=frozenset({"source", "cheap"}),
+    reordered=lambda order, shape, value, dtype: {"shape": tuple(shape[a] for a in order)},
 )
 
 

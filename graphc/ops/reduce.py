@@ -64,7 +64,13 @@ def _reduction(name: str, run: Callable[..., Array], fold: Fold, vjp: Rule | Non
         if not empty and 0 in [x.shape[a] for a in axis]:
             raise ShapeError(f"{name}: nothing to reduce along axis {axis} of {format_shape(x.shape)}")
         return Aval(_reduced(x.shape, axis, keepdims), dtype(x.dtype))
-    return Op(name, infer, run, (vjp,) if vjp else None, saves, fold, compiled=compiled)
+
+    def reordered(order: tuple[int, ...], axis: tuple[int, ...], keepdims: bool) -> dict[str, Any] | None:
+        kept = [a for a in order if a not in axis]
+        if not keepdims and kept != sorted(kept):
+            return None
+        return {"axis": tuple(sorted(order.index(a) for a in axis))}
+    return Op(name, infer, run, (vjp,) if vjp else None, saves, fold, compiled=compiled, reordered=reordered)
 
 
 def _lowest(b: Any, dtype: str) -> Any:

@@ -24,6 +24,11 @@ VIEW: frozenset[Trait] = frozenset({"view", "cheap"})
 RESHAPE: frozenset[Trait] = VIEW | {"flat"}
 
 
+def reorder(*names: str) -> Callable[..., dict[str, Any]]:
+    """The rule `Op.reordered` of an op whose attributes ``names`` have an entry for each axis."""
+    return lambda order, **attrs: {name: tuple(attrs[name][a] for a in order) for name in names}
+
+
 # ---------------------------------------------------------------- reshape
 
 def _reshape_infer(x: Aval, shape: Shape) -> Aval:
@@ -265,6 +270,7 @@ broadcast_op: Op = Op(
     vjp=(lambda g, c: g.sum_to(c.shapes[0]),),
     lower=Pull(lambda b, index, x, shape: x.at_broadcast(index), view=True),
     traits=VIEW,
+    reordered=reorder("shape"),
 )
 
 
@@ -329,6 +335,7 @@ slice_op: Op = Op(
                x.at([b.index_add(b.size(s), b.index_mul(i, k)) for i, s, k in zip(index, starts, steps)]),
                view=True, window=_slice_window),
     traits=VIEW,
+    reordered=reorder("starts", "sizes", "steps"),
 )
 
 
@@ -361,6 +368,7 @@ unslice_op: Op = Op(
     run=_unslice_run,
     vjp=(lambda g, c: record.apply(slice_op, g, starts=c.starts, sizes=c.shapes[0], steps=c.steps),),
     lower=Pull(_unslice_element),
+    reordered=reorder("shape", "starts", "steps"),
 )
 
 
@@ -422,6 +430,7 @@ pad_op: Op = Op(
     vjp=(lambda g, c: record.apply(slice_op, g, starts=tuple(a for a, _ in c.widths), sizes=c.shapes[0],
                                    steps=(1,) * len(c.widths)),),
     lower=Pull(_pad_element),
+    reordered=reorder("widths"),
 )
 
 
@@ -506,6 +515,7 @@ concat_op: Op = Op(
     run=lambda *xs, axis: np.concatenate(xs, axis),
     vjp=EachInput(_concat_rule),
     lower=Pull(_concat_element, joins=_concat_joins),
+    reordered=lambda order, axis: {"axis": order.index(axis)},
 )
 
 

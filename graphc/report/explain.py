@@ -1,11 +1,12 @@
 """explain(): what a compiled program cost and why it looks as it does.
 
-What was traced and compiled and for what reason, which nodes share a kernel and why others do not, and the
-memory that a run takes.
+What was traced and compiled and for what reason, which nodes share a kernel and why others do not, how images
+lie, and the memory that a run takes.
 """
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,10 @@ from ..core.errors import ArgumentError
 from ..core.events import Event, compile_log
 from ..core.tensor import Buffer, Parameter
 from ..static.function import Function
-from ..static.printer import short_origins
+from ..static.passes import before
+from ..static.passes.layouts import choose
+from ..static.printer import short_origin, short_origins
+from ..static.program import Program
 from ..static.session import TARGETS
 from .measure import code_of
 from .render import bytes_text, table, to_text
@@ -75,6 +79,33 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
+class Layout:
+    """How the images of one node lie, or that of a conversion between two layouts.
+
+    Attributes
+    ----------
+    op : str
+        That of the node; "conversion" for the value of the node ``name`` from one layout to the other.
+    layout : {"NCHW", "NHWC"}
+        Which it has; to which it is converted.
+    nchw, nhwc : float
+        What it costs in each by the model that chose, in vector multiplications of a core at its peak. Where
+        sizes are not known there is no choice: 0 and None.
+    """
+    name: str
+    op: str
+    layout: str
+    nchw: float
+    nhwc: float | None
+    lines: str
+
+    @property
+    def cost(self) -> float:
+        """In the layout that it has."""
+        return self.nchw if self.layout == "NCHW" or self.nhwc is None else self.nhwc
+
+
+@dataclass(frozen=True, slots=True)
 class Kept:
     """What is kept of states from run to run, computed again when one of them was written.
 
@@ -105,6 +136,7 @@ class Explanation:
     decisions: tuple[Decision, ...]
     memory: tuple[Memory, ...]
     kept: tuple[Kept, ...] = ()
+    layouts: tuple[Layout, ...] = ()
 
     def why(self, producer: str, consumer: str | None = None) -> list[Decision]:
         """The decisions about a value, by its node's name, and about one of its users if given."""
@@ -139,7 +171,8 @@ class Explanation:
             *([table(f"Kept from run to run: {bytes_text(sum(k.n_bytes for k in self.kept))}",
                       ("of", "kernel", "bytes >", ""), [
                           (k.states, k.kernel, bytes_text(k.n_bytes) if k.kernel else "", k.note)
-                          for k in self.kept])] if self.kept else ()))
+                          for k in self.kept])] if self.kept else ()),
+            *(_layouts_table(self.layouts) if self.layouts else ()))
 
 
 def _counted(ops: Sequence[str]) -> str:
@@ -151,6 +184,17 @@ def _code(kernel: Kernel) -> str:
         return f"that of {kernel.same_as}"
     cost = f" in {kernel.compile_seconds * 1e3:.0f} ms" if kernel.compile_seconds else ""
     return {"disk": "from disk", "memory": "from this process"}.get(kernel.origin, kernel.origin + cost)
+
+
+def _layouts_table(layouts: Sequence[Layout]) -> Iterator[RenderableType]:
+    moved = [x for x in layouts if x.op == "conversion"]
+    images = [x for x in layouts if x.op != "conversion"]
+    title = (f"Layouts of images: {sum(x.layout == 'NHWC' for x in images)} of {len(images)} channels last, "
+             f"{len(moved)} conversions; {sum(x.cost for x in layouts):.3g} vector operations, "
+             f"{sum(x.nchw for x in images):.3g} if none were")
+    yield table(title, ("value", "computes", "layout", "NCHW >", "NHWC >", "lines"), [
+        (x.name, x.op, x.layout, f"{x.nchw:.3g}", "-" if x.nhwc is None else f"{x.nhwc:.3g}", x.lines)
+        for x in layouts])
 
 
 def explain(what: str | os.PathLike[str] | Make | Function[Any], seed: int = 0, target: str | None = None,
@@ -211,11 +255,12 @@ def _of(function: Function[Any], subject: str, log: Sequence[Event]) -> Explanat
                               "" if same == k.name else same, k.origin, k.compile_seconds))
     pairs = source.fusion.pairs if hasattr(source, "fusion") else ()
     plans = source.plans if hasattr(source, "plans") else ()
+    layouts = tuple(_layouts(function.traces[0].prepared.program))
     return Explanation(
         subject, session.target, getattr(source, "origin", "interpreted"), tuple(log), tuple(kernels),
         tuple(Decision(p.producer, p.consumer, p.fused, p.reason) for p in pairs),
         tuple(Memory(p.sizes_text, p.arena_bytes, p.live_bytes, len(p.image.steps), len(p.waves))
-              for p in plans), tuple(_kept(function)))
+              for p in plans), tuple(_kept(function)), layouts)
 
 
 def _kept(function: Function[Any]) -> Iterator[Kept]:
@@ -233,4 +278,19 @@ def _kept(function: Function[Any]) -> Iterator[Kept]:
             yield Kept(state.name, "", 0, "nothing: its memory is that of an array from outside")
 
 
-__all__ = ["Decision", "Explanation", "Kept", "Kernel", "Memory", "explain"]
+def _layouts(program: Program) -> Iterator[Layout]:
+    """Of the ops that have a price in each layout, and of the conversions."""
+    choice = choose(before("choose_layouts", program))
+    if choice is None:
+        return
+    for m in choice.members:
+        if m.node.op.images is not None:
+            layout = "NHWC" if id(m.node) in choice.last else "NCHW"
+            nchw, nhwc = m.costs
+            yield Layout(m.node.name, m.node.op.name, layout, nchw, nhwc if nhwc < math.inf else None,
+                         short_origin(m.node))
+    for c in choice.conversions:
+        yield Layout(c.value.node.name, "conversion", c.to, c.cost, c.cost, short_origin(c.value.node))
+
+
+__all__ = ["Decision", "Explanation", "Kept", "Kernel", "Layout", "Memory", "explain"]

@@ -33,7 +33,8 @@ def quote(text: str) -> str:
 def _label(node: Node) -> str:
     attrs = ", ".join(f"{k}={format_attr(v)}" for k, v in node.attrs.items() if k not in _HIDDEN)
     call = node.op.name + (f" {attrs[:60]}" if attrs else "")
-    lines = [node.name or node.op.name, call, "; ".join(map(str, node.avals)), short_origin(node)]
+    types = "; ".join(map(str, node.avals)) + (f" in {node.layout}" if node.layout else "")
+    lines = [node.name or node.op.name, call, types, short_origin(node)]
     return "\n".join(line for line in lines if line)
 
 

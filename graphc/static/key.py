@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..core.aval import Aval
+from ..core.config import config
 from ..core.dims import Dim
 from ..core.op import Op
 from .graph import State
@@ -49,7 +50,7 @@ def program_key(program: Program) -> str | None:
             if id(node) not in number:                           # brings a size, nothing else
                 number[id(node)] = len(number)
                 add(node.op.name, dict(node.attrs), node.avals)
-        add([number[id(n)] for n in program.arguments],
+        add(config.layout, [number[id(n)] for n in program.arguments],
             [(number[id(v.node)], v.index) for v in program.outputs],
             [(u.state, number[id(u.value.node)], u.value.index) for u in program.updates],
             [(number[id(c.value.node)], c.value.index) for c in program.checks], program.lasting)

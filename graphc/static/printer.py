@@ -40,7 +40,7 @@ def print_node(node: Node) -> str:
     types = ", ".join(map(str, node.avals))
     attrs = ", ".join(f"{k}={format_attr(v)}" for k, v in node.attrs.items() if k not in ("aval", "state"))
     args = ", ".join([*(repr(v) for v in node.inputs), *([attrs] if attrs else [])])
-    return f"%{node.name}: {types} = {node.op.name}({args})"
+    return f"%{node.name}: {types}{f' in {node.layout}' if node.layout else ''} = {node.op.name}({args})"
 
 
 def print_program(program: Program) -> str:

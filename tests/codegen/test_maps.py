@@ -108,6 +108,23 @@ def test_maps_that_read_across_walk_in_blocks(shape: tuple[int, ...]) -> None:
         np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(2, 18, 7, 5), (1, 64, 16, 16), (3, 5, 4, 4), (2, 40, 1, 33)])
+def test_axes_that_go_on_from_each_other_are_one(shape: tuple[int, ...]) -> None:
+    """Channels last and back, alone and among maps."""
+    n, c, h, w = shape
+    with gc.Graph() as g:
+        x, y = gc.placeholder("float32", shape, name="x"), gc.placeholder("float32", (n, h, w, c), name="y")
+        s = gc.placeholder("float32", (c,), name="s")
+        out = [x.permute(0, 2, 3, 1), y.permute(0, 3, 1, 2), gc.relu(x).permute(0, 2, 3, 1) * s + y,
+               (y * s).permute(0, 3, 1, 2) - x]
+    rng = np.random.default_rng(0)
+    feeds = {p.name: rng.standard_normal(p.shape).astype(np.float32) for p in (x, y, s)}
+    expected = gc.Session(g, "interpret").run(out, feeds)
+    for target in ("python", "cpu"):
+        for got, want in zip(gc.Session(g, target).run(out, feeds), expected, strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+
+
 def test_scattered_rows_add_up_in_order() -> None:
     """Whatever the number of threads: wide rows, hit several times each, in several chunks."""
     draw = np.random.default_rng(0)

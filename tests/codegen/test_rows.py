@@ -285,6 +285,11 @@ def test_many_rows_at_once_are_prefetched() -> None:
     assert max(map(len, prefetches(make, [(700, 600), (600,), (600,)]))) == 3         # two inputs, one result
     assert prefetches(make, [(20, 600), (600,), (600,)]) == {()}                      # all of it is in cache
     assert prefetches(lambda x: [gc.softmax(x)], [(700, 600)]) == {()}                # few rows at once
+
+    def image_norm(x: Any) -> list[Any]:
+        return [F.batch_norm(x, None, None, training=True)]
+    assert max(map(len, prefetches(image_norm, [(8, 192, 28, 28)]))) == 2             # a row in pieces
+    assert prefetches(image_norm, [(2, 4, 8, 8)]) == {()}
     arrays = inputs([(700, 600), (600,), (600,)], "float64")
     for got, want in zip(static(make, arrays, "cpu"), eager(make, arrays), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-8)

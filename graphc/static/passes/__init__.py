@@ -11,6 +11,7 @@ from ..program import Program
 from .algebra import simplify
 from .cse import merge_common
 from .fold import fold_constants
+from .layouts import choose_layouts
 from .products import batch_products, stack_products, turn_factors
 from .sums import gather_sums
 
@@ -26,8 +27,18 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("batch_products", batch_products),          # products with one matrix become one product of all rows
     ("fold_constants_again", fold_constants),    # what algebra made constant
     ("simplify_again", simplify),
+    ("choose_layouts", choose_layouts),          # images have channels last where that is cheaper
     ("turn_factors", turn_factors),              # a transposed matrix of many small products is turned once
 )
+
+
+def before(name: str, program: Program) -> Program:
+    """What the pass ``name`` is given of a recorded program."""
+    for other, apply in PIPELINE:
+        if other == name:
+            break
+        program = apply(program)
+    return program
 
 
 def optimize(program: Program, observe: Observer | None = None) -> Program:

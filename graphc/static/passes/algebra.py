@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...core.aval import Aval
+from ...core.dims import size_of
 from ...core.node import Node, Value
 from ...core.op import get_op
 from ..program import Program, rewrite
@@ -192,6 +193,23 @@ def _join_axes(n: Node) -> Node | None:
     return _join_axes(out) or out
 
 
+def split_axes(n: Node) -> Node | None:
+    """A reduction of joined axes as that of the axes they were: what `_join_axes` does, undone."""
+    joined = _through(n, "reshape") if n.inputs else None
+    if joined is None or n.op.name not in JOINED or n.attrs["keepdims"]:
+        return None
+    left, at, axes = joined.inputs[0].aval.shape, 0, list[int]()
+    for k, size in enumerate(n.inputs[0].aval.shape):
+        reduced, many = k in n.attrs["axis"], 1
+        while reduced and size_of(left[:many]) != size and many < len(left):
+            many += 1
+        if size_of(left[:many]) != size:
+            return None
+        axes += range(at, at + many) if reduced else ()
+        left, at = left[many:], at + many
+    return None if left else _call(n, n.op.name, joined.inputs, axis=tuple(axes), keepdims=False)
+
+
 def _joined_again(n: Node) -> Value | None:
     """Indices of an axis, one after the other, in the order in which they lie there."""
     axis, shape = n.attrs["axis"], n.avals[0].shape
@@ -204,6 +222,8 @@ def _joined_again(n: Node) -> Value | None:
     front = reshaped(moved(part, own, 0, f"{n.name}/front"), (len(n.inputs), *rest), f"{n.name}/steps")
     return moved(front, 0, axis, n.name)
 
+
+JOINED = ("sum", "amax")                        # whose axes `_join_axes` joins
 
 RULES: tuple[Rule, ...] = (
     Rule("x * 1 = x", "mul", lambda n: _unit(n, 1, 0, 1)),
