@@ -163,11 +163,22 @@ def function(module: ir.Module, op: str, code: str) -> ir.Function:
     one = ir.Function(module, ir.FunctionType(real, [real] * 2), name)
     declared = [f"_ZGV_LLVM_N{n}vv_{name}({symbol(op, code, n)})" for n in variants]
     mappings = f'"vector-function-abi-variant"="{",".join(declared)}"'
-    for attribute in ("nounwind", "readnone", "willreturn", mappings):
-        set.add(one.attributes, attribute)                          # llvmlite's own `add` knows but some
+    for attribute in ("nounwind", "readnone"):
+        one.attributes.add(attribute)
+    for attribute in ("willreturn", mappings):
+        _add_unknown(one, attribute)
     for n in variants:
         _vector_function(module, op, code, n)
     return one
+
+
+def _add_unknown(function: ir.Function, attribute: str) -> None:
+    """Add an attribute that llvmlite does not know.
+
+    Its own `add` refuses what is not on its list, which has no attributes with values, and there is no other
+    way to say one. It prints what is in the set as it is, and LLVM checks that.
+    """
+    set.add(function.attributes, attribute)
 
 
 def keep(module: ir.Module) -> None:

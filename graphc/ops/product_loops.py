@@ -12,7 +12,7 @@ from typing import Any
 LARGE, SMALL = 128, 48           # rows of a chunk of a product: of a large one, and at least
 CHUNK_WORK = 2e6                 # multiplications and additions that make a chunk worth another thread
 CHUNK_READ = 1 << 16             # elements moved that do so too, where each is used few times
-FEW, RUN = 16, 512               # rows that are few, and then how many columns of a large B lie side by side
+FLAT, RUN = 16, 512              # rows that are few, and then how many columns of a large B lie side by side
 MOST_CHUNKS = 64
 SMALL_RESULT = 1 << 12           # elements of a result that each chunk of the depth may have of its own
 LONG = 32                        # times the longer side of a result: depth that is split
@@ -128,7 +128,7 @@ class _Product:
         k, cut = self.k, self.ta if by_rows else not self.tb
         few, longer = (k.known(s) for s in ((self.n, self.m) if by_rows else (self.m, self.n)))
         large = (longer or 0) * (k.known(self.depth) or 0) >= FAR_APART
-        return RUN if cut and large and (few or LARGE) <= FEW else 1
+        return RUN if cut and large and (few or LARGE) <= FLAT else 1
 
     def columns_at_once(self) -> int | None:
         """Columns of a block of rows; None for all. Else scratch memory is as large as the result."""

@@ -274,7 +274,7 @@ def _kept(function: Function[Any]) -> Iterator[Kept]:
     updated = {u.state for u in prepared.program.updates}
     for state in states.values():
         bound = isinstance(state.tensor, (Parameter, Buffer)) and state not in updated
-        if bound and state.tensor is not random.state and session.storage(state).foreign:
+        if bound and state.tensor is not random.state and session.storage(state).is_foreign:
             yield Kept(state.name, "", 0, "nothing: its memory is that of an array from outside")
 
 

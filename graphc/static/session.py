@@ -544,9 +544,9 @@ class Session:
                 copies[id(bound.arguments[bound.draw])] = bound.arguments[bound.draw].copy()
             fed = iter(feeds)
             arguments = [next(fed) if a is None else copies.get(id(a), a) for a in bound.arguments]
-            targets = [copies[id(a)] for a in bound.targets]
             if bound.kept is not None:
                 arguments.append(bound.kept.values())
+            targets = [copies[id(a)] for a in bound.targets]
         env = bind_sizes(prepared.feeds, feeds)
         check_sizes(program, env)
         return prepared.runnable.plan(env), [*map(standard, arguments), *targets]

@@ -185,3 +185,23 @@ def test_weights_are_updated_in_the_kernels_of_their_gradients(make: Callable[[]
             assert start.shape not in [s.shape for s in runnable.image.slots if s.kind == "arena"]
     np.testing.assert_allclose(found["python"], found["interpret"], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found["cpu"], found["interpret"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("weight, groups", [((20, 3, 3, 3), 1), ((6, 2, 3, 2), 2), ((6, 1, 3, 3), 6),
+                                            ((5, 6, 1, 1), 1)])
+@pytest.mark.parametrize("target", ["python", "cpu"])
+def test_weights_of_images_with_channels_last(weight: Shape, groups: int, target: str) -> None:
+    rng = np.random.default_rng(5)
+    attrs = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": groups, "layout": "NHWC"}
+    x = rng.standard_normal((4, 7, 8, weight[1] * groups)).astype("f4")
+    g = rng.standard_normal((4, 8 - weight[2], 9 - weight[3], weight[0])).astype("f4")
+    start = rng.standard_normal(weight).astype("f4")
+    exact = start - 0.1 * conv2d_dw_op.run(x, g, **attrs, kernel=weight[2:])
+    with gc.Graph() as graph:
+        w = gc.Variable(start, name="w")
+        dw = record.apply(conv2d_dw_op, gc.constant(x), gc.constant(g), **attrs, kernel=weight[2:])
+        step = w.assign(w - 0.1 * dw)
+        assert stored(graph, [step]) == [["sub"]]
+    session = gc.Session(graph, target)
+    session.run(step)
+    np.testing.assert_allclose(session.run(w), exact, rtol=1e-4, atol=1e-4)

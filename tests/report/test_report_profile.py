@@ -125,6 +125,19 @@ def test_a_gather_moves_what_it_reads() -> None:
     assert 2 * 2 * 8 * 4 <= found.kernels[-1].bytes < 1000
 
 
+@pytest.mark.parametrize("target", ["cpu", "python"])
+def test_what_is_kept_from_run_to_run_is_no_step(target: str) -> None:
+    w = nn.Parameter(gc.rand(3, 4))
+    f = gc.function(lambda x: x @ gc.exp(w), target=target)
+    with gc.no_grad():
+        for _ in range(2):
+            found = profile(f, gc.rand(2, 3), **FAST)
+            assert [k.ops for k in found.kernels] == [("matmul",)] and "matmul" in found.to_dot()
+            want = np.exp(w.detach().numpy()).sum(0, keepdims=True)
+            np.testing.assert_allclose(f(gc.ones(1, 3)), want, rtol=1e-5)
+            w.mul_(0.5)
+
+
 def test_the_same_on_python() -> None:
     def body(x: gc.Tensor) -> gc.Tensor:
         return gc.softmax(x * 2).sum(0)
