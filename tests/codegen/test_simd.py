@@ -41,6 +41,7 @@ from graphc.codegen.loopir import (
 from graphc.codegen.simd import build, lanes, machine, products, tiling
 from graphc.codegen.simd.form import TileForm
 from graphc.core import record
+from graphc.core.config import config
 from graphc.core.errors import InternalError
 from graphc.ops.conv import conv2d_dw_op, conv2d_dx_op, conv2d_op
 from graphc.ops.linalg import matmul_op
@@ -485,8 +486,10 @@ def _kernels(op: Any, arrays: list[Any], attributes: dict[str, Any]) -> list[str
 
 @pytest.mark.parametrize("op, shape, made, padding, groups", WINOGRAD)
 @each_layout
-def test_winograd_is_as_exact_as_the_plain_sum(layout: str, op: Any, shape: tuple[int, ...], made: int,
-                                               padding: tuple[int, int], groups: int) -> None:
+def test_winograd_is_as_exact_as_the_plain_sum(
+        layout: str, op: Any, shape: tuple[int, ...], made: int, padding: tuple[int, int], groups: int,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "layout", layout)
     rng = np.random.default_rng(1)
     attributes: dict[str, Any] = {"stride": (1, 1), "padding": padding, "dilation": (1, 1), "groups": groups}
     x = rng.standard_normal(shape).astype("f4")
