@@ -38,11 +38,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.errors import ArgumentError, InternalError
+from ..core.threads import fork_safe_lock
 from ..static.program import FAILED
 from . import cache as disk
 from . import native, threads
 
 Array = np.ndarray[Any, Any]
+
+_making = fork_safe_lock()
 
 COLUMNS, _WAVE = 6, 5
 OK, BUSY = -1, -2               # what a Call returns; else the position of the array that does not fit,
@@ -154,8 +157,14 @@ class _MethodDef(ctypes.Structure):
                 ("doc", ctypes.c_char_p))
 
 
-@cache
 def _method() -> _MethodDef:
+    """One for all, that stays: Python's function objects point to it, and do not keep it alive."""
+    with _making:
+        return _new_method()
+
+
+@cache
+def _new_method() -> _MethodDef:
     new = ctypes.pythonapi.PyCFunction_NewEx
     new.argtypes, new.restype = (ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p), ctypes.py_object
     fastcall = 0x80

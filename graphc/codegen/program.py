@@ -145,10 +145,10 @@ class CompiledProgram:
     # ------------------------------------------------------------ what lasts
 
     @property
-    def kept_of(self) -> tuple[int, ...]:
-        """The positions of the arguments that something is kept of, from run to run."""
+    def kept_of(self) -> tuple[int, ...] | None:
+        """The positions of the arguments that something is kept of, from run to run; None if nothing is."""
         keeping = self.image.keeping
-        return () if keeping is None else tuple(
+        return None if keeping is None else tuple(
             keeping.slots[k].index for k in keeping.operands() if keeping.slots[k].kind == "argument")
 
     @property
@@ -217,8 +217,9 @@ class CompiledProgram:
         if plan is None:
             plan = self.plan(dict(zip(self.image.size_names, sizes)))
         n = len(arrays) - written
-        if self.keeping is not None:
-            kept = self.keep([arrays[k] for k in self.kept_of])
+        kept_of = self.kept_of
+        if kept_of is not None:
+            kept = self.keep([arrays[k] for k in kept_of])
             arrays, n = [*arrays[:n], kept, *arrays[n:]], n + 1
         outputs, code = plan.run(arrays)
         if 0 <= code < FAILED:

@@ -58,14 +58,21 @@ def owner(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 class _Clock:
-    """A number that is another one after each write to any Storage: while it stays, nothing was written."""
+    """A number that is another one after each event: while it stays, nothing happened."""
     __slots__ = ("ticks",)
     ticks: int
 
 
 _ticks = itertools.count()
-clock = _Clock()
+clock = _Clock()                                # of writes to any Storage
 clock.ticks = next(_ticks)
+assembly = _Clock()                             # of changes in which tensors and modules a Module has
+assembly.ticks = next(_ticks)
+
+
+def reassembled() -> None:
+    """To be called when a Module has got or lost a tensor or a module."""
+    assembly.ticks = next(_ticks)
 
 
 # An array keeps its base alive, but NumPy looks through bases of the array's own type: with two types between

@@ -19,6 +19,7 @@ from ..core import record
 from ..core.dims import format_shape
 from ..core.dtypes import DType, as_dtype, float32, float64
 from ..core.errors import ArgumentError, AutogradError, DeviceError, DTypeError, ShapeError
+from ..core.storage import reassembled
 from ..core.tensor import Buffer, Parameter, Tensor
 from ..ops.basic import cast, clone, detach
 from ..ops.create import ones_like, zeros_like
@@ -158,10 +159,20 @@ class Module(metaclass=_Building):
             self._write_buffer(name, held, value)
             return
         object.__setattr__(self, name, value)
+        if value is not held and (isinstance(held, _PARTS) or isinstance(value, _PARTS)):
+            reassembled()
         if isinstance(value, Module):
             value._take_path(join(self._path, name))
         elif isinstance(value, (Parameter, Buffer)):
             value.name = join(self._path, name)
+
+    def __delattr__(self, name: str) -> None:
+        object.__delattr__(self, name)
+        reassembled()
+
+    def _part_ids(self) -> tuple[int, ...]:
+        """Which tensors and modules belong to it."""
+        return tuple(id(x) for x in list(vars(self).values()) if isinstance(x, _PARTS))
 
     def _write_buffer(self, name: str, buffer: Buffer, value: Tensor) -> None:
         """``self.count = self.count + 1``: the buffer keeps its storage.
@@ -519,6 +530,7 @@ class Module(metaclass=_Building):
         return [head, *inner, tail] if inner else [head + tail]
 
 
+_PARTS = (Parameter, Buffer, Module)
 _set_last = vars(Module)["_last"].__set__
 
 

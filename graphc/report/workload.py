@@ -76,6 +76,9 @@ def request(model_or_script: str | os.PathLike[str], seed: int = 0, batch_size: 
     ArgumentError
         If there is no such model or file, or a script is given what only built-in models take.
     """
+    if not isinstance(model_or_script, (str, os.PathLike)):
+        raise ArgumentError(f"a model is {' or '.join(map(repr, BUILT_IN))}, a script's path or a function, "
+                            f"not {type(model_or_script).__name__}")
     text = os.fspath(model_or_script)
     if text in BUILT_IN:
         name = as_dtype(dtype or "float32").name

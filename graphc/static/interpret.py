@@ -55,7 +55,7 @@ def evaluate_values(roots: Sequence[Value], known: dict[int, tuple[Array, ...]],
 
 class Interpreted:
     """A Program ready to be interpreted; the same interface as a compiled one, but it keeps nothing."""
-    kept_of: tuple[int, ...] = ()
+    kept_of: tuple[int, ...] | None = None
 
     def __init__(self, program: Program) -> None:
         self.program = program

@@ -59,8 +59,11 @@ class Runnable(Protocol):
     """What a target makes of a Program."""
 
     @property
-    def kept_of(self) -> tuple[int, ...]:
-        """The positions of the arguments that something is kept of, from run to run."""
+    def kept_of(self) -> tuple[int, ...] | None:
+        """The positions of the arguments that something is kept of, from run to run; None if nothing is.
+
+        None of them where all that is kept is of constants.
+        """
 
     def plan(self, env: Mapping[str, int]) -> Plan: ...
 
@@ -198,7 +201,8 @@ class Bound:
         self.locks = [s.lock for s in sorted({id(s): s for s in self.storages}.values(), key=id)]
         kept_of, runnable = prepared.runnable.kept_of, prepared.runnable
         self.kept = Kept(runnable.keep, [self.arguments[k] for k in kept_of], [
-            session.storage(program.arguments[k].attrs["state"]) for k in kept_of]) if kept_of else None
+            session.storage(program.arguments[k].attrs["state"]) for k in kept_of]) \
+            if kept_of is not None else None
         self.copies = any(s.tensor is not None and self.arguments[i] is not s.tensor._data
                           for i, s in prepared.reads) or bool(self.scattered)
 
@@ -522,7 +526,7 @@ class Session:
         if bound.kept is not None:
             runnable = prepared.runnable
             arguments.append(bound.kept.values() if not before else
-                             runnable.keep([arguments[k] for k in runnable.kept_of]))
+                             runnable.keep([arguments[k] for k in runnable.kept_of or ()]))
         arguments += bound.targets
         done = False
         try:

@@ -18,6 +18,7 @@ from ..core.dims import Dim, dim
 from ..core.dtypes import as_dtype
 from ..core.errors import ArgumentError, AutogradError, ModeError
 from ..core.node import Node, Value
+from ..core.storage import assembly
 from ..core.tensor import Tensor, as_tensor, symbol
 from ..ops.basic import full_value
 from .graph import Graph, State, assign_op, placeholder_op
@@ -52,7 +53,7 @@ class Trace(Graph):
     """
     written: dict[int, tuple[Tensor, Value]] = field(default_factory=dict)
     grads_before: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
-    modules: list[tuple[Any, bool]] = field(default_factory=list)
+    modules: dict[int, tuple[Any, bool]] = field(default_factory=dict)
     differentiated: bool = False
     grads_seen: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
     grads_used: dict[int, Tensor] = field(default_factory=dict)
@@ -105,8 +106,11 @@ class Trace(Graph):
         self.grads_before.setdefault(id(tensor), (tensor, tensor._rare.grad if tensor._rare else None))
 
     def note_module(self, module: Any) -> None:
-        """Called by modules when they run: their training flag is part of what was traced."""
-        self.modules.append((module, module.training))
+        """Called by modules when they run.
+
+        Their training flag, and which tensors and modules they have, are part of what was traced.
+        """
+        self.modules[id(module)] = module, module.training
 
     def backward(self, loss: Tensor, gradient: Any = None) -> None:
         """``loss.backward()`` inside a traced function.
@@ -173,13 +177,14 @@ class Traced:
     written: tuple[int, ...]                      # arguments that the function writes into
     seeds: tuple[Tensor | int, ...]               # tensors (or arguments' positions) backward() goes on from
     states: tuple[tuple[Tensor, bool, Aval], ...]  # eager tensors it reads: requires_grad, and what they were
-    modules: tuple[tuple[Any, bool], ...]
+    modules: tuple[tuple[Any, bool, tuple[int, ...]], ...]         # training, and the parts that they have
     trace: Trace
     seconds: float
     feeds: tuple[int, ...]                        # the array arguments that the program takes, in its order
     differentiable: tuple[Tensor, ...] = ()       # eager leaves that results may be differentiated by
     pullback: Callable[..., list[Any]] | None = None
     linked: bool = False                          # results are differentiable by something outside
+    assembled: int = -1                           # when all modules were last found to have these parts
     only_long: bool = False                       # calls cannot go the short way, see `function._Quick`
 
     def match(self, structure: Any, leaves: list[Any]) -> dict[Dim, int] | None:
@@ -204,7 +209,9 @@ class Traced:
                 return f"argument {k}: {describe_leaf(x)}, traced with {describe(pattern)}"
         if self.grad_mode is not record.grad_enabled():
             return f"gradients are {'on' if record.grad_enabled() else 'off'}"
-        for module, flag in self.modules:
+        for module, flag, parts in self.modules:
+            if module._part_ids() != parts:
+                return f"{type(module).__name__} has other parameters, buffers or modules"
             if module.training is not flag:
                 return f"{type(module).__name__} is in {'training' if module.training else 'evaluation'} mode"
         return "state changed"
@@ -214,9 +221,14 @@ class Traced:
             data = tensor._data
             if tensor.requires_grad is not wants or data.dtype != aval.dtype or data.shape != aval.shape:
                 return False
-        for module, flag in self.modules:
+        for module, flag, _ in self.modules:
             if module.training is not flag:
                 return False
+        assembled = assembly.ticks
+        if self.assembled != assembled:
+            if any(module._part_ids() != parts for module, _, parts in self.modules):
+                return False
+            self.assembled = assembled
         for tensor, g, very in self.grad_guards:
             now = tensor._rare.grad if tensor._rare is not None else None
             if (now is None) is not (g is None) or (very and now is not g):
@@ -285,7 +297,7 @@ def trace_call(body: Callable[..., Any], structure: Any, leaves: Sequence[Any],
         cleared=tuple(p for p, before, g in now if before is not None and g is None), written=tuple(written),
         seeds=tuple(passed.get(id(t), t) for t, _ in seeds),
         states=tuple((s.tensor, s.tensor.requires_grad, s.aval) for s in states),
-        modules=tuple({id(m): (m, flag) for m, flag in trace.modules}.values()), trace=trace,
+        modules=tuple((m, flag, m._part_ids()) for m, flag in trace.modules.values()), trace=trace,
         seconds=time.perf_counter() - start,
         feeds=tuple(placeholders.index(n) for n in prepared.feeds),
         linked=record.grad_enabled() and not trace.differentiated and any(

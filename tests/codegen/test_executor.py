@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import os
 import threading
+import time
+from functools import cache
 
 import numpy as np
 import pytest
@@ -222,3 +224,20 @@ def test_without_tbb_programs_run_serially(monkeypatch: pytest.MonkeyPatch) -> N
     native.load_symbols(native.emit_object(native.optimise(text)), ["serial_run"])      # without the symbol
     monkeypatch.setattr(threads, "_LIBRARY", "libtbb-that-is-not-there.so")
     assert not threads._load_tbb()
+
+
+def test_first_calls_in_several_threads_share_what_python_points_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = executor._module()
+
+    def slow() -> dict[str, int]:
+        time.sleep(0.02)
+        return module
+    monkeypatch.setattr(executor, "_module", slow)
+    monkeypatch.setattr(executor, "_new_method", cache(executor._new_method.__wrapped__))
+    found: list[object] = []
+    ran = [threading.Thread(target=lambda: found.append(executor._method())) for _ in range(4)]
+    for t in ran:
+        t.start()
+    for t in ran:
+        t.join()
+    assert len(found) == 4 and all(m is executor._method() for m in found)

@@ -57,6 +57,9 @@ def test_functions_are_explained_after_their_first_call() -> None:
     assert found.subject == "<lambda>" and sum("exp" in k.ops for k in found.kernels) >= 1
     with pytest.raises(ArgumentError, match="choose one of cpu"):
         explain(make, target="gpu")
+    for what in (None, 3):
+        with pytest.raises(ArgumentError, match=f"a function, not {type(what).__name__}"):
+            explain(what)  # type: ignore[arg-type]
 
 
 def test_the_interpreter_has_no_kernels() -> None:

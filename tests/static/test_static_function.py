@@ -727,3 +727,49 @@ def test_seeding_inside_is_refused() -> None:
     gc.manual_seed(5)
     with pytest.raises(gc.ModeError, match=rf"manual_seed\(\) inside(.|\n)*outside(.|\n)*{HERE}"):
         gc.function(body)(t(1.0))
+
+
+def _another_parameter(m: Any) -> None:
+    m[1].weight = gc.Parameter(gc.ones(2, 3))
+
+
+def _no_bias(m: Any) -> None:
+    m[1].bias = None
+
+
+def _a_bias_less(m: Any) -> None:
+    del m[1].bias
+    m[1].bias = None
+
+
+def _another_module(m: Any) -> None:
+    m[1] = gc.nn.Linear(3, 2)
+
+
+def _one_module_more(m: Any) -> None:
+    m.append(gc.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("change", [
+    _another_parameter, _no_bias, _a_bias_less, _another_module, _one_module_more], ids=lambda f: f.__name__)
+def test_modules_that_have_other_parts_are_traced_again(change: Any) -> None:
+    m = gc.nn.Sequential(gc.nn.Linear(4, 3), gc.nn.Linear(3, 2))
+    f = gc.function(lambda x: m(x))
+    with gc.no_grad():
+        for _ in range(3):
+            f(gc.ones(2, 4))
+        before = f.n_traces
+        change(m)
+        for _ in range(3):
+            np.testing.assert_allclose(f(gc.ones(2, 4)).numpy(), m(gc.ones(2, 4)).numpy(), rtol=1e-5)
+    assert f.n_traces == before + 1 and "has other parameters" in f.log[-1]
+
+
+def test_modules_that_others_make_do_not_matter() -> None:
+    m = gc.nn.Linear(4, 3)
+    f = gc.function(lambda x: m(x))
+    f(gc.ones(2, 4))
+    gc.nn.Linear(4, 3).bias = None
+    m.bias.data = gc.ones(3)
+    f(gc.ones(2, 4))
+    assert f.n_traces == 1

@@ -359,6 +359,28 @@ def test_plans_of_all_sizes_share_what_is_kept(computed: list[int]) -> None:
     assert computed == [1]
 
 
+@pytest.mark.parametrize("target", ["cpu", "python"])
+def test_of_all_that_lasts_only_a_constant_may_be_worth_keeping(target: str, computed: list[int]) -> None:
+    factor, bias = np.ones((60, 50), np.float32), gc.Parameter(gc.ones(60))
+    with gc.Graph() as graph:
+        x = gc.placeholder("float32", (20, 50), name="x")
+        y = x @ gc.constant(factor).T + bias
+    session = gc.Session(graph, target)
+    for _ in range(2):
+        assert session.run(y, {x: np.ones((20, 50))}).tolist() == np.full((20, 60), 51).tolist()
+    assert computed == [0]
+
+
+def test_of_no_rows_no_kept_value_is_read() -> None:
+    w = gc.Parameter(gc.ones(32000, 6))
+
+    @gc.function
+    def f(x: Any) -> Any:
+        return x @ w
+    for _ in range(2):
+        assert f(gc.zeros(0, 3, 32000)).shape == (0, 3, 6)
+
+
 def test_gradients_of_an_earlier_call_see_the_states_that_it_saw() -> None:
     count, frozen = gc.nn.Module(), _parameter()
     frozen.requires_grad_(False)
