@@ -543,7 +543,7 @@ for _a in _POOL:
             good("pick_window", Sample((_x, _win), _a, fixed=None))
 for _name in ("max_pool2d", "avg_pool2d"):
     good(_name, Sample((np.resize(special(F32), (1, 1, 4, 5)),), _POOL[2], grad=False, label="special"),
-         Sample((_data((0, 2, 4, 4)),), _POOL[0]),
+         Sample((_data((0, 2, 4, 4)),), _POOL[0]), Sample((_data((2, 0, 4, 4)),), _POOL[0]),
          Sample((transposed(_data.distinct((2, 1, 4, 4), F32)),), _POOL[0], label="transposed"))
     bad(_name, ((_data((2, 5, 6)),), _POOL[0], gc.ShapeError, rf"{_name}.*\(2, 5, 6\)"),
         ((_data((2, 2, 1, 6)),), _POOL[0], gc.ShapeError, rf"{_name}.*\(2, 2\).*\(1, 6\)"),
