@@ -524,6 +524,7 @@ bad("conv2d", ((_data((2, 3, 5, 5)), _data((4, 2, 3, 3))), _CONV[0], gc.ShapeErr
                r"conv2d.*\(2, 3, 5, 5\).*\(4, 2, 3, 3\)"),
     ((_data((2, 2, 2, 2)), _data((4, 2, 3, 3))), _CONV[0], gc.ShapeError, r"conv2d.*\(3, 3\).*\(2, 2\)"),
     ((_data((2, 2, 5)), _data((4, 2, 3, 3))), _CONV[0], gc.ShapeError, r"conv2d.*\(2, 2, 5\)"),
+    ((_data((2, 0, 5, 5)), _data((4, 0, 3, 3))), _CONV[0], gc.ShapeError, r"conv2d.*\(4, 0, 3, 3\).*no elem"),
     ((_data((2, 2, 5, 5)), _data((3, 1, 3, 3))), _CONV[3], gc.ShapeError, "conv2d.*3.*2 groups"),
     ((_data((2, 2, 5, 5), I64), _data((4, 2, 3, 3), I64)), _CONV[0], gc.DTypeError, "conv2d.*int64"))
 
