@@ -169,13 +169,14 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 class Forms:
     """A convolution that runs in the form that is ``wanted``, or the model's, and what the model told of all.
 
-    ``op`` is none of graphc's own, so nothing of it is kept on disk.
+    ``op`` is none of graphc's own, so nothing of it is kept on disk. Its images stay (n, c, h, w), of which
+    these are the forms.
     """
 
     def __init__(self, op: Op) -> None:
         assert isinstance(op.lower, Loops)
         lower = replace(op.lower, build=partial(op.lower.build, choose=self.choose))
-        self.op, self.wanted = variant(op, lower=lower), ""
+        self.op, self.wanted = variant(op, lower=lower, images=None), ""
         self.costs: Costs = {}
 
     def choose(self, costs: Costs) -> str:

@@ -514,10 +514,17 @@ good("conv2d", Sample((_data((2, 3, 4, 4)), _data((2, 3, 1, 1))), _CONV[0], fixe
      Sample((_data((0, 2, 5, 6)), _data((4, 2, 3, 2))), _CONV[0], fixed=(1,), label="empty"),
      Sample((transposed(_data((1, 2, 4, 4), F32)), backwards(_data((1, 2, 3, 3), F32))), _CONV[1], fixed=(1,),
             label="transposed"))
+for _xs in ((2, 2, 4, 0), (2, 2, 0, 0)):                        # images of nothing but padding
+    _x, _w, _a = _data(_xs), _data((3, 2, 3, 3)), {**_CONV[0], "padding": (2, 2)}
+    _g = _data(gc.ops.conv.conv2d_op.run(_x, _w, **_a).shape)
+    good("conv2d", Sample((_x, _w), _a, grad=False, fixed=(1,), label="no pixels"))
+    good("conv2d_dx", Sample((_g, _w), {**_a, "size": _xs[2:]}, grad=False, fixed=None, label="no pixels"))
+    good("conv2d_dw", Sample((_x, _g), {**_a, "kernel": (3, 3)}, grad=False, fixed=None, label="no pixels"))
 bad("conv2d", ((_data((2, 3, 5, 5)), _data((4, 2, 3, 3))), _CONV[0], gc.ShapeError,
                r"conv2d.*\(2, 3, 5, 5\).*\(4, 2, 3, 3\)"),
     ((_data((2, 2, 2, 2)), _data((4, 2, 3, 3))), _CONV[0], gc.ShapeError, r"conv2d.*\(3, 3\).*\(2, 2\)"),
     ((_data((2, 2, 5)), _data((4, 2, 3, 3))), _CONV[0], gc.ShapeError, r"conv2d.*\(2, 2, 5\)"),
+    ((_data((2, 0, 5, 5)), _data((4, 0, 3, 3))), _CONV[0], gc.ShapeError, r"conv2d.*\(4, 0, 3, 3\).*no elem"),
     ((_data((2, 2, 5, 5)), _data((3, 1, 3, 3))), _CONV[3], gc.ShapeError, "conv2d.*3.*2 groups"),
     ((_data((2, 2, 5, 5), I64), _data((4, 2, 3, 3), I64)), _CONV[0], gc.DTypeError, "conv2d.*int64"))
 
@@ -537,7 +544,7 @@ for _a in _POOL:
             good("pick_window", Sample((_x, _win), _a, fixed=None))
 for _name in ("max_pool2d", "avg_pool2d"):
     good(_name, Sample((np.resize(special(F32), (1, 1, 4, 5)),), _POOL[2], grad=False, label="special"),
-         Sample((_data((0, 2, 4, 4)),), _POOL[0]),
+         Sample((_data((0, 2, 4, 4)),), _POOL[0]), Sample((_data((2, 0, 4, 4)),), _POOL[0]),
          Sample((transposed(_data.distinct((2, 1, 4, 4), F32)),), _POOL[0], label="transposed"))
     bad(_name, ((_data((2, 5, 6)),), _POOL[0], gc.ShapeError, rf"{_name}.*\(2, 5, 6\)"),
         ((_data((2, 2, 1, 6)),), _POOL[0], gc.ShapeError, rf"{_name}.*\(2, 2\).*\(1, 6\)"),

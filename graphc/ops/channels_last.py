@@ -137,7 +137,7 @@ class Correlation:
         size = np.dtype(self.source.dtype).itemsize
         if self.blocks > 1 or self.made * self.reduced * self.taps * size <= PANEL_BYTES:
             return 1
-        room = 2 * FRAME_BYTES / (k.estimate(self.sh, self.sw, self.from_channels) * size)
+        room = 2 * FRAME_BYTES / max(k.estimate(self.sh, self.sw, self.from_channels) * size, 1.0)
         some = k.estimate(self.source.shape[0]) * 2 / CHUNKS
         return max(1, int(min(PIXELS / pixels, room, some)))
 

@@ -30,6 +30,8 @@ def _conv_check(name: str, x: Aval, w: Aval, groups: int, layout: str) -> None:
     if x.dtype.kind != "f" or x.dtype != w.dtype:
         raise DTypeError(f"{name}: input {x.dtype.name} and weight {w.dtype.name}; "
                          "both must be float32 or float64")
+    if 0 in w.shape:
+        raise ShapeError(f"{name}: weight {format_shape(w.shape)} has no elements")
     if w.shape[0] % groups:
         raise ShapeError(f"{name}: {w.shape[0]} output channels do not divide into {groups} groups")
 
@@ -71,7 +73,7 @@ def _columns(x: Array, kernel: Pair, groups: int, stride: Pair, padding: Pair, d
 def _conv_run(x: Array, w: Array, stride: Pair, padding: Pair, dilation: Pair, groups: int,
               layout: str = "NCHW") -> Array:
     x, (o, _, kh, kw) = planes("conv2d", x, layout), w.shape
-    if x.shape[1] != w.shape[1] * groups:
+    if x.shape[1] != w.shape[1] * groups or 0 in w.shape:
         raise ValueError("channels")
     oh, ow = (out_size(x.shape[2 + i], w.shape[2 + i], stride[i], padding[i], dilation[i]) for i in (0, 1))
     cols = _columns(x, (kh, kw), groups, stride, padding, dilation)

@@ -59,7 +59,7 @@ class Frame:
         """Rows from ``top`` on (which may be above the image) of channels at ``base`` to ``at`` in ``to``."""
         k = self.k
         left, first = max(0, -self.low[1]), max(0, self.low[1])
-        start = k.let(k.maximum(k.index_sub(k.index(0), top), k.index(0)))
+        start = k.let(k.minimum(k.maximum(k.index_sub(k.index(0), top), k.index(0)), self.rows))
         stop = k.let(k.maximum(k.minimum(self.rows, k.index_sub(self.h, top)), start))
         count = k.let(k.minimum(k.index_sub(self.pitch, left), k.index_sub(self.w, first)))
         with k.loop(k.index(0), k.index(self.channels) if channels is None else channels) as c:

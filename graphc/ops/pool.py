@@ -79,7 +79,7 @@ def _pool_cost(k: Any, avals: Sequence[Aval], attrs: dict[str, Any]) -> float:
     lanes = k.vector_lanes(avals[0].dtype.name)
     windows, along = (k.estimate(*map(k.size, sizes)) for sizes in ((n, c, *size), (image_shape(
         layout, n, c, size)[-1],)))
-    return float(windows * STEP * kernel[0] * kernel[1] * -(-along // lanes) / along)
+    return float(windows * STEP * kernel[0] * kernel[1] * -(-along // lanes) / max(along, 1))
 
 
 def _flat(k: Any, plane: Any, y: Any, x: Any, h: Any, w: Any) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import graphc as gc
 from benchmarks import compare, forms, growth, measure, overhead, products, result
 from benchmarks.__main__ import main
 from benchmarks.engines import ENGINES, Engine
@@ -183,6 +184,15 @@ def test_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert r["regret_percent"] == pytest.approx(100 * (slower - 1))
     assert "columns" in rows[0]["us"] and "forms of convolutions: weight" in shown
     assert [f["unit"] for f in found["results"][0]["figures"]] == ["%", "%"]
+
+
+def test_forms_are_those_of_images_as_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gc.config, "layout", "NHWC")
+    measured = forms.Forms(forms.OPS["forward"])
+    attributes = forms.SHAPES[0].attributes
+    measured.compile([(1, 3, 5, 6), (4, 3, 3, 3)], {**attributes, "stride": (1, 1), "groups": 1}, "channels",
+                     "python")
+    assert "channels" in measured.costs
 
 
 def test_each_convolution_of_the_forms_has_a_name_of_its_own() -> None:

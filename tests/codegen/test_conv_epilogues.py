@@ -205,3 +205,20 @@ def test_weights_of_images_with_channels_last(weight: Shape, groups: int, target
     session = gc.Session(graph, target)
     session.run(step)
     np.testing.assert_allclose(session.run(w), exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("kernel, padding", [((1, 1), (5, 0)), ((3, 1), (8, 1))])
+def test_blocks_of_nothing_but_padding(kernel: tuple[int, int], padding: tuple[int, int], layout: str,
+                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block of rows may lie above or below the image as a whole; plain Python tells of writes beyond."""
+    monkeypatch.setattr(conv_loops, "BLOCK_WORK", 10.0)
+    rng = np.random.default_rng(6)
+    x, w = (rng.standard_normal(s).astype("f4") for s in ((1, 6, 8, 4), (4, 4, *kernel)))
+    x = np.moveaxis(x, -1, 1).copy() if layout == "NCHW" else x
+    attrs = {"stride": (1, 1), "padding": padding, "dilation": (1, 1), "groups": 1, "layout": layout}
+    with gc.Graph() as graph:
+        given = [gc.placeholder("float32", a.shape) for a in (x, w)]
+        y = record.apply(conv2d_op, *given, **attrs)
+    found = gc.Session(graph, "python").run(y, dict(zip(given, (x, w))))
+    np.testing.assert_allclose(found, conv2d_op.run(x, w, **attrs), rtol=1e-4, atol=1e-4)

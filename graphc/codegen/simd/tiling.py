@@ -91,7 +91,7 @@ def _unrollings(axes: Sequence[Axis], most: int) -> list[tuple[int, ...]]:
     *outer, last = axes
     extent = _extent(last)
     out: list[tuple[int, ...]] = []
-    for n in range(1, min(extent, most) + 1):
+    for n in range(1, min(max(extent, 1), most) + 1):
         if n > 1 and _useful(n, last) < 0.74:
             continue
         fronts = _unrollings(outer, most // n) if n == 1 or n == extent else [(1,) * len(outer)]
@@ -164,7 +164,9 @@ def _stores(cut: Cut, what: Contraction, lanes: int) -> float:
 
 def write(k: Any, what: Contraction, machine: Machine, a: Place, b: Place, c: Place,
           accumulate: bool) -> None:
-    """The contraction as loops over tiles, rows outermost; every extent but those of loops is at least 1."""
+    """The contraction as loops over tiles, rows outermost; nothing where it has no results."""
+    if Const(0, "int64") in [x.extent for x in (*what.rows, *what.columns, what.lane)]:
+        return
     cut = what.cut(machine)
     loops = tuple(x for i, x in enumerate(what.loops) if i != cut.taps)
     taps = () if cut.taps is None else (what.loops[cut.taps],)
