@@ -38,14 +38,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.errors import ArgumentError, InternalError
-from ..core.threads import fork_safe_lock
+from ..core.threads import once
 from ..static.program import FAILED
 from . import cache as disk
 from . import native, threads
 
 Array = np.ndarray[Any, Any]
 
-_making = fork_safe_lock()
 
 COLUMNS, _WAVE = 6, 5
 OK, BUSY = -1, -2               # what a Call returns; else the position of the array that does not fit,
@@ -75,7 +74,7 @@ def run_alone(table: npt.NDArray[np.int64]) -> Callable[[int, int], None]:
     return step
 
 
-@cache
+@once
 def _runner() -> Callable[[int, int, int], None]:
     return ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(_module()["graphc_run"])
 
@@ -157,14 +156,9 @@ class _MethodDef(ctypes.Structure):
                 ("doc", ctypes.c_char_p))
 
 
+@once
 def _method() -> _MethodDef:
     """One for all, that stays: Python's function objects point to it, and do not keep it alive."""
-    with _making:
-        return _new_method()
-
-
-@cache
-def _new_method() -> _MethodDef:
     new = ctypes.pythonapi.PyCFunction_NewEx
     new.argtypes, new.restype = (ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p), ctypes.py_object
     fastcall = 0x80
@@ -187,7 +181,7 @@ def _check_layout() -> None:
 
 # ---------------------------------------------------------------- machine code
 
-@cache
+@once
 def _module() -> dict[str, int]:
     """The addresses of the functions below; from the disk cache where it has them."""
     parallel_for = threads.parallel_for_address()

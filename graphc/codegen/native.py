@@ -6,12 +6,11 @@ stays for the life of the process.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 import llvmlite.binding as ll
 
 from ..core.errors import CompileError
-from ..core.threads import held_across_fork
+from ..core.threads import held_across_fork, once
 
 _lock = held_across_fork()                                      # the engine and the caches below
 
@@ -83,7 +82,7 @@ def cpu_features() -> frozenset[str]:
     return frozenset(name for name, present in ll.get_host_cpu_features().items() if present)
 
 
-@cache
+@once
 def host_machine() -> ll.TargetMachine:
     ll.initialize_native_target()
     ll.initialize_native_asmprinter()
@@ -93,6 +92,6 @@ def host_machine() -> ll.TargetMachine:
                                         reloc=reloc, codemodel="jitdefault", jit=True)
 
 
-@cache
+@once
 def _engine() -> ll.ExecutionEngine:
     return ll.create_mcjit_compiler(ll.parse_assembly(""), host_machine())

@@ -6,10 +6,15 @@ must be whole: the compiler's.
 """
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _locks: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()
 
@@ -38,6 +43,24 @@ class ForkSafeLock:
 
 def fork_safe_lock() -> ForkSafeLock:
     return ForkSafeLock()
+
+
+def once(make: Callable[[], T]) -> Callable[[], T]:
+    """``make`` called by one thread, once; the others wait for what it gives.
+
+    `functools.cache` lets each of several threads make one, and then drops all but one of them: not for what
+    machine code, or Python's own objects, go on pointing to.
+    """
+    lock, made = fork_safe_lock(), list[T]()
+
+    @functools.wraps(make)
+    def get() -> T:
+        if not made:
+            with lock:
+                if not made:
+                    made.append(make())
+        return made[0]
+    return get
 
 
 def held_across_fork() -> threading.RLock:
@@ -69,4 +92,4 @@ def _renew_all() -> None:
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_all)
 
-__all__ = ["ForkSafeLock", "fork_safe_lock", "held_across_fork"]
+__all__ = ["ForkSafeLock", "fork_safe_lock", "held_across_fork", "once"]

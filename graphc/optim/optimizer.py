@@ -15,7 +15,7 @@ from ..core import record
 from ..core.aval import Aval
 from ..core.dims import format_shape
 from ..core.errors import ArgumentError, AutogradError, DTypeError, GraphcError, ModeError, ShapeError
-from ..core.tensor import Buffer, Tensor
+from ..core.tensor import Buffer, Tensor, owned
 from ..ops import elementwise
 from ..ops.create import zeros_like
 from ..ops.methods import copy_
@@ -41,7 +41,7 @@ class ParamGroup(MutableMapping[str, Any]):
 
     def __init__(self, params: list[Any], lr: float, options: dict[str, Any]) -> None:
         self.params, self.options = params, options
-        self.rate = Buffer(np.array(lr, np.float64))
+        self.rate = owned(Buffer, np.array(lr, np.float64))
         self.rate.name = "lr"
 
     def __getitem__(self, key: str) -> Any:
@@ -509,7 +509,7 @@ def _new_state(p: Any, slot: str) -> Any:
     if p._data is None:
         from ..static import Variable
         return Variable(initial, f"{p.name}/{slot}", trainable=False)
-    buffer = Buffer(initial)
+    buffer = owned(Buffer, initial)
     buffer.name = f"{_name(p)}.{slot}"
     return buffer
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from functools import cache
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from graphc.codegen.compile import compile_kernels
 from graphc.codegen.loopir import Buffer, For, Kernel, Load, Store, Var, call, const, verify
 from graphc.core.config import Config, config
 from graphc.core.errors import ArgumentError
+from graphc.core.threads import once
 from graphc.static.program import FAILED
 
 
@@ -226,18 +226,16 @@ def test_without_tbb_programs_run_serially(monkeypatch: pytest.MonkeyPatch) -> N
     assert not threads._load_tbb()
 
 
-def test_first_calls_in_several_threads_share_what_python_points_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = executor._module()
-
-    def slow() -> dict[str, int]:
+def test_first_calls_in_several_threads_share_what_python_points_to() -> None:
+    def slow() -> executor._MethodDef:
         time.sleep(0.02)
-        return module
-    monkeypatch.setattr(executor, "_module", slow)
-    monkeypatch.setattr(executor, "_new_method", cache(executor._new_method.__wrapped__))
+        return executor._method.__wrapped__()
+    method = once(slow)
     found: list[object] = []
-    ran = [threading.Thread(target=lambda: found.append(executor._method())) for _ in range(4)]
+    ran = [threading.Thread(target=lambda: found.append(method())) for _ in range(4)]
     for t in ran:
         t.start()
     for t in ran:
         t.join()
-    assert len(found) == 4 and all(m is executor._method() for m in found)
+    assert len(found) == 4 and len(set(map(id, found))) == 1
+    assert executor._method() is executor._method()
