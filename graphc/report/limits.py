@@ -134,7 +134,8 @@ def _fma(dtype: str, lanes: int, width: int) -> str:
         return "<" + ", ".join([f"{scalar} {value:e}"] * lanes) + ">"
 
     x, y = all_lanes(0.5), all_lanes(1.0)
-    phis = "\n".join(f"  %a{k} = phi {vector} [{all_lanes(float(k))}, %entry], [%b{k}, %loop]"
+    # from 3 on: a chain that began at 2, where a = a * x + y, would be a constant to LLVM
+    phis = "\n".join(f"  %a{k} = phi {vector} [{all_lanes(float(k + 3))}, %entry], [%b{k}, %loop]"
                      for k in range(_CHAINS))
     steps = "\n".join(f"  %b{k} = call {vector} {name}({vector} %a{k}, {vector} {x}, {vector} {y})"
                       for k in range(_CHAINS))

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 import graphc as gc
 from graphc import nn, optim
 from graphc.cli import main
+from graphc.codegen import native
 from graphc.core import random
 from graphc.core.errors import ArgumentError, AxisError, FeedError
 from graphc.report import limits, profile, profile_step
@@ -202,3 +203,11 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     data = json.loads(done.output)
     assert data["target"] == "python" and any("relu" in k["ops"] for k in data["kernels"])
     assert file.read_text().startswith("digraph")
+
+
+@pytest.mark.parametrize("dtype", limits.BITS)
+def test_the_peak_is_that_of_all_chains(dtype: str) -> None:
+    """LLVM leaves none out, as it would one that begins where it stays."""
+    lanes = 512 // limits.BITS[dtype]
+    text = str(native.optimise(limits._fma(dtype, lanes, 512), unroll=False))
+    assert text.count(f"call <{lanes} x ") == limits._CHAINS
